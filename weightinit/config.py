@@ -1,0 +1,211 @@
+"""What a set of weight templates looks like: its kinds, their number and their shapes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from weightinit.errors import BundleError
+
+if TYPE_CHECKING:
+    from weightinit.anatomy import Anatomy
+
+__all__ = ["KIND_PARTS", "TemplateConfig", "TemplateKind"]
+
+#: The canonical roles that a kind covers, where they are more than its own.
+KIND_PARTS: dict[str, tuple[str, ...]] = {
+    f"attn.qkv.{which}": tuple(f"attn.{part}.{which}" for part in "qkv")
+    for which in ("weight", "bias")
+}
+METHODS = ("wave", "tleg", "share", "heur_lg", "auto_lg")
+ORDERS = ("block", "paper")
+
+
+@dataclass(frozen=True)
+class TemplateKind:
+    """The templates of one kind of parameter.
+
+    Args:
+        number: N, how many templates are summed.
+        shape: of one template, ``(w1, w2)`` for matrices (stored orientation, out x in) and
+            ``(w,)`` for vectors.
+        parts: how many of the kind's parts one template spans: 1 where q, k and v each take blocks
+            of their own, 3 for WAVE's qkv bias, whose templates are 3 w long.
+    """
+
+    number: int
+    shape: tuple[int, ...]
+    parts: int = 1
+
+
+@dataclass(frozen=True)
+class TemplateConfig:
+    """A template set, by kind of parameter; :meth:`wave` is the published one.
+
+    Args:
+        method: one of ``wave``, ``tleg``, ``share``, ``heur_lg``, ``auto_lg``: where the scalers
+            come from (trained, or the closed forms of WAVE's appendix A).
+        width: the embed_dim of the auxiliary model.
+        kinds: from kind (``"attn.qkv.weight"``) to its templates.
+        order: ``"block"`` concatenates scaled templates (block (a, b) of W is S[a, b] T);
+            ``"paper"`` is the literal T (x) S of Eq. 4, which interleaves them.
+
+    Raises:
+        BundleError: if a field is not one of the allowed values.
+
+    Examples:
+        >>> import weightinit as wi
+        >>> config = wi.TemplateConfig.wave(192)
+        >>> config.kinds["attn.qkv.weight"]
+        TemplateKind(number=6, shape=(192, 192), parts=1)
+    """
+
+    method: str
+    width: int
+    kinds: Mapping[str, TemplateKind] = field(default_factory=dict)
+    order: Literal["block", "paper"] = "block"
+
+    def __post_init__(self) -> None:
+        """Check every field: a config may come from a stranger's file."""
+        for name, value, allowed in (
+            ("method", self.method, METHODS),
+            ("order", self.order, ORDERS),
+        ):
+            if value not in allowed:
+                raise BundleError(f"{name} {value!r} is not supported: use one of {allowed}")
+        for name, kind in self.kinds.items():
+            numbers = (self.width, kind.number, kind.parts, *kind.shape)
+            sound = all(isinstance(n, int) and 1 <= n < 2**31 for n in numbers)
+            known = len(kind.shape) in (1, 2) and kind.parts in (1, len(kind_roles(name)))
+            if not sound or not known or kind.shape[0] % kind.parts:
+                raise BundleError(
+                    f"kind {name!r} of width {self.width} is unsound ({kind}): use positive sizes, "
+                    f"one or two axes, and parts of 1 or {len(kind_roles(name))}"
+                )
+
+    @classmethod
+    def wave(
+        cls, width: int, *, mlp_ratio: int = 4, head_dim: int = 64, buckets: int = 49
+    ) -> TemplateConfig:
+        """Return WAVE's template set (Table C.2): 24 square templates, two layers' worth.
+
+        Args:
+            width: embed_dim w of the auxiliary model.
+            mlp_ratio: hidden size of its MLP over w.
+            head_dim: rows of its contextual relative-position tables, used where a model has them.
+            buckets: their columns.
+        """
+        square = {
+            "attn.qkv.weight": 6,
+            "attn.proj.weight": 2,
+            "mlp.fc1.weight": 2 * mlp_ratio,
+            "mlp.fc2.weight": 2 * mlp_ratio,
+        }
+        kinds = {name: TemplateKind(number, (width, width)) for name, number in square.items()}
+        kinds["attn.qkv.bias"] = TemplateKind(4, (3 * width,), parts=3)
+        kinds["mlp.fc1.bias"] = TemplateKind(4, (mlp_ratio * width,))
+        for name in ("attn.proj.bias", "mlp.fc2.bias", *_NORMS):
+            kinds[name] = TemplateKind(4, (width,))
+        for part, shape in (
+            ("q", (head_dim, buckets)),
+            ("k", (head_dim, buckets)),
+            ("v", (buckets, head_dim)),
+        ):
+            kinds[f"attn.rpe_{part}.weight"] = TemplateKind(6, shape)
+        return cls("wave", width, kinds)
+
+    @classmethod
+    def layers(cls, method: str, width: int, number: int, *, mlp_ratio: int = 4) -> TemplateConfig:
+        """Return a set whose templates are whole layers, as in the special cases of appendix A.
+
+        Args:
+            method: ``tleg`` (2 layers: base and slope), ``share`` (1), ``heur_lg`` or ``auto_lg``.
+            width: embed_dim of the auxiliary model or ancestor.
+            number: how many layers the set holds.
+            mlp_ratio: hidden size of its MLP over ``width``.
+        """
+        w, m = width, mlp_ratio * width
+        shapes = {
+            "attn.proj.weight": (w, w),
+            "mlp.fc1.weight": (m, w),
+            "mlp.fc2.weight": (w, m),
+            "attn.proj.bias": (w,),
+            "mlp.fc1.bias": (m,),
+            "mlp.fc2.bias": (w,),
+            **dict.fromkeys(_NORMS, (w,)),
+        }
+        kinds = {name: TemplateKind(number, shape) for name, shape in shapes.items()}
+        kinds["attn.qkv.weight"] = TemplateKind(number, (3 * w, w), parts=3)
+        kinds["attn.qkv.bias"] = TemplateKind(number, (3 * w,), parts=3)
+        return cls(method, width, kinds)
+
+    def restricted_to(self, anatomy: Anatomy) -> TemplateConfig:
+        """Return this config without the kinds that a model's blocks lack."""
+        present = {role for block in anatomy.blocks for role in block}
+        kinds = {k: v for k, v in self.kinds.items() if present & set(kind_roles(k))}
+        return replace(self, kinds=kinds)
+
+    def num_scalers(self, anatomy: Anatomy) -> int:
+        """Return how many scalers a model needs: 84 r^2 + 32 r a block for WAVE at ratio r.
+
+        Blocks with contextual relative-position tables need 18 more. Kinds that the model lacks
+        (biases, say) are not counted.
+
+        Examples:
+            >>> import timm, torch, weightinit as wi
+            >>> with torch.device("meta"):
+            ...     deit = timm.create_model("deit_base_patch16_224")
+            >>> wi.TemplateConfig.wave(768).num_scalers(wi.anatomy(deit))
+            1392
+        """
+        total = 0
+        for name, kind in self.kinds.items():
+            for roles in anatomy.blocks:
+                role = next((r for r in kind_roles(name) if r in roles), None)
+                if role is not None:
+                    total += kind.number * math.prod(self.scaler_shape(name, roles[role].size))
+        return total
+
+    def scaler_shape(self, kind: str, size: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape of one scaler: how many templates cover a parameter along each axis.
+
+        Args:
+            kind: name of the kind.
+            size: of one part of the parameter in canonical orientation, e.g. ``(h k, d)``.
+        """
+        spec = self.kinds[kind]
+        copies = len(kind_roles(kind)) // spec.parts
+        first = copies * math.ceil(size[0] / (spec.shape[0] // spec.parts))
+        return (first, *(math.ceil(n / w) for n, w in zip(size[1:], spec.shape[1:], strict=True)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values, the ``options`` of a bundle's config."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, options: Mapping[str, Any]) -> TemplateConfig:
+        """Return the config of :meth:`to_dict`; unknown or malformed entries raise BundleError."""
+        try:
+            kinds = {
+                str(name): TemplateKind(entry["number"], tuple(entry["shape"]), entry["parts"])
+                for name, entry in options["kinds"].items()
+            }
+            extra = set(options) - {"method", "width", "kinds", "order"}
+            if extra:
+                raise BundleError(f"template options {sorted(extra)} are unknown: remove them")
+            return cls(options["method"], options["width"], kinds, options["order"])
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise BundleError(
+                f"template options are malformed ({error!r}): expected method, width, order and "
+                "kinds of {number, shape, parts}, as TemplateConfig.to_dict writes them"
+            ) from error
+
+
+_NORMS = tuple(f"norm{i}.{which}" for i in (1, 2) for which in ("weight", "bias"))
+
+
+def kind_roles(kind: str) -> tuple[str, ...]:
+    """Return the canonical roles that a kind covers, in the order of its rows."""
+    return KIND_PARTS.get(kind, (kind,))

@@ -1,0 +1,255 @@
+"""Tensor kernels: eager torch on the CPU, Triton on CUDA, one autograd rule for both.
+
+`kron_sum` composes the weights of any number of layers from weight templates and weight scalers.
+"""
+
+import importlib.util
+from collections.abc import Sequence
+from functools import lru_cache
+from types import ModuleType
+from typing import Literal, overload
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from weightinit.errors import WeightInitError
+from weightinit.kernels import kron
+
+__all__ = ["Order", "kron_sum"]
+
+Order = Literal["block", "paper"]
+
+
+@overload
+def kron_sum(
+    templates: Tensor, scalers: Tensor, *, order: Order = ..., out: Tensor | None = ...
+) -> Tensor: ...
+@overload
+def kron_sum(
+    templates: Tensor, scalers: Tensor, *, order: Order = ..., out: Sequence[Tensor]
+) -> Sequence[Tensor]: ...
+def kron_sum(
+    templates: Tensor,
+    scalers: Tensor,
+    *,
+    order: Order = "block",
+    out: Tensor | Sequence[Tensor] | None = None,
+) -> Tensor | Sequence[Tensor]:
+    r"""Compose weights as a sum of Kronecker products, :math:`W = \sum_t S_t \otimes T_t`.
+
+    Eq. 4 of `WAVE: Weight Templates for Adaptive Initialization of Variable-sized Models`, Feng et
+    al. (2024), arXiv 2406.17503. With ``order="block"`` block (a, b) of the result is
+    ``sum_t S[t, a, b] T[t]``, the concatenation of weighted templates that the paper describes;
+    ``"paper"`` is its formula to the letter, ``sum_t torch.kron(T[t], S[t])``, which interleaves
+    them. The two differ by a fixed permutation of rows and columns.
+
+    Differentiable (once) in templates and scalers when `out` is None. Sums are kept in float32
+    (float64 for float64 input) and rounded once; autocast does not change that.
+
+    Args:
+        templates: weight templates ``[N, w1, w2]``, or ``[N, w]`` for vectors
+        scalers: weight scalers ``[..., N, s1, s2]``, or ``[..., N, s]``; leading axes are layers
+        order: ``"block"`` or ``"paper"``
+        out: where to write instead of into new memory: a tensor of the result's shape, any
+            strides and floating dtype, or one such tensor for each index of a single leading axis
+
+    Returns:
+        ``[..., s1 * w1, s2 * w2]`` (``[..., s * w]``), in the dtype that both promote to; or `out`
+
+    Raises:
+        WeightInitError: shapes, dtypes or devices do not fit, or `order` is neither of the two
+
+    Example:
+        >>> templates = torch.tensor([[[1.0, 2.0]], [[10.0, 20.0]]])  # two of 1 x 2
+        >>> scalers = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]])
+        >>> kron_sum(templates, scalers)
+        tensor([[ 1.,  2., 10., 20.]])
+        >>> kron_sum(templates, scalers, order="paper")
+        tensor([[ 1., 10.,  2., 20.]])
+    """
+    shape = check(templates, scalers, order)
+    dtype = torch.promote_types(templates.dtype, scalers.dtype)
+    templates, scalers = templates.to(dtype), scalers.to(dtype)
+    if out is None:
+        result: Tensor = _KronSum.apply(*_canonical(templates, scalers), order)
+        return result.view(shape)
+    return _write(templates, scalers, order, shape, out)
+
+
+def check(templates: Tensor, scalers: Tensor, order: str) -> tuple[int, ...]:
+    """The shape of the result, or a WeightInitError that names both shapes."""
+    if order not in ("block", "paper"):
+        raise WeightInitError(f"order={order!r} is unknown; use 'block' or 'paper'")
+    axes = templates.ndim - 1
+    t, s = tuple(templates.shape), tuple(scalers.shape)
+    if axes not in (1, 2) or scalers.ndim <= axes or s[-axes - 1] != t[0] or t[0] == 0:
+        raise WeightInitError(
+            f"templates {list(t)} and scalers {list(s)} do not fit; pass [N, w1, w2] with "
+            "[..., N, s1, s2], or [N, w] with [..., N, s], with the same N >= 1"
+        )
+    if not (templates.is_floating_point() and scalers.is_floating_point()):
+        raise WeightInitError(
+            f"templates are {templates.dtype} and scalers {scalers.dtype}; "
+            "convert both to a floating dtype"
+        )
+    if templates.device != scalers.device:
+        raise WeightInitError(
+            f"templates are on {templates.device} and scalers on {scalers.device}; "
+            "move them to one device"
+        )
+    return (*s[: -axes - 1], *(a * b for a, b in zip(s[-axes:], t[1:], strict=True)))
+
+
+def _canonical(templates: Tensor, scalers: Tensor) -> tuple[Tensor, Tensor]:
+    """Templates ``[N, w1, w2]`` and scalers ``[layers, N, s1, s2]``: a vector is one row."""
+    if templates.ndim == 2:
+        templates, scalers = templates[:, None], scalers[..., None, :]
+    layers = scalers.shape[:-3].numel()
+    return templates.contiguous(), scalers.reshape(layers, *scalers.shape[-3:])
+
+
+def _write(
+    templates: Tensor,
+    scalers: Tensor,
+    order: str,
+    shape: tuple[int, ...],
+    out: Tensor | Sequence[Tensor],
+) -> Tensor | Sequence[Tensor]:
+    outs = (out,) if isinstance(out, Tensor) else tuple(out)
+    expected = shape if isinstance(out, Tensor) else shape[1:]
+    if not isinstance(out, Tensor) and (len(shape) != templates.ndim or len(outs) != shape[0]):
+        raise WeightInitError(
+            f"out has {len(outs)} tensors for scalers {list(scalers.shape)}; pass one tensor for "
+            "each index of a single leading axis, or one tensor for all"
+        )
+    for tensor in outs:
+        if tuple(tensor.shape) != expected or not tensor.is_floating_point():
+            raise WeightInitError(
+                f"out is {tensor.dtype} {list(tensor.shape)}, but templates "
+                f"{list(templates.shape)} and scalers {list(scalers.shape)} make "
+                f"{list(expected)}; pass a floating tensor of that shape"
+            )
+        if tensor.device != templates.device:
+            raise WeightInitError(
+                f"out is on {tensor.device} and the templates on {templates.device}; "
+                "move them to one device"
+            )
+    if 0 not in shape:
+        with torch.no_grad():
+            rows = [tensor.unsqueeze(-2) for tensor in outs] if templates.ndim == 2 else list(outs)
+            _compose_into(rows, *_canonical(templates, scalers), order)
+    return out
+
+
+def _layers(tensor: Tensor) -> list[Tensor]:
+    """Every matrix of ``[..., rows, columns]`` as a view."""
+    if tensor.ndim == 2:
+        return [tensor]
+    return [matrix for part in tensor.unbind(0) for matrix in _layers(part)]
+
+
+def _backend(tensor: Tensor) -> ModuleType:
+    return _cuda_backend() if tensor.is_cuda else kron
+
+
+@lru_cache(maxsize=1)
+def _cuda_backend() -> ModuleType:
+    if importlib.util.find_spec("triton") is None:  # not on every platform
+        return kron
+    from weightinit.kernels import kron_triton
+
+    return kron_triton
+
+
+# Custom operators, so that torch.compile keeps the kernels whole and does not break its graph.
+@torch.library.custom_op("weightinit::kron_sum", mutates_args=())
+def _compose(templates: Tensor, scalers: Tensor, order: str) -> Tensor:
+    result = _compose_meta(templates, scalers, order)
+    if result.numel() == 0:
+        return result
+    if order == "block":
+        with torch.autocast(templates.device.type, enabled=False):
+            return _backend(templates).forward(templates, scalers).view_as(result)
+    _compose_into([result], templates, scalers, order)
+    return result
+
+
+@_compose.register_fake
+def _compose_meta(templates: Tensor, scalers: Tensor, order: str) -> Tensor:
+    (w1, w2), (layers, _, s1, s2) = templates.shape[1:], scalers.shape
+    return templates.new_empty(layers, s1 * w1, s2 * w2)
+
+
+@torch.library.custom_op("weightinit::kron_sum_into", mutates_args=("out",))
+def _compose_into(out: Sequence[Tensor], templates: Tensor, scalers: Tensor, order: str) -> None:
+    w, s = templates.shape[1:], scalers.shape[2:]
+    views = [kron.blocks(layer, w, s, order) for tensor in out for layer in _layers(tensor)]
+    with torch.autocast(templates.device.type, enabled=False):
+        _backend(templates).forward_into(templates, scalers, views)
+
+
+@_compose_into.register_fake
+def _compose_into_meta(
+    out: Sequence[Tensor], templates: Tensor, scalers: Tensor, order: str
+) -> None:
+    """Nothing to compute: `out` has its shape already."""
+
+
+@torch.library.custom_op("weightinit::kron_sum_backward", mutates_args=())
+def _differentiate(
+    grad: Tensor,
+    templates: Tensor,
+    scalers: Tensor,
+    order: str,
+    need_templates: bool,
+    need_scalers: bool,
+) -> tuple[Tensor, Tensor]:
+    if grad.numel() == 0:
+        return torch.zeros_like(templates), torch.zeros_like(scalers)
+    view = kron.blocks(grad, templates.shape[1:], scalers.shape[2:], order)
+    with torch.autocast(grad.device.type, enabled=False):
+        d_templates, d_scalers = _backend(templates).backward(
+            view, templates, scalers, need_templates, need_scalers
+        )
+    return (
+        templates.new_empty(0) if d_templates is None else d_templates,
+        scalers.new_empty(0) if d_scalers is None else d_scalers,
+    )
+
+
+@_differentiate.register_fake
+def _differentiate_meta(
+    grad: Tensor,
+    templates: Tensor,
+    scalers: Tensor,
+    order: str,
+    need_templates: bool,
+    need_scalers: bool,
+) -> tuple[Tensor, Tensor]:
+    return (
+        torch.empty_like(templates) if need_templates else templates.new_empty(0),
+        scalers.new_empty(scalers.shape) if need_scalers else scalers.new_empty(0),
+    )
+
+
+class _KronSum(torch.autograd.Function):
+    @staticmethod
+    def forward(templates: Tensor, scalers: Tensor, order: str) -> Tensor:
+        return _compose(templates, scalers, order)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        templates, scalers, ctx.order = inputs
+        ctx.save_for_backward(templates, scalers)
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx, *grads: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, None]:
+        need = ctx.needs_input_grad
+        d_templates, d_scalers = _differentiate(
+            grads[0], *ctx.saved_tensors, ctx.order, need[0], need[1]
+        )
+        return d_templates if need[0] else None, d_scalers if need[1] else None, None
