@@ -1,0 +1,166 @@
+"""How many models anatomy explains, by family: writes the table in docs/coverage.md.
+
+python benchmarks/coverage.py [--check]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torchvision
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from weightinit.anatomy import anatomy
+from weightinit.errors import AnatomyError
+
+TABLE = Path(__file__).parents[1] / "docs" / "coverage.md"
+#: timm's modules of plain ViTs and ConvNeXts, as ``timm.list_models(module=...)`` counts them.
+TIMM = (
+    "vision_transformer",
+    "vision_transformer_hybrid",
+    "deit",
+    "beit",
+    "eva",
+    "naflexvit",
+    "vision_transformer_relpos",
+    "vision_transformer_sam",
+    "cait",
+    "convnext",
+)
+#: Classes of transformers; their names do not depend on the size, so a small one of each will do.
+TRANSFORMERS = {
+    "vit": ("ViTModel", "ViTForImageClassification"),
+    "deit": ("DeiTModel", "DeiTForImageClassification", "DeiTForImageClassificationWithTeacher"),
+    "bert": (
+        "BertModel",
+        "BertForPreTraining",
+        "BertForMaskedLM",
+        "BertForSequenceClassification",
+        "BertForTokenClassification",
+        "BertForQuestionAnswering",
+    ),
+    "roberta": ("RobertaModel", "RobertaForMaskedLM", "RobertaForSequenceClassification"),
+    "gpt2": ("GPT2Model", "GPT2LMHeadModel", "GPT2ForSequenceClassification"),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """The models of one family: how many there are, and which are not explained."""
+
+    library: str
+    family: str
+    total: int
+    left: tuple[str, ...] = ()
+
+
+def models_of(library: str, family: str) -> dict[str, Callable[[], nn.Module]]:
+    """Return a family's models by name, each to be built on the meta device."""
+    if library == "timm":
+        names = timm.list_models(module=family)
+        return {name: lambda name=name: timm.create_model(name) for name in names}
+    if library == "torchvision":
+        names = [n for n in torchvision.models.list_models() if n.startswith("vit_")]
+        return {name: lambda name=name: torchvision.models.get_model(name) for name in names}
+    return {name: lambda name=name: _transformers_model(name) for name in TRANSFORMERS[family]}
+
+
+def _transformers_model(name: str) -> nn.Module:
+    import transformers
+
+    kind: Any = getattr(transformers, name)
+    config = kind.config_class(num_hidden_layers=2)
+    return kind(config)
+
+
+class _WithoutInit(TorchFunctionMode):
+    """Skips random initialization, which does nothing on meta but takes most of the time."""
+
+    skipped = frozenset(("clamp_", "erfinv_", "uniform_", "normal_", "mul_", "add_"))
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if args and getattr(func, "__name__", "") in self.skipped and args[0].is_meta:
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
+def unexplained(models: dict[str, Callable[[], nn.Module]]) -> dict[str, str]:
+    """Return the models that anatomy does not explain, with the reason."""
+    left = {}
+    for name, make in models.items():
+        with torch.device("meta"), _WithoutInit():
+            model = make()
+        try:
+            seen = anatomy(model)
+        except AnatomyError as error:
+            left[name] = str(error)
+            continue
+        if {spec.name for spec in seen.specs} != dict(model.named_parameters()).keys():
+            left[name] = "parameters were lost"
+    return left
+
+
+def render(rows: Iterable[Row]) -> str:
+    """Return the page with its table."""
+    rows = list(rows)
+    lines = [
+        "# Which models are explained",
+        "",
+        "A model is explained when every parameter has a role and an axis pattern, and all sizes",
+        "agree. Written by `python benchmarks/coverage.py` with "
+        f"timm {timm.__version__}; do not edit.",
+        "",
+        "| library | family | explained | models | what is left |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {row.library} | {row.family} | {row.total - len(row.left)} | {row.total} | "
+        f"{', '.join(row.left) or '-'} |"
+        for row in rows
+    ]
+    vits = [row for row in rows if row.library == "timm" and row.family != "convnext"]
+    total = sum(row.total for row in vits)
+    explained = total - sum(len(row.left) for row in vits)
+    lines += ["", f"timm's plain ViTs together: {explained} of {total}."]
+    return "\n".join(lines) + "\n"
+
+
+def families() -> list[tuple[str, str]]:
+    """Return every library and family of the table, in its order."""
+    return [
+        *(("timm", family) for family in TIMM),
+        ("torchvision", "vit"),
+        *(("transformers", family) for family in TRANSFORMERS),
+    ]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure, and write the page or check it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="fail if the page would change")
+    check = parser.parse_args(argv).check
+    rows = []
+    for library, family in families():
+        models = models_of(library, family)
+        left = unexplained(models)
+        for name, reason in left.items():
+            sys.stderr.write(f"{name}: {reason}\n")
+        rows.append(Row(library, family, len(models), tuple(left)))
+    page = render(rows)
+    if check:
+        return int(page != TABLE.read_text())
+    TABLE.write_text(page)
+    sys.stdout.write(page)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,288 @@
+"""Between stored tensors and their canonical parts: the only place that reshapes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from weightinit.anatomy.pattern import LOCAL_LABELS, Group, parse, solve
+from weightinit.errors import AnatomyError
+
+__all__ = ["Layout", "Op", "apply", "layout", "merge", "parse", "solve", "split"]
+
+#: What is done along one axis: select indices, multiply by a matrix [new, old], or call f(x, dim).
+Op = Tensor | Callable[[Tensor, int], Tensor]
+
+
+@dataclass(frozen=True)
+class View:
+    """How one part of a stored tensor is seen in canonical orientation."""
+
+    start: int
+    length: int
+    factors: tuple[int, ...]  # of the part as stored
+    order: tuple[int, ...]  # of the factors in canonical orientation
+    shape: tuple[int, ...]  # canonical
+    axes: tuple[Group, ...]  # labels of the canonical axes
+    plain: bool  # the part needs no reshaping
+    turned: bool  # the part needs a transposition and nothing else
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The way between a stored tensor and its canonical parts, solved for one shape."""
+
+    shape: tuple[int, ...]
+    fused: int  # the axis along which the parts lie, or -1
+    parts: tuple[View, ...]
+
+    def split(self, tensor: Tensor) -> tuple[Tensor, ...]:
+        """Return the canonical parts as writable views of ``tensor``."""
+        if tensor.shape != self.shape:
+            raise AnatomyError(
+                f"a tensor of shape {tuple(tensor.shape)} was given where {self.shape} was "
+                "announced: pass the tensor of the parameter that was asked for"
+            )
+        return tuple(self._view(tensor, part) for part in self.parts)
+
+    def _view(self, tensor: Tensor, part: View) -> Tensor:
+        if self.fused >= 0:
+            tensor = tensor.narrow(self.fused, part.start, part.length)
+        if part.plain:
+            return tensor
+        if part.turned:
+            return tensor.t()
+        try:
+            return _regroup(tensor, part.factors).permute(part.order).view(part.shape)
+        except RuntimeError as error:
+            raise AnatomyError(
+                f"a tensor of shape {self.shape} and strides {tensor.stride()} has no view of "
+                f"shape {part.shape}: call .contiguous() on it first"
+            ) from error
+
+    def merge(self, parts: Sequence[Tensor]) -> Tensor:
+        """Return the stored tensor whose canonical parts are given: the inverse of split."""
+        stored = []
+        for tensor, part in zip(parts, self.parts, strict=True):
+            lengths = [part.factors[i] for i in part.order]
+            inverse = [part.order.index(i) for i in range(len(part.order))]
+            shape = list(self.shape)
+            if self.fused >= 0:
+                shape[self.fused] = part.length
+            stored.append(tensor.reshape(lengths).permute(inverse).reshape(shape))
+        return stored[0] if len(stored) == 1 else torch.cat(stored, self.fused)
+
+
+def _regroup(tensor: Tensor, factors: tuple[int, ...]) -> Tensor:
+    return tensor if tensor.shape == factors else tensor.view(factors)
+
+
+@lru_cache(maxsize=4096)
+def _layout(
+    pattern: str, shape: tuple[int, ...], sizes: tuple[tuple[str, int], ...], parts: int, to: str
+) -> Layout:
+    known = dict(sizes)
+    found = solve(pattern, shape, known)
+    if found is None:
+        raise AnatomyError(f"shape {shape} contradicts pattern {pattern!r} with sizes {known}")
+    known.update(found)
+    missing = sorted(parse(pattern).labels - known.keys())
+    if missing:
+        raise AnatomyError(
+            f"sizes {missing} of pattern {pattern!r} do not follow from shape {shape}: "
+            f"pass sizes={{{missing[0]!r}: ...}}"
+        )
+    fused, terms = parse(pattern).terms(parts)
+    if len(terms) != parts:
+        raise AnatomyError(
+            f"pattern {pattern!r} stores {len(terms)} parts where {parts} are named: write the "
+            "parts' number first in its group, or join the groups of the parts by '+'"
+        )
+    views, start = [], 0
+    for stored in terms:
+        view = _part(pattern, stored, to, known, start, fused)
+        views.append(view)
+        start += view.length
+    return Layout(shape, fused, tuple(views))
+
+
+def _part(
+    pattern: str, stored: tuple[Group, ...], to: str, sizes: dict[str, int], start: int, fused: int
+) -> View:
+    size = {**sizes, **{f: int(f) for group in stored for f in group if f.isdigit()}}
+    flat = [f for group in stored for f in group]
+    default = tuple(g for g in stored if any(f != "1" for f in g))
+    axes = tuple(axis[0] for axis in parse(to).axes) if to else default
+    wanted = [f for group in axes for f in group]
+    ones = [i for i, f in enumerate(flat) if f == "1" and f not in wanted]
+    if sorted(wanted) != sorted(f for f in flat if f != "1" or f in wanted):
+        raise AnatomyError(f"{to!r} does not rearrange {pattern!r}: use each of its labels once")
+    places: dict[str, list[int]] = {}
+    for i, f in enumerate(flat):
+        places.setdefault(f, []).append(i)
+    order = tuple([places[f].pop(0) for f in wanted] + ones)
+    shape = tuple(math.prod(size[f] for f in group) for group in axes)
+    lengths = [math.prod(size[f] for f in group) for group in stored]
+    in_order = order == tuple(range(len(flat)))
+    return View(
+        start=start,
+        length=lengths[fused] if fused >= 0 else 0,
+        factors=tuple(size[f] for f in flat),
+        order=order,
+        shape=shape,
+        axes=axes,
+        plain=in_order and tuple(lengths) == shape,
+        turned=len(stored) == 2 and axes == (stored[1], stored[0]),
+    )
+
+
+def layout(
+    pattern: str, shape: Sequence[int], sizes: Mapping[str, int], parts: int = 1, to: str = ""
+) -> Layout:
+    """Return the layout of a stored tensor: cached, and cheap for the blocks of one stack.
+
+    Args:
+        pattern: of the stored tensor.
+        shape: of the stored tensor.
+        sizes: of its labels; those that the shape determines may be missing.
+        parts: how many parts a fused axis holds.
+        to: canonical pattern of each part, if it is not the stored order less the axes of length 1.
+    """
+    labels = parse(pattern).labels
+    known = tuple((f, sizes[f]) for f in sorted(labels) if f in sizes and f not in LOCAL_LABELS)
+    return _layout(pattern, tuple(shape), known, parts, to)
+
+
+def split(
+    tensor: Tensor, pattern: str, sizes: Mapping[str, int], parts: int = 1, to: str = ""
+) -> tuple[Tensor, ...]:
+    """Return the canonical parts of a stored tensor as writable views of it.
+
+    Args:
+        tensor: as stored.
+        pattern: of the stored tensor.
+        sizes: of its labels; those that the shape determines may be missing.
+        parts: how many parts a fused axis holds.
+        to: canonical pattern of each part, if it is not the stored order less the axes of length 1.
+
+    Examples:
+        >>> import torch
+        >>> qkv = torch.zeros(12, 4)
+        >>> q, k, v = split(qkv, "(3 h k) d", {"h": 2}, parts=3)
+        >>> _ = k.fill_(1)
+        >>> int(qkv[4:8].sum()), int(qkv.sum())
+        (16, 16)
+    """
+    return layout(pattern, tensor.shape, sizes, parts, to).split(tensor)
+
+
+def merge(
+    parts: Sequence[Tensor],
+    pattern: str,
+    shape: Sequence[int],
+    sizes: Mapping[str, int],
+    to: str = "",
+) -> Tensor:
+    """Return the stored tensor of ``shape`` whose canonical parts are given, as :func:`split` does.
+
+    It is differentiable, and the bits are those of the parts.
+    """
+    return layout(pattern, shape, sizes, len(parts), to).merge(parts)
+
+
+def apply(tensor: Tensor, pattern: str, sizes: Mapping[str, int], ops: Mapping[str, Op]) -> Tensor:
+    """Act along named axes of a stored tensor, one operator a label.
+
+    Args:
+        tensor: as stored.
+        pattern: of the tensor.
+        sizes: of its labels; those that the shape determines may be missing.
+        ops: from label to a LongTensor of indices to select, a matrix ``[new, old]`` to multiply
+            by, or a function of the tensor and the dim. A key of several labels, ``"h k"``, acts
+            on those axes taken together. Labels that the pattern lacks are passed over.
+
+    Returns:
+        A tensor of the same pattern and new sizes.
+
+    Raises:
+        AnatomyError: if sizes are missing or contradict the shape, or if a pattern holds only some
+            labels of a joint key.
+
+    Examples:
+        >>> import torch
+        >>> w = torch.arange(8.0).reshape(4, 2)
+        >>> apply(w, "(h k) d", {"h": 2}, {"h": torch.tensor([1]), "d": torch.ones(1, 2)})
+        tensor([[ 9.],
+                [13.]])
+    """
+    fused, terms = parse(pattern).terms()
+    whole = _sizes_of(pattern, tensor.shape, sizes)
+    if fused < 0:
+        return _apply(tensor, terms[0], whole, ops)
+    lengths = [math.prod(_length(f, whole) for f in term[fused]) for term in terms]
+    pieces = tensor.split(lengths, fused)
+    return torch.cat([_apply(x, t, whole, ops) for x, t in zip(pieces, terms, strict=True)], fused)
+
+
+def _sizes_of(pattern: str, shape: Sequence[int], sizes: Mapping[str, int]) -> dict[str, int]:
+    known = {label: size for label, size in sizes.items() if label not in LOCAL_LABELS}
+    found = solve(pattern, shape, known)
+    if found is None or parse(pattern).labels - known.keys() - found.keys():
+        raise AnatomyError(
+            f"shape {tuple(shape)} does not fit pattern {pattern!r} with sizes {known}: "
+            "correct the pattern, or pass the sizes that are missing"
+        )
+    return {**known, **found}
+
+
+def _length(factor: str, sizes: Mapping[str, int]) -> int:
+    return int(factor) if factor.isdigit() else sizes[factor]
+
+
+def _apply(
+    tensor: Tensor, axes: tuple[Group, ...], sizes: Mapping[str, int], ops: Mapping[str, Op]
+) -> Tensor:
+    groups: list[list[str]] = [list(group) for group in axes]
+    tensor = tensor.reshape([_length(f, sizes) for group in groups for f in group])
+    for key in ops:
+        joint = key.split()
+        for group in groups:
+            if not set(joint) & set(group):
+                continue
+            at = next((i for i in range(len(group)) if group[i : i + len(joint)] == joint), None)
+            if at is None:
+                raise AnatomyError(
+                    f"the operator of {key!r} cannot act on an axis of {' '.join(group)!r}: "
+                    "give one operator a label"
+                )
+            group[at : at + len(joint)] = [key]
+    flat = [f for group in groups for f in group]
+    for dim, key in enumerate(flat):
+        joint = key.split()
+        if len(joint) > 1:
+            tensor = tensor.flatten(dim, dim + len(joint) - 1)
+        if key in ops:
+            tensor = _along(tensor, dim, ops[key])
+    shape, dim = [], 0
+    for group in groups:
+        shape.append(math.prod(tensor.shape[dim : dim + len(group)]))
+        dim += len(group)
+    return tensor.reshape(shape)
+
+
+def _along(tensor: Tensor, dim: int, op: Op) -> Tensor:
+    if not isinstance(op, Tensor):
+        return op(tensor, dim)
+    if op.dtype == torch.int64 and op.ndim == 1:
+        return tensor.index_select(dim, op)
+    if op.ndim == 2 and op.is_floating_point() and op.shape[1] == tensor.shape[dim]:
+        return (tensor.movedim(dim, -1) @ op.T).movedim(-1, dim)
+    raise AnatomyError(
+        f"an operator of shape {tuple(op.shape)} and type {op.dtype} cannot act on an axis of "
+        f"length {tensor.shape[dim]}: use a 1-D LongTensor or a matrix [new, {tensor.shape[dim]}]"
+    )

@@ -1,0 +1,146 @@
+"""Axis patterns: what every axis of a parameter means.
+
+A pattern names the axes of a stored tensor, outermost first, as einops does: ``"d (h k)"`` is a
+matrix whose rows are the residual stream and whose columns are heads by head dim. An integer is an
+axis of that length; ``+`` joins what a fused axis stores one after the other: the qkv of a timm
+block is ``"(3 h k) d"`` with three parts, a parallel block's ``"(m + h k + h k + h k) d"``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+from weightinit.errors import AnatomyError
+
+__all__ = ["LOCAL_LABELS", "Group", "Pattern", "parse", "solve"]
+
+#: Labels whose size is each parameter's own: rows of tokens and tables, channels of stems,
+#: grouped key-value heads.
+LOCAL_LABELS = frozenset("ruoiyxe")
+
+Group = tuple[str, ...]  # the factors of a fused axis, outermost first: labels and integers
+_TOKEN = re.compile(r"\(([^()]*)\)|([A-Za-z]\w*|\d+)|\S")
+_FACTOR = re.compile(r"[A-Za-z]\w*|[1-9]\d*")
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """A parsed pattern: each axis is a sum of groups, and each group a product of factors."""
+
+    text: str
+    axes: tuple[tuple[Group, ...], ...]
+
+    @property
+    def labels(self) -> frozenset[str]:
+        """The labels that occur."""
+        return frozenset(f for axis in self.axes for g in axis for f in g if not f.isdigit())
+
+    def terms(self, parts: int = 1) -> tuple[int, tuple[tuple[Group, ...], ...]]:
+        """Return the fused axis (-1: none) and the axes of each part, one group an axis."""
+        for at, axis in enumerate(self.axes):
+            groups = axis
+            if len(axis) == 1 and parts > 1 and axis[0][:1] == (str(parts),):
+                groups = (axis[0][1:],) * parts
+            if len(groups) > 1:
+                rest = [tuple(axis) for axis in self.axes]
+                return at, tuple(
+                    tuple(a[0] for a in (*rest[:at], (group,), *rest[at + 1 :])) for group in groups
+                )
+        return -1, (tuple(axis[0] for axis in self.axes),)
+
+
+@cache
+def parse(pattern: str) -> Pattern:
+    """Parse an axis pattern.
+
+    Args:
+        pattern: e.g. ``"(3 h k) d"``.
+
+    Raises:
+        AnatomyError: if the pattern is malformed, or adds up along more than one axis.
+
+    Examples:
+        >>> parse("d (h k)").axes
+        ((('d',),), (('h', 'k'),))
+    """
+    axes: list[tuple[Group, ...]] = []
+    for token in _TOKEN.finditer(pattern):
+        group, factor = token.groups()
+        groups = (group if group is not None else factor or "").split("+")
+        if not all(g.split() and all(map(_FACTOR.fullmatch, g.split())) for g in groups):
+            raise AnatomyError(
+                f"pattern {pattern!r} is malformed at {token.group()!r}: write labels, positive "
+                'integers and flat groups, as in "(3 h k) d" or "d (h k + m)"'
+            )
+        axes.append(tuple(tuple(g.split()) for g in groups))
+    if sum(len(axis) > 1 for axis in axes) > 1:
+        raise AnatomyError(f"pattern {pattern!r} adds up along two axes: '+' may stand in one only")
+    return Pattern(pattern, tuple(axes))
+
+
+def solve(pattern: str, shape: Sequence[int], sizes: Mapping[str, int]) -> dict[str, int] | None:
+    """Return the sizes of the labels that a shape determines, beyond those known.
+
+    Args:
+        pattern: of the tensor.
+        shape: of the tensor.
+        sizes: labels known already.
+
+    Returns:
+        The newly solved labels (some may stay open), or None where shape and sizes contradict.
+
+    Examples:
+        >>> solve("(3 h k) d", (576, 192), {"h": 3})
+        {'k': 64, 'd': 192}
+    """
+    axes = parse(pattern).axes
+    if len(axes) != len(shape):
+        return None
+    found: dict[str, int] = {}
+    pending = list(zip(axes, shape, strict=True))
+    while pending:
+        later = []
+        for axis, length in pending:
+            step = _solve_axis(axis, length, {**sizes, **found} if found else sizes)
+            if step is None:
+                return None
+            if step is _OPEN:
+                later.append((axis, length))
+            else:
+                found.update(step)
+        if len(later) == len(pending):
+            break
+        pending = later
+    return found
+
+
+_OPEN: dict[str, int] = {"": 0}
+
+
+def _solve_axis(
+    axis: tuple[Group, ...], length: int, sizes: Mapping[str, int]
+) -> dict[str, int] | None:
+    """Solve one axis: length = sum of products, linear in the one label that may be unknown."""
+    known, factor, unknown = 0, 0, ""
+    for group in axis:
+        product, opens = 1, []
+        for f in group:
+            if f.isdigit():
+                product *= int(f)
+            elif f in sizes:
+                product *= sizes[f]
+            else:
+                opens.append(f)
+        if not opens:
+            known += product
+        elif len(opens) == 1 and unknown in ("", opens[0]):
+            unknown, factor = opens[0], factor + product
+        else:
+            return _OPEN
+    if not unknown:
+        return {} if known == length else None
+    size, rest = divmod(length - known, factor)
+    return {unknown: size} if size > 0 and rest == 0 else None

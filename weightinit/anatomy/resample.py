@@ -1,0 +1,103 @@
+"""Resizing what lies outside the blocks: positions, patches and input channels, as timm does."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from weightinit.errors import ProjectionError
+
+__all__ = ["resample_patch", "resample_pos"]
+
+
+def resample_pos(
+    pos: Tensor,
+    old_grid: tuple[int, int],
+    new_grid: tuple[int, int],
+    old_prefix: int = 0,
+    new_prefix: int = 0,
+) -> Tensor:
+    """Return position embeddings for another grid, by timm's antialiased bicubic resampling.
+
+    Args:
+        pos: ``[old_prefix + old_grid, d]``, the rows of prefix tokens first.
+        old_grid: rows and columns of patches that ``pos`` was made for.
+        new_grid: rows and columns wanted.
+        old_prefix: rows of ``pos`` that belong to prefix tokens.
+        new_prefix: such rows wanted. Missing ones are zeros, which leaves the tokens where their
+            own embedding puts them; further ones are dropped.
+
+    Returns:
+        A new tensor ``[new_prefix + new_grid, d]`` of the same dtype.
+
+    Raises:
+        ProjectionError: if ``pos`` has another number of rows.
+
+    Examples:
+        >>> import torch
+        >>> resample_pos(torch.zeros(1 + 196, 8), (14, 14), (16, 8), 1, 5).shape
+        torch.Size([133, 8])
+    """
+    if pos.ndim != 2 or pos.shape[0] != old_prefix + math.prod(old_grid):
+        raise ProjectionError(
+            f"position embeddings of shape {tuple(pos.shape)} do not hold {old_prefix} prefix rows "
+            f"and a grid of {old_grid}: pass the grid and prefix that they were made for"
+        )
+    from timm.layers.pos_embed import resample_abs_pos_embed
+
+    grid = resample_abs_pos_embed(
+        pos[None, old_prefix:], list(new_grid), list(old_grid), num_prefix_tokens=0
+    )[0]
+    kept = pos[: min(old_prefix, new_prefix)]
+    return torch.cat([kept, pos.new_zeros(new_prefix - len(kept), pos.shape[1]), grid])
+
+
+def resample_patch(weight: Tensor, size: tuple[int, int], in_chans: int) -> Tensor:
+    """Return a patch embedding for another patch size and number of input channels.
+
+    Args:
+        weight: ``[d, c, p, q]``.
+        size: patch height and width wanted; resampled as FlexiViT does (Beyer et al. 2023, Eq. 4).
+        in_chans: channels wanted. Three become others by timm's ``adapt_input_conv``; of any other
+            number, channels are tiled or folded such that their sum, the answer to a grey image,
+            stays what it was.
+
+    Returns:
+        A new tensor ``[d, in_chans, *size]`` of the same dtype.
+
+    Raises:
+        ProjectionError: if ``weight`` has not four axes, or a size is not positive.
+
+    Examples:
+        >>> import torch
+        >>> resample_patch(torch.zeros(8, 3, 16, 16), (8, 8), 1).shape
+        torch.Size([8, 1, 8, 8])
+    """
+    if weight.ndim != 4 or min(*size, in_chans) < 1:
+        raise ProjectionError(
+            f"a patch embedding of shape {tuple(weight.shape)} cannot be resampled to {in_chans} "
+            f"channels of {tuple(size)}: pass [d, c, p, q] and positive sizes"
+        )
+    from timm.layers.patch_embed import resample_patch_embed
+
+    resized = resample_patch_embed(weight, list(size))
+    adapted = _adapt_channels(resized, in_chans)
+    return adapted.clone() if adapted is weight else adapted
+
+
+def _adapt_channels(weight: Tensor, in_chans: int) -> Tensor:
+    channels = weight.shape[1]
+    if in_chans == channels:
+        return weight
+    if channels == 3:
+        from timm.models import adapt_input_conv
+
+        return adapt_input_conv(in_chans, weight)
+    source = torch.arange(max(in_chans, channels), device=weight.device)
+    if in_chans < channels:
+        folded = weight.new_zeros(weight.shape[0], in_chans, *weight.shape[2:])
+        return folded.index_add(1, source % in_chans, weight)
+    copies = torch.bincount(source % channels, minlength=channels).to(weight.dtype)
+    return (weight / copies[:, None, None])[:, source % channels]

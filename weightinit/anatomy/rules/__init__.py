@@ -1,0 +1,20 @@
+"""What is known of parameter names, as data: one file a library or family."""
+
+from weightinit.anatomy.rules import (
+    bert,
+    convnext,
+    gpt2,
+    timm_vit,
+    torchvision_vit,
+    transformers_vit,
+)
+from weightinit.anatomy.rules.rule import Family, Rule, Stack
+
+__all__ = ["FAMILIES", "Family", "Rule", "Stack"]
+
+#: Tried in order: the first whose signature is found among the names holds.
+FAMILIES: tuple[Family, ...] = tuple(
+    family
+    for module in (timm_vit, convnext, torchvision_vit, transformers_vit, bert, gpt2)
+    for family in module.FAMILIES
+)

@@ -1,0 +1,62 @@
+"""timm's ConvNeXt and ConvNeXt V2: every stage s has a width d<s> and a hidden size m<s>."""
+
+from weightinit.anatomy.rules.rule import Family, Rule, Stack
+
+W = r"(?P<w>weight|bias)"
+# A stage takes over the width of the one before it; timm's models have four.
+STAGES = range(4)
+LAST = f"d{STAGES[-1]}"
+
+BLOCK = (
+    Rule(r"gamma", "ls", "d{s}"),
+    Rule(r"conv_dw\.weight", "conv_dw.weight", "d{s} 1 y x"),
+    Rule(r"conv_dw\.bias", "conv_dw.bias", "d{s}"),
+    Rule(rf"norm\.{W}", "norm.{w}", "d{s}"),
+    Rule(r"mlp\.fc1\.weight", "mlp.fc1.weight", "m{s} d{s}"),
+    Rule(r"mlp\.fc1\.weight", "mlp.fc1.weight", "m{s} d{s} 1 1"),
+    Rule(r"mlp\.fc1\.bias", "mlp.fc1.bias", "m{s}"),
+    Rule(rf"mlp\.grn\.{W}", "mlp.grn.{w}", "m{s}"),
+    Rule(r"mlp\.fc2\.weight", "mlp.fc2.weight", "d{s} m{s}"),
+    Rule(r"mlp\.fc2\.weight", "mlp.fc2.weight", "d{s} m{s} 1 1"),
+    Rule(r"mlp\.fc2\.bias", "mlp.fc2.bias", "d{s}"),
+)
+
+OUTSIDE = (
+    Rule(r"stem\.0\.weight", "stem.0.weight", "d0 c p q"),
+    # The tiered overlapping stems begin narrower.
+    Rule(r"stem\.0\.weight", "stem.0.weight", "z0 c p q"),
+    Rule(r"stem\.0\.bias", "stem.0.bias", "d0"),
+    Rule(r"stem\.0\.bias", "stem.0.bias", "z0"),
+    Rule(r"stem\.(?P<x>[12])\.weight", "stem.{x}.weight", "d0 d0 y x"),
+    Rule(r"stem\.(?P<x>[12])\.weight", "stem.{x}.weight", "d0 z0 y x"),
+    Rule(rf"stem\.(?P<x>[123])\.{W}", "stem.{x}.{w}", "d0"),
+    *(
+        rule
+        for s in STAGES[1:]
+        for rule in (
+            Rule(rf"stages\.{s}\.downsample\.0\.{W}", f"down.{s}.norm.{{w}}", f"d{s - 1}"),
+            Rule(rf"stages\.{s}\.downsample\.1\.weight", f"down.{s}.weight", f"d{s} d{s - 1} y x"),
+            Rule(rf"stages\.{s}\.downsample\.1\.bias", f"down.{s}.bias", f"d{s}"),
+        )
+    ),
+    Rule(rf"norm_pre\.{W}", "norm.{w}", LAST),
+    Rule(rf"head\.norm\.{W}", "fc_norm.{w}", LAST),
+    Rule(r"head\.pre_logits\.fc\.weight", "pre_logits.weight", f"z {LAST}"),
+    Rule(r"head\.pre_logits\.fc\.bias", "pre_logits.bias", "z"),
+    Rule(r"head\.fc\.weight", "head.weight", f"n {LAST}", when="!pre_logits"),
+    Rule(r"head\.fc\.weight", "head.weight", "n z", when="pre_logits"),
+    Rule(r"head\.fc\.bias", "head.bias", "n"),
+)
+
+STACKS = (Stack("stages.{s}", r"stages\.(?P<s>\d+)\.blocks\.(?P<block>\d+)\.", BLOCK),)
+
+FAMILIES = (
+    Family(
+        "convnext",
+        "timm",
+        r"stages\.\d+\.blocks\.\d+\.conv_dw\.",
+        STACKS,
+        OUTSIDE,
+        flags=(("pre_logits", r"head\.pre_logits\..*"),),
+    ),
+)

@@ -1,0 +1,196 @@
+"""timm's plain ViTs: vision_transformer, hybrid, deit, beit, eva, naflexvit, relpos, sam, cait."""
+
+from weightinit.anatomy.rules.rule import Family, Rule, Stack
+
+W = r"(?P<w>weight|bias)"
+QKV_WEIGHT = ("attn.q.weight", "attn.k.weight", "attn.v.weight")
+QKV_BIAS = ("attn.q.bias", "attn.k.bias", "attn.v.bias")
+
+
+def _attention(p: str, role: str) -> tuple[Rule, ...]:
+    """Return the rules of an attention module: ``p`` matches its name, ``role`` begins roles."""
+    qkv_weight, qkv_bias = (
+        tuple(f"{role}.{part}.{which}" for part in "qkv") for which in ("weight", "bias")
+    )
+    return (
+        Rule(rf"{p}\.qkv\.weight", f"{role}.qkv.weight", "(3 h k) d", qkv_weight),
+        Rule(rf"{p}\.qkv\.bias", f"{role}.qkv.bias", "(3 h k)", qkv_bias),
+        Rule(rf"{p}\.(?P<x>[qkv])(?:_proj)?\.weight", f"{role}.{{x}}.weight", "(h k) d"),
+        Rule(rf"{p}\.(?P<x>[qkv])(?:_proj\.|\.|_)bias", f"{role}.{{x}}.bias", "(h k)"),
+        Rule(rf"{p}\.(?P<x>[kv])_proj\.weight", f"{role}.{{x}}.weight", "(e k) d"),
+        Rule(rf"{p}\.(?P<x>[kv])_proj\.bias", f"{role}.{{x}}.bias", "(e k)"),
+        Rule(rf"{p}\.gate\.weight", f"{role}.gate.weight", "(h k) d"),
+        Rule(rf"{p}\.gate\.bias", f"{role}.gate.bias", "(h k)"),
+        Rule(rf"{p}\.proj\.weight", f"{role}.proj.weight", "d (h k)"),
+        Rule(rf"{p}\.proj\.bias", f"{role}.proj.bias", "d"),
+        Rule(rf"{p}\.norm\.{W}", f"{role}.norm.{{w}}", "(h k)"),
+        *_differential(rf"{p}\.", role),
+        Rule(rf"{p}\.(?:rel_pos\.)?relative_position_bias_table", f"{role}.rel_table", "u h"),
+        Rule(rf"{p}\.rel_pos_(?P<x>[hw])", f"{role}.rel_pos_{{x}}", "u k"),
+        Rule(rf"{p}\.rpe_(?P<x>[qk])\.lookup_table_weight", f"{role}.rpe_{{x}}.weight", "1 k u"),
+        Rule(rf"{p}\.rpe_v\.lookup_table_weight", f"{role}.rpe_v.weight", "1 u k"),
+        *_rel_pos_mlp(rf"{p}\.rel_pos\.mlp", f"{role}.rel_pos"),
+        # Talking heads mix the h attention maps, before (l) and after (w) the softmax.
+        Rule(rf"{p}\.proj_(?P<x>[lw])\.weight", f"{role}.talk_{{x}}.weight", "h h"),
+        Rule(rf"{p}\.proj_(?P<x>[lw])\.bias", f"{role}.talk_{{x}}.bias", "h"),
+    )
+
+
+def _differential(p: str, role: str) -> tuple[Rule, ...]:
+    """Return the rules of what acts on q, k and v; j is half the head dim, a map's of two."""
+    return (
+        Rule(rf"{p}(?P<x>[qk])_norm\.{W}", f"{role}.{{x}}_norm.{{w}}", "k"),
+        Rule(rf"{p}(?P<x>[qk])_norm\.{W}", f"{role}.{{x}}_norm.{{w}}", "j"),
+        Rule(rf"{p}sub_norm\.{W}", f"{role}.sub_norm.{{w}}", "k"),
+        Rule(rf"{p}(?P<x>lambda_[qk][12])", f"{role}.{{x}}", "j"),
+        Rule(rf"{p}(?P<x>lambda_[ab])", f"{role}.{{x}}", ""),
+    )
+
+
+def _rel_pos_mlp(p: str, role: str) -> tuple[Rule, ...]:
+    return (
+        Rule(rf"{p}\.fc1\.weight", f"{role}.fc1.weight", "a 2"),
+        Rule(rf"{p}\.fc1\.bias", f"{role}.fc1.bias", "a"),
+        Rule(rf"{p}\.fc2\.weight", f"{role}.fc2.weight", "h a"),
+        Rule(rf"{p}\.fc2\.bias", f"{role}.fc2.bias", "h"),
+    )
+
+
+def _mlp(p: str, role: str, m: str = "m") -> tuple[Rule, ...]:
+    """Return the rules of one MLP, with or without a GLU, whose hidden axis is ``m``."""
+    rules = [
+        Rule(rf"{p}\.(?:fc1|fc1_g)\.weight", f"{role}.fc1.weight", f"{m} d"),
+        Rule(rf"{p}\.(?:fc1|fc1_g)\.bias", f"{role}.fc1.bias", m),
+        Rule(rf"{p}\.fc1_x\.weight", f"{role}.up.weight", f"{m} d"),
+        Rule(rf"{p}\.fc1_x\.bias", f"{role}.up.bias", m),
+        Rule(rf"{p}\.fc2\.weight", f"{role}.fc2.weight", f"d {m}"),
+        Rule(rf"{p}\.fc2\.bias", f"{role}.fc2.bias", "d"),
+        Rule(rf"{p}\.norm\.{W}", f"{role}.norm.{{w}}", m),
+    ]
+    for which, pattern in (("weight", f"(2 {m}) d"), ("bias", f"(2 {m})")):
+        name, packed = rf"{p}\.fc1\.{which}", f"{role}.fc1_up.{which}"
+        halves = (f"{role}.fc1.{which}", f"{role}.up.{which}")
+        rules.append(Rule(name, packed, pattern, halves, when="!gate_last"))
+        rules.append(Rule(name, packed, pattern, halves[::-1], when="gate_last"))
+    return tuple(rules)
+
+
+BLOCK = (
+    Rule(rf"norm(?P<i>[12])\.{W}", "norm{i}.{w}", "d"),
+    Rule(r"ls(?P<i>[12])\.gamma", "ls{i}", "d"),
+    Rule(r"gamma_(?P<i>[12])", "ls{i}", "d"),
+    *_attention("attn", "attn"),
+    *_mlp("mlp", "mlp"),
+)
+
+# Parallel branches: each of attns and ffns holds a norm, a module and a layer scale of its own.
+PARALLEL_THINGS = (
+    Rule(rf"(?P<b>(?:attns|ffns)\.\d+)\.norm\.{W}", "{b}.norm.{w}", "d"),
+    Rule(r"(?P<b>(?:attns|ffns)\.\d+)\.ls\.gamma", "{b}.ls", "d"),
+    *_attention(r"(?P<b>attns\.\d+)\.attn", "{b}"),
+    *_mlp(r"(?P<b>ffns\.\d+)\.mlp", "{b}"),
+)
+
+
+_FUSED = "(m + h k + h k + h k)"
+PARALLEL_SCALING = (
+    # One norm and one layer scale serve both branches, and one bias is the sum of theirs.
+    Rule(rf"in_norm\.{W}", "norm1.{w}", "d"),
+    Rule(r"ls\.gamma", "ls1", "d"),
+    Rule(r"mlp_bias", "mlp.fc1.bias", "m"),
+    Rule(r"(?:attn_)?out_proj\.bias", "attn.proj.bias", "d"),
+    Rule(r"mlp_out_proj\.weight", "mlp.fc2.weight", "d m"),
+    Rule(r"mlp_out_proj\.bias", "mlp.fc2.bias", "d"),
+    Rule(r"attn_out_proj\.weight", "attn.proj.weight", "d (h k)"),
+    Rule(r"in_proj\.weight", "in_proj.weight", f"{_FUSED} d", ("mlp.fc1.weight", *QKV_WEIGHT)),
+    Rule(r"in_proj\.bias", "in_proj.bias", _FUSED, ("mlp.fc1.bias", *QKV_BIAS)),
+    Rule(
+        r"out_proj\.weight",
+        "out_proj.weight",
+        "d (h k + m)",
+        ("attn.proj.weight", "mlp.fc2.weight"),
+    ),
+    *_differential("", "attn"),
+)
+
+POOL = (
+    Rule(r"attn_pool\.latent", "pool.latent", "1 r d"),
+    Rule(r"attn_pool\.pos_embed", "pool.pos", "u d"),
+    Rule(r"attn_pool\.q\.weight", "pool.q.weight", "(hp kp) d"),
+    Rule(r"attn_pool\.q\.bias", "pool.q.bias", "(hp kp)"),
+    Rule(
+        r"attn_pool\.kv\.weight",
+        "pool.kv.weight",
+        "(2 hp kp) d",
+        ("pool.k.weight", "pool.v.weight"),
+    ),
+    Rule(r"attn_pool\.kv\.bias", "pool.kv.bias", "(2 hp kp)", ("pool.k.bias", "pool.v.bias")),
+    Rule(rf"attn_pool\.(?P<x>[qk])_norm\.{W}", "pool.{x}_norm.{w}", "kp"),
+    Rule(r"attn_pool\.proj\.weight", "pool.proj.weight", "d (hp kp)"),
+    Rule(r"attn_pool\.proj\.bias", "pool.proj.bias", "d"),
+    Rule(rf"attn_pool\.(?P<x>norm|pre_norm|post_norm)\.{W}", "pool.{x}.{w}", "d"),
+    *_mlp(r"attn_pool\.mlp", "pool.mlp", "mp"),
+)
+
+OUTSIDE = (
+    Rule(r"patch_embed\.proj\.weight", "patch.weight", "d c p q"),
+    Rule(r"(?:patch_embed|embeds)\.proj\.bias", "patch.bias", "d"),
+    Rule(rf"(?:patch_embed|embeds)\.norm\.{W}", "patch.norm.{w}", "d"),
+    Rule(r"embeds\.proj\.weight", "patch.weight", "d c p q"),
+    Rule(r"embeds\.proj\.weight", "patch.weight", "d (p q c)", to="d c p q", when="channels_last"),
+    Rule(r"embeds\.proj\.weight", "patch.weight", "d (c p q)", to="d c p q", when="!channels_last"),
+    Rule(r"pos_embed", "pos", "1 t d"),
+    Rule(r"(?:embeds\.)?pos_embed", "pos", "1 gh gw d", to="(gh gw) d"),
+    Rule(r"embeds\.pos_embed_(?P<x>[xy])", "pos.{x}", "1 u d"),
+    Rule(r"(?:embeds\.)?(?P<x>cls|dist|reg)_token", "token.{x}", "1 r d"),
+    Rule(rf"(?P<x>norm_pre|norm|fc_norm)\.{W}", "{x}.{w}", "d"),
+    Rule(rf"neck\.{W}", "norm.{w}", "d"),
+    Rule(r"(?P<x>head|head_dist)\.weight", "{x}.weight", "n d"),
+    Rule(r"(?P<x>head|head_dist)\.bias", "{x}.bias", "n"),
+    Rule(r"head\.fc\.weight", "head.weight", "n d"),
+    Rule(r"head\.fc\.bias", "head.bias", "n"),
+    # SAM's neck narrows the residual stream; its own width is z.
+    Rule(r"neck\.0\.weight", "neck.0.weight", "z d y x"),
+    Rule(r"neck\.2\.weight", "neck.2.weight", "z z y x"),
+    Rule(rf"neck\.(?P<x>[13])\.{W}", "neck.{x}.{w}", "z"),
+    Rule(r"head\.fc\.weight", "head.weight", "n z"),
+    Rule(r"rope\.freqs", "rope.freqs", "2 b h f"),
+    *_rel_pos_mlp(r"shared_rel_pos\.mlp", "rel_pos"),
+    Rule(r"shared_rel_pos\.relative_position_bias_table", "rel_pos.table", "u h"),
+    *POOL,
+)
+
+# A convolutional stem: its channels are each layer's own, but where it meets the residual stream.
+STEM = (
+    Rule(r"patch_embed\.backbone\.(?P<x>\d+\.conv)\.weight", "stem.{x}.weight", "d i y x"),
+    Rule(r"patch_embed\.backbone\.(?P<x>\d+\.conv)\.bias", "stem.{x}.bias", "d"),
+    Rule(r"patch_embed\.backbone\.(?P<x>.+)\.weight", "stem.{x}.weight", "o i y x"),
+    Rule(rf"patch_embed\.backbone\.(?P<x>.+)\.{W}", "stem.{x}.{w}", "o"),
+    Rule(r"patch_embed\.proj\.weight", "stem.proj.weight", "d i y x"),
+    Rule(r"patch_embed\.proj\.bias", "stem.proj.bias", "d"),
+)
+
+STACKS = (
+    Stack(
+        "blocks",
+        r"blocks\.(?P<block>\d+)\.",
+        (*BLOCK, *PARALLEL_THINGS, *PARALLEL_SCALING),
+    ),
+    Stack("token_blocks", r"blocks_token_only\.(?P<block>\d+)\.", BLOCK, main=False),
+)
+BUFFERS = (
+    r".*\.(?:relative_position_index|rel_coords_log|k_bias|running_mean|running_var"
+    r"|num_batches_tracked|rp_bucket)|rope\.(?!freqs).*"
+)
+
+FAMILIES = (
+    Family("vit", "timm", r"patch_embed\.backbone\.", STACKS, (*STEM, *OUTSIDE), BUFFERS),
+    Family(
+        "vit",
+        "timm",
+        r"blocks\.\d+\.(?:norm1|attns|in_norm|attn)\.",
+        STACKS,
+        OUTSIDE,
+        BUFFERS,
+    ),
+)

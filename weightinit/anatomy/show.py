@@ -1,0 +1,82 @@
+"""An anatomy as a table for people and as plain values for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from weightinit.anatomy.core import Anatomy
+
+__all__ = ["table", "to_dict"]
+
+
+def table(anatomy: Anatomy) -> str:
+    """Return one line a role, pattern and shape, with the range of blocks that share it."""
+    rows: dict[tuple[str, str, str, tuple[int, ...], tuple[str, ...]], list[int]] = {}
+    for spec in anatomy.specs:
+        key = (spec.stack, spec.role, spec.pattern, spec.shape, spec.tied)
+        rows.setdefault(key, []).extend([] if spec.block is None else [spec.block])
+    lines = [("where", "role", "axes", "shape")]
+    for (stack, role, pattern, shape, tied), blocks in rows.items():
+        where = f"{stack} {_ranges(blocks)}" if stack else ""
+        known = " x ".join(map(str, shape)) or "scalar"
+        lines.append((where, role, pattern, known + "".join(f", tied to {t}" for t in tied)))
+    widths = [max(len(line[i]) for line in lines) for i in range(4)]
+    body = [
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    ]
+    body.insert(1, "  ".join("-" * width for width in widths))
+    library = anatomy.traits.get("library")
+    head = f"{anatomy.family}{f' of {library}' if library else ''}, {anatomy.depth} blocks"
+    sizes = "  ".join(f"{label}={size}" for label, size in sorted(anatomy.sizes.items()))
+    hidden = ("library", "main_stacks", "depths")
+    traits = "  ".join(
+        f"{name}={value}"
+        for name, value in anatomy.traits.items()
+        if name not in hidden and value not in (None, False)
+    )
+    return "\n".join([head, sizes, traits, "", *body])
+
+
+def _ranges(blocks: Iterable[int]) -> str:
+    """Return block indices as ranges.
+
+    Examples:
+        >>> _ranges([0, 1, 2, 5, 7, 8])
+        '0-2,5,7-8'
+    """
+    runs: list[list[int]] = []
+    for block in sorted(blocks):
+        if runs and block == runs[-1][1] + 1:
+            runs[-1][1] = block
+        else:
+            runs.append([block, block])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+
+
+def to_dict(anatomy: Anatomy) -> dict[str, object]:
+    """Return plain JSON values: family, depth, sizes, traits and every parameter."""
+    return {
+        "family": anatomy.family,
+        "depth": anatomy.depth,
+        "sizes": dict(anatomy.sizes),
+        "traits": {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in anatomy.traits.items()
+        },
+        "parameters": [
+            {
+                "name": spec.name,
+                "role": spec.role,
+                "pattern": spec.pattern,
+                "shape": list(spec.shape),
+                "stack": spec.stack,
+                "block": spec.block,
+                "parts": list(spec.parts),
+                "tied": list(spec.tied),
+            }
+            for spec in anatomy.specs
+        ],
+    }
