@@ -1,0 +1,249 @@
+"""Checks of files from strangers: strict JSON and safetensors, before anything large is allocated.
+
+The safetensors header is parsed here and nowhere else, so that what was checked is what is read:
+the format's own reader accepts duplicate keys, any tensor name, any number of tensors and NaN.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+import stat
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from weightinit.errors import BundleError
+
+__all__ = ["DTYPES", "check_name", "check_shape", "parse_json", "read_text", "read_weights", "some"]
+
+MAX_HEADER = 10_000_000  # bytes
+MAX_TENSORS = 10_000
+MAX_RANK = 6
+MAX_HEADER_ENTRIES = 10 * MAX_TENSORS + 1_000  # a tensor takes nine, the rest is metadata
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+NAME = re.compile(r"[A-Za-z0-9_.]{1,128}")
+PICKLES = (b"PK\x03\x04", b"\x80")  # torch.save's archive, and the pickle protocol itself
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of a safetensors file, by the header."""
+
+    name: str
+    dtype: torch.dtype
+    shape: Shape
+    begin: int
+    end: int
+
+
+def check_name(name: str) -> None:
+    """Raise BundleError unless ``name`` is a tensor's name that is safe to print and to split."""
+    if not NAME.fullmatch(name) or ".." in name:
+        raise BundleError(
+            f"tensor name {name[:64]!r} is not allowed: use 1 to 128 of A-Z a-z 0-9 _ . and no '..'"
+        )
+
+
+def check_shape(name: str, shape: Iterable[Any]) -> Shape:
+    """Return ``shape`` as a tuple, or raise BundleError: at most 6 axes, all of them positive."""
+    axes = tuple(shape)
+    if len(axes) > MAX_RANK or not all(type(n) is int and n > 0 for n in axes):
+        raise BundleError(
+            f"tensor {name} has shape {list(axes[:8])}: use at most {MAX_RANK} axes, "
+            "each a positive whole number"
+        )
+    return axes
+
+
+def parse_json(data: bytes, what: str, limit: int) -> dict[str, Any]:
+    """Return the JSON object in ``data``, with unique keys and finite numbers of a sane length.
+
+    Args:
+        data: UTF-8 text.
+        what: names it in messages.
+        limit: of the entries in all its lists and objects.
+
+    Raises:
+        BundleError: if it is anything else.
+    """
+    # Every entry but the first of a list takes a comma: this bounds what json builds.
+    if data.count(b",") > limit:
+        raise BundleError(
+            f"{what} has more than {limit} entries, which no bundle needs: do not use this file"
+        )
+    try:
+        value = json.loads(
+            data.decode("utf-8"),
+            object_pairs_hook=_unique,
+            parse_int=_integer,
+            parse_float=_finite,
+            parse_constant=_finite,
+        )
+    except (ValueError, RecursionError) as error:
+        raise BundleError(
+            f"{what} is not sound JSON ({str(error)[:200]}): download or save the bundle again"
+        ) from error
+    if not isinstance(value, dict):
+        raise BundleError(f"{what} holds a JSON {type(value).__name__}: expected an object")
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"key {twice[:64]!r} appears twice")
+    return result
+
+
+def _integer(text: str) -> int:
+    if len(text) > 19:
+        raise ValueError(f"number {text[:20]}... is too long")
+    return int(text)
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"number {text[:20]} is not finite")
+    return number
+
+
+def read_text(path: Path, limit: int) -> bytes:
+    """Return the bytes of a regular file of at most ``limit`` bytes, or raise BundleError."""
+    size = _regular(path)
+    if size > limit:
+        raise BundleError(f"{path} has {size} bytes, over the limit of {limit}: shorten it")
+    return path.read_bytes()
+
+
+def _regular(path: Path) -> int:
+    """Return a file's size; a folder, device or pipe in its place raises, links are followed."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise BundleError(f"{path} is not a regular file: save or download the bundle again")
+    return status.st_size
+
+
+def read_weights(
+    path: Path,
+    sha256: str,
+    check: Callable[[Mapping[str, Shape], int], None],
+    *,
+    max_bytes: int,
+) -> dict[str, torch.Tensor]:
+    """Return the tensors of a safetensors file, in the dtypes stored, in memory of their own.
+
+    Args:
+        path: of the file.
+        sha256: hex digest that the whole file must have, computed while it is read.
+        check: called with every tensor's shape and their bytes in all, before any is read.
+        max_bytes: largest file that is read.
+
+    Raises:
+        BundleError: if the file is malformed, over a limit, of another digest, or not finite.
+    """
+    size = _regular(path)
+    if size > max_bytes:
+        raise BundleError(
+            f"{path} has {size} bytes, over the limit of {max_bytes}: pass max_bytes= to allow it"
+        )
+    with path.open("rb") as file:
+        header, entries = _read_header(path, file, size)
+        check({entry.name: entry.shape for entry in entries}, sum(e.end - e.begin for e in entries))
+        digest = hashlib.sha256(header)
+        tensors = {}
+        for entry in entries:
+            buffer = bytearray(entry.end - entry.begin)
+            file.readinto(buffer)
+            digest.update(buffer)
+            tensors[entry.name] = torch.frombuffer(buffer, dtype=entry.dtype).view(entry.shape)
+    if digest.hexdigest() != sha256:
+        raise BundleError(
+            f"{path} has sha256 {digest.hexdigest()}, config.json states {sha256}: the file is "
+            f"damaged or was replaced. Delete {path.resolve()} and load again"
+        )
+    wrong = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
+    if wrong:
+        raise BundleError(
+            f"tensors {some(wrong)} hold NaN or infinity: ask the author for a sound bundle"
+        )
+    return tensors
+
+
+def _read_header(path: Path, file: BinaryIO, size: int) -> tuple[bytes, list[Entry]]:
+    prefix = file.read(8)
+    length = int.from_bytes(prefix, "little")
+    if len(prefix) < 8 or length > min(MAX_HEADER, size - 8):
+        if prefix.startswith(PICKLES):
+            raise BundleError(
+                f"{path} is a pickle, not safetensors: weightinit never reads pickles, which can "
+                "run code. Ask for the bundle as safetensors"
+            )
+        raise BundleError(
+            f"{path} is not safetensors or is cut off: it has {size} bytes and states a header of "
+            f"{length} (limit {MAX_HEADER}). Download or save it again"
+        )
+    data = file.read(length)
+    if not data.startswith(b"{"):
+        raise BundleError(f"{path} is not safetensors (its header is no JSON object): replace it")
+    # Counted before json builds ten thousand objects, which may set off a full garbage collection.
+    if (count := data.count(b'"dtype"')) > MAX_TENSORS:
+        raise BundleError(f"{path} holds {count} tensors: allowed are 1 to {MAX_TENSORS}")
+    header = parse_json(data, f"the header of {path}", MAX_HEADER_ENTRIES)
+    header.pop("__metadata__", None)
+    if not 0 < len(header) <= MAX_TENSORS:
+        raise BundleError(f"{path} holds {len(header)} tensors: allowed are 1 to {MAX_TENSORS}")
+    entries = sorted((_entry(*item) for item in header.items()), key=lambda e: e.begin)
+    end = 0
+    for entry in entries:
+        if entry.begin != end:
+            raise BundleError(
+                f"tensor {entry.name} of {path} begins at byte {entry.begin}, not {end}: tensors "
+                "must neither overlap nor leave gaps. Save the file with the safetensors library"
+            )
+        end = entry.end
+    if end != size - 8 - length:
+        raise BundleError(
+            f"{path} is cut off or has bytes to spare: its tensors end at byte {end}, its data at "
+            f"{size - 8 - length}. Download or save it again"
+        )
+    return prefix + data, entries
+
+
+def _entry(name: str, value: Any) -> Entry:
+    check_name(name)
+    if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
+        raise BundleError(f"tensor {name} must have dtype, shape and data_offsets and no more")
+    dtype, offsets = value["dtype"], value["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise BundleError(f"tensor {name} has dtype {str(dtype)[:32]!r}: use one of {list(DTYPES)}")
+    if not isinstance(value["shape"], list):
+        raise BundleError(f"tensor {name} has no list as its shape: save the file again")
+    shape = check_shape(name, value["shape"])
+    sound = isinstance(offsets, list) and [type(n) for n in offsets] == [int, int]
+    if not sound or not 0 <= offsets[0] <= offsets[1]:
+        raise BundleError(f"tensor {name} has malformed data_offsets: save the file again")
+    expected = math.prod(shape) * DTYPES[dtype].itemsize
+    if offsets[1] - offsets[0] != expected:
+        raise BundleError(
+            f"tensor {name} takes {offsets[1] - offsets[0]} bytes, but {dtype} of shape "
+            f"{list(shape)} takes {expected}: save the file again"
+        )
+    return Entry(name, DTYPES[dtype], shape, offsets[0], offsets[1])
+
+
+def some(names: Iterable[str], limit: int = 5) -> str:
+    """Return the first names as text, and how many more there are."""
+    listed = sorted(names)
+    more = f" and {len(listed) - limit} more" if len(listed) > limit else ""
+    return ", ".join(listed[:limit]) + more

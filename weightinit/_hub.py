@@ -1,0 +1,160 @@
+"""Bundles on the Hugging Face Hub; huggingface_hub is imported when it is first needed."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from weightinit._version import __version__
+from weightinit.errors import BundleError
+
+__all__ = ["KNOWN", "download", "push", "split_revision"]
+
+#: Bundles known on the Hub, pinned: from ``org/name`` to the commit that is used by default.
+KNOWN: dict[str, str] = {}
+
+CONFIG, WEIGHTS, CARD = FILES = ("config.json", "model.safetensors", "README.md")
+REPO = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[^@]+))?")
+
+
+def split_revision(name: str, revision: str | None) -> tuple[str, str | None] | None:
+    """Split ``org/name@revision``; return None if ``name`` is no name of a Hub repository.
+
+    Raises:
+        BundleError: if the name and ``revision`` name different revisions.
+    """
+    match = REPO.fullmatch(name)
+    if match is None:
+        return None
+    repo, named = match["repo"], match["revision"]
+    if named and revision and named != revision:
+        raise BundleError(
+            f"two revisions are given, {named!r} in {name!r} and revision={revision!r}: pass one"
+        )
+    return repo, named or revision or KNOWN.get(repo)
+
+
+def download(
+    repo: str,
+    revision: str | None,
+    *,
+    cache_dir: str | os.PathLike[str] | None,
+    token: str | bool | None,
+    local_files_only: bool,
+) -> Path:
+    """Return the cached folder of a repository's bundle files; its name is the resolved commit.
+
+    Only config.json, model.safetensors and README.md are ever fetched: no pickle, no code.
+
+    Raises:
+        BundleError: if the repository, the revision, the network or the permission is missing.
+    """
+    with _explained(repo, revision, "download"):
+        from huggingface_hub import snapshot_download
+
+        folder = snapshot_download(
+            repo,
+            revision=revision,
+            cache_dir=None if cache_dir is None else Path(cache_dir),
+            token=token,
+            local_files_only=local_files_only,
+            allow_patterns=list(FILES),
+            library_name="weightinit",
+            library_version=__version__,
+        )
+    return Path(folder)
+
+
+def push(
+    folder: Path,
+    repo: str,
+    *,
+    private: bool | None,
+    revision: str | None,
+    commit_message: str,
+    create_pr: bool,
+    token: str | bool | None,
+) -> str:
+    """Upload a bundle's files in one commit, README.md only if the repository has none.
+
+    Returns:
+        ``"org/name@commit"`` of the new commit.
+
+    Raises:
+        BundleError: if the repository cannot be created or written to.
+    """
+    with _explained(repo, revision, "upload"):
+        from huggingface_hub import CommitOperationAdd, HfApi
+
+        api = HfApi(token=token, library_name="weightinit", library_version=__version__)
+        api.create_repo(repo, private=private, exist_ok=True)
+        if revision not in (None, "main") and not revision.startswith("refs/"):
+            api.create_branch(repo, branch=revision, exist_ok=True)
+        names = [CONFIG, WEIGHTS]
+        if not api.file_exists(repo, CARD, revision=revision):
+            names.append(CARD)
+        # One commit, where upload_folder may make several: no reader ever sees half a bundle.
+        info = api.create_commit(
+            repo,
+            [CommitOperationAdd(name, folder / name) for name in names],
+            commit_message=commit_message,
+            revision=revision,
+            create_pr=create_pr,
+        )
+    return f"{repo}@{info.oid}"
+
+
+@contextmanager
+def _explained(repo: str, revision: str | None, action: str) -> Iterator[None]:
+    """Turn whatever the client raises into a BundleError that says what to do."""
+    try:
+        yield
+    except Exception as error:  # the client's HTTP library differs by version, and so its errors
+        raise BundleError(
+            f"cannot {action} the bundle {repo!r} (revision {revision or 'main'!r}): "
+            + _explain(error, repo)
+        ) from error
+
+
+def _explain(error: Exception, repo: str) -> str:
+    from huggingface_hub import constants
+    from huggingface_hub import errors as hub
+
+    chain: list[BaseException] = [error]
+    while chain[-1].__cause__ is not None:
+        chain.append(chain[-1].__cause__)
+    statuses = [getattr(getattr(e, "response", None), "status_code", None) for e in chain]
+    status = next((s for s in statuses if s is not None), None)
+    page = f"{constants.ENDPOINT}/{repo}"
+
+    def among(*kinds: type[BaseException]) -> bool:
+        return any(isinstance(e, kinds) for e in chain)
+
+    if among(hub.GatedRepoError):
+        return f"it is gated. Accept its conditions at {page} and pass token="
+    if among(hub.RepositoryNotFoundError):
+        return (
+            "there is no such repository, or it is private. Check the name; for a private one pass "
+            "token= or run `hf auth login`"
+        )
+    if among(hub.RevisionNotFoundError):
+        return f"it has no such revision. Use a branch, tag or commit of {page}/commits/main"
+    if status in (401, 403):
+        return (
+            f"access was denied ({status}). Pass a token= with the permission, or run `hf auth "
+            "login`"
+        )
+    if among(hub.HFValidationError):
+        return f"{error}. Use a name of the form org/name"
+    if constants.HF_HUB_OFFLINE:
+        return "it is not in the cache, and HF_HUB_OFFLINE is set. Unset it once to download it"
+    if among(hub.LocalEntryNotFoundError) and len(chain) == 1:
+        return "it is not in the cache. Load it once with local_files_only=False"
+    reason = str(chain[-1]).strip().splitlines() or [type(chain[-1]).__name__]
+    return (
+        f"{reason[0][:300].rstrip('.')}. Check the connection and try again: nothing partial is "
+        "kept or used"
+    )

@@ -1,0 +1,289 @@
+"""Template bundles: config.json and model.safetensors in a folder or on the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from safetensors.torch import save_file
+
+from weightinit import _hub, _template_checks
+from weightinit._bundle_config import MAX_CONFIG, BundleConfig
+from weightinit._checks import DTYPES, Shape, check_name, check_shape, read_text, read_weights
+from weightinit._hub import CARD, CONFIG, WEIGHTS
+from weightinit._locate import explain_missing, locate, names
+from weightinit._writing import model_card, replace_files
+from weightinit.config import TemplateConfig
+from weightinit.errors import BundleError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["MAX_BYTES", "BundleConfig", "TemplateBundle", "list_templates"]
+
+#: The largest file that is read, and the largest model that a bundle may describe, in bytes.
+MAX_BYTES = 8 * 2**30
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class _Bundle:
+    """What every kind of bundle shares: a checked config, named tensors, and where they are from.
+
+    A subclass sets ``kind`` and says in ``_check_tensors`` which tensors a config calls for.
+    """
+
+    config: BundleConfig
+    tensors: Mapping[str, torch.Tensor]
+    source: str = "memory"
+    card: str | None = None
+    kind: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        """Check the tensors against the config."""
+        object.__setattr__(self, "tensors", dict(self.tensors))
+        shapes = {}
+        for name, tensor in self.tensors.items():
+            check_name(name)
+            if tensor.dtype not in DTYPES.values():
+                allowed = [str(dtype) for dtype in DTYPES.values()]
+                raise BundleError(f"tensor {name} is {tensor.dtype}: cast it to one of {allowed}")
+            shapes[name] = check_shape(name, tensor.shape)
+        self._check(self.config, shapes)
+
+    def __repr__(self) -> str:
+        config = self.config
+        return (
+            f"{type(self).__name__}(method={config.method!r}, depth={config.depth}, "
+            f"sizes={dict(config.sizes)}, {len(self.tensors)} tensors, source={self.source!r})"
+        )
+
+    @classmethod
+    def _check(cls, config: BundleConfig, shapes: Mapping[str, Shape]) -> None:
+        if config.kind != cls.kind:
+            raise BundleError(
+                f"this is a bundle of kind {config.kind!r}, {cls.__name__} reads {cls.kind!r}: "
+                "pass another bundle"
+            )
+        cls._check_tensors(config, shapes)
+
+    @staticmethod
+    def _check_tensors(config: BundleConfig, shapes: Mapping[str, Shape]) -> None:
+        """Raise BundleError unless the tensors are those that the config calls for."""
+        raise NotImplementedError
+
+    @staticmethod
+    def _check_expansion(
+        config: BundleConfig, shapes: Mapping[str, Shape], nbytes: int, max_bytes: int
+    ) -> None:
+        """Raise BundleError if ``nbytes`` of tensors describe a model out of all proportion."""
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
+        max_bytes: int = MAX_BYTES,
+    ) -> Self:
+        """Load a bundle and check all of it; no code of the bundle runs and no pickle is read.
+
+        Args:
+            name: a built-in name, a folder (``./name`` where a built-in has the same name), or
+                a Hub repository as ``"org/name"`` or ``"org/name@revision"``.
+            revision: branch, tag or commit of the Hub repository.
+            cache_dir: folder of the Hub's cache; default: that of huggingface_hub.
+            token: for private repositories; default: the one of ``hf auth login``.
+            local_files_only: use the cache only. ``HF_HUB_OFFLINE=1`` does the same.
+            max_bytes: largest weights file, and largest model described by it, that is accepted.
+
+        Returns:
+            The bundle, tensors on the CPU in the dtypes stored, ``source`` naming the commit.
+
+        Raises:
+            BundleError: if the bundle cannot be found or is not sound.
+        """
+        folder, source = locate(
+            name,
+            revision=revision,
+            cache_dir=cache_dir,
+            token=token,
+            local_files_only=local_files_only,
+        )
+        try:
+            return cls._read(folder, source, max_bytes)
+        except OSError as error:
+            explain_missing(folder)
+            raise BundleError(f"cannot read the bundle in {folder}: {error}") from error
+
+    @classmethod
+    def _read(cls, folder: Path, source: str, max_bytes: int) -> Self:
+        config = BundleConfig.from_json(
+            read_text(folder / CONFIG, MAX_CONFIG), str(folder / CONFIG)
+        )
+
+        def check(shapes: Mapping[str, Shape], nbytes: int) -> None:
+            cls._check(config, shapes)
+            cls._check_expansion(config, shapes, nbytes, max_bytes)
+
+        tensors = read_weights(folder / WEIGHTS, config.sha256, check, max_bytes=max_bytes)
+        card = folder / CARD
+        text = read_text(card, MAX_CONFIG).decode(errors="replace") if card.exists() else None
+        return cls(config, tensors, source, text)
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
+        """Write config.json, model.safetensors and, if there is none, README.md.
+
+        The files appear whole or not at all: after any exception the folder is as it was. A file
+        that is mapped by another reader keeps its contents. Dtypes are kept.
+
+        Args:
+            save_directory: created if it does not exist; other files in it are left alone.
+
+        Raises:
+            BundleError: if a value is not finite or the folder cannot be written to.
+        """
+        folder = Path(save_directory).expanduser()
+        replace_files(
+            folder, lambda new: self._write(new, folder.name, card=not (folder / CARD).exists())
+        )
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        revision: str | None = None,
+        commit_message: str | None = None,
+        create_pr: bool = False,
+        token: str | bool | None = None,
+    ) -> str:
+        """Upload the bundle in one commit; a README.md that the repository has is kept.
+
+        Args:
+            repo_id: ``"org/name"``, created if it does not exist.
+            private: visibility of a new repository; default: the organization's.
+            revision: branch to commit to, created if it does not exist.
+            commit_message: default: ``"Upload bundle with weightinit"``.
+            create_pr: open a pull request instead of committing to the main branch.
+            token: with write permission; default: the one of ``hf auth login``.
+
+        Returns:
+            ``"org/name@commit"``, which :meth:`from_pretrained` accepts.
+
+        Raises:
+            BundleError: if the repository cannot be created or written to.
+        """
+        if create_pr and revision is not None:
+            raise BundleError(
+                f"create_pr=True opens a pull request against main, not {revision!r}: pass one"
+            )
+        with tempfile.TemporaryDirectory() as temp:
+            self._write(Path(temp), repo_id, card=True)
+            return _hub.push(
+                Path(temp),
+                repo_id,
+                private=private,
+                revision=revision,
+                commit_message=commit_message or "Upload bundle with weightinit",
+                create_pr=create_pr,
+                token=token,
+            )
+
+    def _write(self, folder: Path, name: str, *, card: bool) -> None:
+        tensors = {}
+        for key, tensor in self.tensors.items():
+            if tensor.is_meta or not bool(torch.isfinite(tensor).all()):
+                raise BundleError(
+                    f"tensor {key} {'is on meta' if tensor.is_meta else 'holds NaN or infinity'}: "
+                    "a bundle holds finite values"
+                )
+            # safetensors refuses views that share memory or have strides.
+            tensors[key] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+        nbytes = sum(tensor.nbytes for tensor in tensors.values())
+        self._check_expansion(self.config, shapes, nbytes, MAX_BYTES)
+        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+        with (folder / WEIGHTS).open("rb") as file:
+            digest = hashlib.sha256()
+            while chunk := file.read(2**20):
+                digest.update(chunk)
+        config = replace(self.config, sha256=digest.hexdigest())
+        data = config.to_json().encode()
+        if len(data) > MAX_CONFIG:
+            raise BundleError(
+                f"config.json would have {len(data)} bytes, over the limit of {MAX_CONFIG}: "
+                "shorten provenance or traits"
+            )
+        BundleConfig.from_json(data)
+        (folder / CONFIG).write_bytes(data)
+        if card:
+            text = self.card or model_card(config, shapes, name)
+            (folder / CARD).write_text(text, encoding="utf-8")
+
+
+class TemplateBundle(_Bundle):
+    """Weight templates, their trained scalers, and the tensors outside the blocks.
+
+    Frozen; the tensors keep their stored dtype. Their names, in :attr:`tensors`:
+
+    - ``templates.<kind>``: ``[N, *shape]``, of every kind in :attr:`template_config`;
+    - ``scalers.<kind>``: ``[depth, N, *s]``, of the auxiliary model; may be missing for methods
+      other than wave, whose scalers are closed forms;
+    - ``fitted.<i>.<kind>``: ``[depth, N, *s]``, of ``config.fitted[i]``;
+    - ``outside.<role>``: canonical tensors (patch embedding, positions, tokens, norms, head).
+
+    Args:
+        config: see :class:`BundleConfig`.
+        tensors: by name.
+        source: where they come from, with the resolved commit.
+        card: text of README.md; default: generated on saving.
+
+    Raises:
+        BundleError: if a tensor is missing, unknown, or of another shape than the config says.
+
+    Examples:
+        >>> import tempfile, torch
+        >>> from weightinit.bundle import BundleConfig, TemplateBundle
+        >>> from weightinit.config import TemplateConfig
+        >>> options = TemplateConfig.layers("share", 8, 1).to_dict()
+        >>> sizes = {"d": 8, "h": 2, "k": 4, "m": 32}
+        >>> config = BundleConfig("templates", "share", options, sizes, 1, "Apache-2.0")
+        >>> shapes = {kind: [1, *spec["shape"]] for kind, spec in options["kinds"].items()}
+        >>> tensors = {f"templates.{kind}": torch.ones(shape) for kind, shape in shapes.items()}
+        >>> bundle = TemplateBundle(config, tensors)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     bundle.save_pretrained(folder)
+        ...     same = TemplateBundle.from_pretrained(folder)
+        >>> same.tensors["templates.mlp.fc1.weight"].shape
+        torch.Size([1, 32, 8])
+    """
+
+    kind: ClassVar[str] = "templates"
+
+    @property
+    def template_config(self) -> TemplateConfig:
+        """The template set: its kinds, their number and shapes."""
+        return _template_checks.template_config(self.config)
+
+    _check_tensors = staticmethod(_template_checks.check_tensors)
+    _check_expansion = staticmethod(_template_checks.check_expansion)
+
+
+def list_templates() -> list[str]:
+    """Return the names of the template bundles that ship with weightinit or are known on the Hub.
+
+    Examples:
+        >>> from weightinit.bundle import list_templates
+        >>> isinstance(list_templates(), list)
+        True
+    """
+    return names()
