@@ -1,0 +1,116 @@
+import pytest
+import timm
+import torch
+from conftest import make_bundle, vit
+from hypothesis import given
+from hypothesis import strategies as st
+
+import weightinit as wi
+from weightinit.anatomy import anatomy
+from weightinit.errors import ProjectionError
+from weightinit.methods.wave import interpolate_depth, size_key, start_scalers
+
+
+@given(old=st.integers(1, 6), new=st.integers(1, 9))
+def test_depth_is_interpolated_linearly_between_the_ends(old, new):
+    scalers = torch.arange(old, dtype=torch.float64)[:, None].expand(old, 2)
+    out = interpolate_depth(scalers, new)
+    ends = torch.linspace(0, old - 1, new, dtype=torch.float64)
+    expected = ends if new > 1 else torch.tensor([(old - 1) / 2], dtype=torch.float64)
+    torch.testing.assert_close(out, expected[:, None].expand(new, 2))
+
+
+def test_the_same_size_gives_the_auxiliary_model(bundle):
+    """At ratio 1 and equal depth, the blocks are T and S composed, as trained."""
+    model = wi.init_from_templates(vit(), bundle)
+    for index, block in enumerate(model.blocks):
+        t, s = (bundle.tensors[f"{n}.mlp.fc2.weight"].double() for n in ("templates", "scalers"))
+        expected = sum(torch.kron(s[index, i], t[i]) for i in range(len(t)))
+        torch.testing.assert_close(
+            block.mlp.fc2.weight.detach().double(), expected, rtol=0, atol=1e-6
+        )
+        t, s = (bundle.tensors[f"{n}.attn.qkv.bias"].double() for n in ("templates", "scalers"))
+        expected = sum(torch.kron(s[index, i], t[i]) for i in range(len(t)))
+        torch.testing.assert_close(
+            block.attn.qkv.bias.detach().double(), expected, rtol=0, atol=1e-6
+        )
+
+
+def test_fused_bias_of_a_wider_target_is_composed_per_part(bundle):
+    """Blocks of q, k and v, not of [q k v]: the misalignment that Table C.2 invites."""
+    model = wi.init_from_templates(vit(embed_dim=32, num_heads=4), bundle)
+    small = wi.init_from_templates(vit(), bundle)
+    wide = model.blocks[0].attn.qkv.bias.detach().chunk(3)
+    for part, narrow in zip(wide, small.blocks[0].attn.qkv.bias.detach().chunk(3), strict=True):
+        torch.testing.assert_close(part, narrow.repeat(2))
+
+
+def test_fitted_scalers_of_exactly_this_size_are_taken(bundle):
+    from weightinit.training.fit import _with_fitted
+
+    model = vit(embed_dim=32, num_heads=4, depth=5)
+    seen = anatomy(model)
+    values = {k: torch.full_like(v, 0.25) for k, v in start_scalers(bundle, seen).items()}
+    fitted = _with_fitted(bundle, size_key(seen), values)
+    for how in ("interpolate", "fitted"):
+        assert "fitted scalers" in str(wi.plan_templates(model, fitted, scalers=how).report())
+    wi.init_from_templates(model, fitted)
+    expected = 0.25 * bundle.tensors["templates.attn.proj.weight"].sum(0)
+    torch.testing.assert_close(model.blocks[4].attn.proj.weight.detach(), expected.repeat(2, 2))
+    other = wi.plan_templates(vit(embed_dim=32, num_heads=4, depth=4), fitted)
+    assert "interpolate scalers" in str(other.report())
+
+
+def test_damaged_fitted_scalers_are_refused(bundle):
+    from weightinit.training.fit import _with_fitted
+
+    seen = anatomy(vit())
+    values = start_scalers(bundle, seen)
+    fitted = _with_fitted(bundle, size_key(seen), values)
+    del fitted.tensors["fitted.0.mlp.fc2.weight"]
+    with pytest.raises(ProjectionError, match=r"fc2.*fit them anew"):
+        wi.plan_templates(vit(), fitted)
+
+
+def test_unknown_scalers_are_named(bundle):
+    with pytest.raises(ProjectionError, match="interpolate"):
+        start_scalers(bundle, anatomy(vit()), "inter")
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_gated_mlp_starts_as_the_composed_one(bundle, bias):
+    """SwiGLU with biases: silu(gate) * 1; without: both halves from fc1."""
+    from timm.layers import SwiGLU
+
+    model = vit(mlp_layer=SwiGLU)
+    if not bias:
+        for block in model.blocks:
+            block.mlp.fc1_g = torch.nn.Linear(16, 64, bias=False)
+            block.mlp.fc1_x = torch.nn.Linear(16, 64, bias=False)
+    wi.init_from_templates(model, bundle)
+    plain = wi.init_from_templates(vit(), bundle)
+    mlp, reference = model.blocks[1].mlp, plain.blocks[1].mlp
+    torch.testing.assert_close(mlp.fc1_g.weight, reference.fc1.weight)
+    if bias:
+        assert bool((mlp.fc1_x.weight == 0).all()) and bool((mlp.fc1_x.bias == 1).all())
+    else:
+        torch.testing.assert_close(mlp.fc1_x.weight, reference.fc1.weight)
+
+
+def test_class_attention_blocks_take_the_deepest_scalers(bundle):
+    with torch.device("meta"):
+        model = timm.create_model("cait_xxs24_224", depth=3, num_classes=5)
+    wi.init_from_templates(model, bundle)
+    last, token = model.blocks[-1], model.blocks_token_only[0]
+    torch.testing.assert_close(token.mlp.fc2.weight, last.mlp.fc2.weight)
+    torch.testing.assert_close(token.attn.q.weight, last.attn.qkv.weight[:192])
+
+
+def test_templates_of_another_family_are_refused():
+    from transformers import BertConfig, BertModel
+
+    config = BertConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32
+    )
+    with pytest.raises(ProjectionError, match=r"bert.*templates of a vit"):
+        wi.init_from_templates(BertModel(config), make_bundle())

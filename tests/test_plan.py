@@ -1,0 +1,237 @@
+import os
+
+import pytest
+import timm
+import torch
+from conftest import state_hash, vit
+from torch import nn
+
+import weightinit as wi
+from weightinit.anatomy import anatomy
+from weightinit.errors import ProjectionError
+from weightinit.plan import Plan, Recipe
+
+
+def filled(model, value=0.5, **special):
+    """A plan that writes `value` everywhere, and what `special` says by parameter name."""
+    target = anatomy(model)
+
+    def fill(name):
+        return special.get(name) or (lambda out: out.fill_(value))
+
+    recipes = [Recipe(s, "written", "test", fill(s.name)) for s in target.specs]
+    return Plan(model, target, recipes, source="test")
+
+
+def names(model):
+    return [name for name, _ in model.named_parameters()]
+
+
+def test_commit_writes_everything_in_place_and_returns_the_model():
+    model = vit()
+    before = {name: id(p) for name, p in model.named_parameters()}
+    versions = {name: p._version for name, p in model.named_parameters()}
+    assert filled(model).commit() is model
+    for name, parameter in model.named_parameters():
+        assert id(parameter) == before[name] and parameter._version > versions[name]
+        assert bool((parameter == 0.5).all())
+
+
+def raises(error):
+    def fill(out):
+        raise error
+
+    return fill
+
+
+@pytest.mark.parametrize("where", ["first", "last"])
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [
+        (lambda out: out.fill_(float("nan")), ProjectionError),
+        (lambda out: out.fill_(float("inf")), ProjectionError),
+        (lambda out: out.copy_(torch.ones(3, 77)), RuntimeError),
+        (raises(torch.OutOfMemoryError("no memory")), torch.OutOfMemoryError),
+        (raises(KeyboardInterrupt()), KeyboardInterrupt),
+    ],
+)
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_fault_in_a_recipe_leaves_the_model_bit_identical(device, fault, error, where):
+    with torch.device(device):
+        model = vit()
+    model.blocks[0].attn.qkv.weight.requires_grad_(False)
+    name = names(model)[0 if where == "first" else -1]
+    before = state_hash(model)
+    plan = filled(model, **{name: fault})
+    with pytest.raises(error):
+        plan.commit()
+    assert state_hash(model) == before
+    with pytest.raises(error):
+        plan.validate()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, torch.OutOfMemoryError, RuntimeError])
+@pytest.mark.parametrize("at", [0, 7, 40])
+def test_a_fault_while_writing_is_undone(monkeypatch, error, at):
+    model = vit().train()
+    before = state_hash(model)
+    plan = filled(model).validate()
+    copies = []
+    copy = torch.Tensor.copy_
+
+    def faulty(self, *args, **kwargs):
+        if len(copies) == at:
+            monkeypatch.setattr(torch.Tensor, "copy_", copy)
+            raise error("half-way")
+        copies.append(1)
+        return copy(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.Tensor, "copy_", faulty)
+    with pytest.raises(error, match="half-way"):
+        plan.commit()
+    assert len(copies) == at and state_hash(model) == before
+
+
+@pytest.mark.parametrize("at", [0, 3, 20])
+def test_a_fault_while_materialising_is_undone(monkeypatch, at):
+    with torch.device("meta"):
+        model = timm.create_model("eva02_tiny_patch14_224", depth=2)
+    before = state_hash(model)
+    plan = filled(model).validate()
+    swaps = []
+    swap = torch.utils.swap_tensors
+
+    def faulty(a, b):
+        if len(swaps) == at:
+            monkeypatch.setattr(torch.utils, "swap_tensors", swap)
+            raise KeyboardInterrupt
+        swaps.append(1)
+        swap(a, b)
+
+    monkeypatch.setattr(torch.utils, "swap_tensors", faulty)
+    with pytest.raises(KeyboardInterrupt):
+        plan.commit()
+    assert state_hash(model) == before
+
+
+def test_overflow_of_the_parameters_dtype_is_found_before_writing():
+    model = vit().half()
+    before = state_hash(model)
+    with pytest.raises(ProjectionError, match=r"overflows torch\.float16"):
+        filled(model, value=1e6).commit()
+    assert state_hash(model) == before
+
+
+def test_large_sums_are_not_mistaken_for_infinity():
+    model = vit()
+    filled(model, value=3e38).commit()
+    assert float(model.head.weight.detach().min()) == pytest.approx(3e38)
+
+
+def test_every_parameter_needs_a_recipe():
+    model = vit()
+    target = anatomy(model)
+    recipes = [Recipe(s, "written", "test", lambda out: out.zero_()) for s in target.specs]
+    with pytest.raises(ProjectionError, match=r"head\.bias"):
+        Plan(model, target, recipes[:-1], source="test")
+
+
+def test_kept_parameters_stay_and_cannot_be_on_meta():
+    model = vit()
+    target = anatomy(model)
+    recipes = [Recipe(s, "kept", "asked") for s in target.specs]
+    before = state_hash(model)
+    Plan(model, target, recipes, source="test").commit()
+    assert state_hash(model) == before
+    with torch.device("meta"):
+        model = vit()
+    recipes = [Recipe(s, "kept", "asked") for s in anatomy(model).specs]
+    with pytest.raises(ProjectionError, match="cannot keep"):
+        Plan(model, anatomy(model), recipes, source="test")
+
+
+def test_inference_parameters_are_refused():
+    with torch.inference_mode():
+        model = vit()
+    with pytest.raises(ProjectionError, match="inference mode"):
+        filled(model).commit()
+
+
+def test_meta_keeps_parameter_objects_flags_and_optimizer_references():
+    with torch.device("meta"):
+        model = vit()
+    model.norm.weight.requires_grad_(False)
+    identities = {name: id(p) for name, p in model.named_parameters()}
+    filled(model).commit()
+    assert {name: id(p) for name, p in model.named_parameters()} == identities
+    assert not model.norm.weight.requires_grad and model.head.weight.requires_grad
+    model(torch.zeros(2, 1, 8, 8)).sum().backward()
+    assert model.head.weight.grad is not None
+
+
+def test_values_do_not_share_memory_with_the_plan_or_each_other():
+    with torch.device("meta"):
+        model = vit()
+    filled(model).commit()
+    pointers = [p.untyped_storage().data_ptr() for p in model.parameters()]
+    assert len(set(pointers)) == len(pointers)
+
+
+def test_buffers_that_cannot_be_rebuilt_are_named():
+    class Strange(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("table", torch.ones(3))
+
+    with torch.device("meta"):
+        model = vit()
+        model.blocks[0].strange = Strange()
+    before = state_hash(model)
+    with pytest.raises(ProjectionError, match=r"Strange has buffers \['table'\]"):
+        filled(model).commit()
+    assert state_hash(model) == before
+
+
+@pytest.mark.parametrize("name", ["eva02_tiny_patch14_224", "vit_base_patch16_rope_224"])
+def test_meta_models_with_computed_buffers_equal_cpu_built_ones(name):
+    generator = torch.Generator().manual_seed(0)
+    options = {"depth": 2, "embed_dim": 48, "num_heads": 3, "img_size": 28 if "14" in name else 32}
+    built = timm.create_model(name, **options).eval()
+    with torch.device("meta"):
+        meta = timm.create_model(name, **options).eval()
+    values = {
+        n: torch.randn(p.shape, generator=generator) * 0.1 for n, p in built.named_parameters()
+    }
+    for model in (built, meta):
+        fills = {n: (lambda out, v=v: out.copy_(v)) for n, v in values.items()}
+        filled(model, **fills).commit()
+    x = torch.randn(2, 3, options["img_size"], options["img_size"], generator=generator)
+    with torch.no_grad():
+        assert torch.equal(built(x), meta(x))
+
+
+def test_bfloat16_gets_the_rounded_float32_values():
+    model, half = vit(), vit().bfloat16()
+    for each in (model, half):
+        filled(each, value=1 / 3).commit()
+    assert torch.equal(model.head.weight.bfloat16(), half.head.weight)
+
+
+def test_transformers_will_not_initialise_again():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ViTConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+        image_size=8, patch_size=4, num_labels=3,
+    )  # fmt: skip
+    model = transformers.ViTForImageClassification(config)
+    filled(model).commit()
+    model.init_weights()
+    assert all(bool((p == 0.5).all()) for p in model.parameters())
+
+
+def test_report_says_what_is_done_with_every_parameter(bundle):
+    model = vit(depth=5, num_classes=7)
+    report = wi.plan_templates(model, bundle, keep=["pos"]).report()
+    assert [row.name for row in report.rows] == names(model)
+    assert report.counts == {"written": 64, "fresh": 2, "kept": 1}
+    assert "head.weight" in str(report) and os.linesep in str(report)

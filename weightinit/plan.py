@@ -1,0 +1,269 @@
+"""Recipes for every parameter of a model: computed and checked first, committed all or nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from weightinit.anatomy import Anatomy, ParamSpec
+from weightinit.errors import ProjectionError
+from weightinit.report import Report, Row
+
+__all__ = ["Plan", "Recipe"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What becomes of one parameter.
+
+    Args:
+        spec: the parameter.
+        action: ``"written"`` from the source, ``"fresh"`` by an explicit rule, or ``"kept"``.
+        source: where its values come from, for people.
+        fill: writes the values into a tensor of the parameter's global shape, on the CPU, in fp32
+            (fp64 for fp64 parameters); None where the parameter is kept.
+    """
+
+    spec: ParamSpec
+    action: Literal["written", "fresh", "kept"]
+    source: str
+    fill: Callable[[Tensor], None] | None = None
+
+
+class Plan:
+    """A dry run that can be committed: one :class:`Recipe` for each parameter of ``model``.
+
+    Args:
+        model: the module to write.
+        anatomy: of that module.
+        recipes: one for each of its parameters, in any order.
+        source: where the values come from, for the report.
+        notes: returns further lines for the report; called when one is made.
+
+    Raises:
+        ProjectionError: if a parameter has no recipe, or cannot be kept because it is on meta.
+
+    Examples:
+        >>> import timm, weightinit as wi
+        >>> model = timm.create_model("vit_tiny_patch16_224", depth=2, num_classes=5)
+        >>> plan = wi.plan_templates(model)
+        >>> plan.validate().report().counts["written"]
+        30
+        >>> plan.commit() is model
+        True
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        anatomy: Anatomy,
+        recipes: Sequence[Recipe],
+        *,
+        source: str,
+        notes: Callable[[], Sequence[str]] = tuple,
+    ) -> None:
+        self.model = model
+        self.anatomy = anatomy
+        self.recipes = {recipe.spec.name: recipe for recipe in recipes}
+        self._source, self._notes = source, notes
+        self._values: dict[str, Tensor] | None = None
+        self._parameters = dict(model.named_parameters())
+        missing = [name for name in self._parameters if name not in self.recipes]
+        if missing:
+            raise ProjectionError(f"no recipe for {missing}: a method must cover every parameter")
+        meta = [
+            name
+            for name, recipe in self.recipes.items()
+            if recipe.action == "kept" and self._parameters[name].is_meta
+        ]
+        if meta:
+            raise ProjectionError(
+                f"cannot keep {meta}: on the meta device they have no values; build the model on "
+                "the CPU, or drop them from keep="
+            )
+
+    def report(self) -> Report:
+        """Return what becomes of every parameter; nothing is computed or written."""
+        rows = [
+            Row(r.spec.name, r.spec.role, r.spec.block, tuple(r.spec.shape), r.action, r.source)
+            for r in (self.recipes[name] for name in self._parameters)
+        ]
+        return Report(rows, source=self._source, notes=self._notes(), model=self.model)
+
+    def validate(self) -> Plan:
+        """Compute every value and check it, without touching the model.
+
+        Raises:
+            ProjectionError: on a recipe that fails, or values that are not finite, by name.
+        """
+        if self._values is not None:
+            return self
+        values: dict[str, Tensor] = {}
+        for name, parameter in self._parameters.items():
+            recipe = self.recipes[name]
+            if parameter.is_inference():
+                raise ProjectionError(
+                    f"{name} was made in inference mode and cannot be written: build the model "
+                    "outside torch.inference_mode()"
+                )
+            if recipe.fill is None:
+                continue
+            dtype = torch.float64 if parameter.dtype == torch.float64 else torch.float32
+            value = torch.empty(parameter.shape, dtype=dtype)
+            with torch.no_grad():
+                recipe.fill(value)
+            # The sum is not finite if any value is not; the slow check tells overflow from NaN.
+            if not torch.isfinite(value.sum()) and not torch.isfinite(value).all():
+                raise ProjectionError(
+                    f"{name} ({recipe.spec.role}, {tuple(value.shape)}) would get values that are "
+                    f"not finite from {recipe.source}: check the source with torch.isfinite"
+                )
+            if (
+                not torch.isfinite(value.to(parameter.dtype).sum())
+                and not torch.isfinite(value.to(parameter.dtype)).all()
+            ):
+                raise ProjectionError(
+                    f"{name} ({recipe.spec.role}) overflows {parameter.dtype}: use bfloat16 or "
+                    "float32 parameters"
+                )
+            values[name] = value
+        self._values = values
+        return self
+
+    def commit(self) -> nn.Module:
+        """Write the values in place, all or nothing, and return the model.
+
+        A meta model is materialised on the CPU. After any exception, KeyboardInterrupt included,
+        the model is as it was, bit for bit.
+
+        Raises:
+            ProjectionError: see :meth:`validate`.
+        """
+        self.validate()
+        values, self._values = self._values or {}, None
+        if any(isinstance(p, DTensor) for p in self._parameters.values()):
+            _commit_sharded(self.model, self._parameters, values)
+        else:
+            _commit(self.model, self._parameters, values)
+        for name in values:
+            # transformers re-initialises whatever lacks this mark.
+            self._parameters[name]._is_hf_initialized = True  # type: ignore[attr-defined]
+        return self.model
+
+
+def _commit(
+    model: nn.Module, parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]
+) -> None:
+    meta = {name for name in values if parameters[name].is_meta}
+    backup: dict[str, Tensor] = {}
+    swapped: list[tuple[Tensor, Tensor]] = []
+    try:
+        with torch.no_grad(), _materialised_buffers(model, needed=bool(meta)):
+            for name, value in values.items():
+                parameter = parameters[name]
+                if name in meta:
+                    fresh = nn.Parameter(value.to(parameter.dtype), parameter.requires_grad)
+                    swapped.append((parameter, fresh))
+                    # The Parameter objects stay: references in optimizers and ties remain valid.
+                    torch.utils.swap_tensors(parameter, fresh)
+                else:
+                    backup[name] = parameter.detach().clone()
+                    parameter.copy_(value)
+    except BaseException:
+        with torch.no_grad():
+            for name, old in backup.items():
+                parameters[name].copy_(old)
+            for parameter, fresh in swapped:
+                if fresh.is_meta:
+                    torch.utils.swap_tensors(parameter, fresh)
+        raise
+
+
+@contextlib.contextmanager
+def _materialised_buffers(model: nn.Module, *, needed: bool, device: str = "cpu") -> Iterator[None]:
+    """Give the buffers of a meta model their values; on an exception they are as they were."""
+    if not needed:
+        yield
+        return
+    saved = [
+        (module, name, buffer)
+        for module in model.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+        if buffer.is_meta
+    ]
+    try:
+        for module, name, buffer in saved:
+            module._buffers[name] = torch.empty_like(buffer, device=device)
+        for module in dict.fromkeys(module for module, _, _ in saved):
+            _reset_buffers(module)
+        yield
+    except BaseException:
+        for module, name, buffer in saved:
+            module._buffers[name] = buffer
+        raise
+
+
+def _reset_buffers(module: nn.Module) -> None:
+    """Fill a module's buffers through its own method."""
+    for method in ("init_non_persistent_buffers", "reset_running_stats"):
+        if callable(reset := getattr(module, method, None)):
+            reset()
+            return
+    names = [name for name, _ in module.named_buffers(recurse=False)]
+    raise ProjectionError(
+        f"{type(module).__name__} has buffers {names} on the meta device and no way to rebuild "
+        "them: build the model on the CPU"
+    )
+
+
+def _commit_sharded(
+    model: nn.Module, parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]
+) -> None:
+    """Write full tensors into a model with DTensor parameters: the same bits on every mesh."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+
+    saved = [
+        (module, name, parameter, None if parameter.is_meta else _local(parameter).clone())
+        for module in model.modules()
+        for name, parameter in module.named_parameters(recurse=False)
+    ]
+    state: dict[str, Any] = {
+        _WRAPPERS.sub("", name): value.to(parameters[name].dtype) for name, value in values.items()
+    }
+    device = next(p.device_mesh.device_type for p in parameters.values() if isinstance(p, DTensor))
+    meta = any(parameters[name].is_meta for name in values)
+    try:
+        with _materialised_buffers(model, needed=meta, device=device):
+            options = StateDictOptions(full_state_dict=True, strict=False)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch warns of its own internals
+                unexpected = set_model_state_dict(model, state, options=options).unexpected_keys
+            if unexpected:
+                raise ProjectionError(
+                    f"torch.distributed does not know {unexpected}: initialise the model before "
+                    "wrapping it"
+                )
+    except BaseException:
+        with torch.no_grad():
+            for module, name, parameter, local in saved:
+                if local is not None:
+                    _local(parameter).copy_(local)
+                module._parameters[name] = parameter
+        raise
+
+
+_WRAPPERS = re.compile(r"\b(_orig_mod|module|_checkpoint_wrapped_module)\.")
+
+
+def _local(parameter: Tensor) -> Tensor:
+    """Return this rank's part of a parameter, without gradient."""
+    value = parameter.detach()
+    return value.to_local() if isinstance(value, DTensor) else value
