@@ -1,0 +1,158 @@
+import copy
+from dataclasses import replace
+
+import pytest
+import timm
+import torch
+
+import weightinit as wi
+from weightinit.errors import WeightInitError
+from weightinit.training import distill
+from weightinit.training.data import load_data
+from weightinit.training.distill import build_auxiliary, get_ancestor, train_templates
+from weightinit.training.loop import Recipe, evaluate
+from weightinit.training.presets import Network, Preset
+
+SIZE = {"img_size": 8, "patch_size": 4, "embed_dim": 16, "num_heads": 2}
+TINY = Preset(
+    name="tiny",
+    data="digits",
+    auxiliary=Network("vit_tiny_patch16_224", {**SIZE, "depth": 3}),
+    ancestor=Network("resnet10t", {"channels": (8, 8, 8, 8), "stem_width": 8}, image_size=16),
+    ancestor_recipe=Recipe(steps=6, batch_size=32),
+    recipe=Recipe(steps=8, batch_size=32, lr=1e-2, warmup_steps=4, loss="soft+ce"),
+    pools=("avg", "token"),
+    depths=(2, 4),
+)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_data("digits")
+
+
+def run(tmp_path, name="out", preset=TINY, **options):
+    return train_templates(preset, out=tmp_path / name, cache_dir=tmp_path / "cache", **options)
+
+
+def test_a_bundle_is_trained_saved_and_described(tmp_path, digits):
+    bundle = run(tmp_path, command="weightinit train-templates ...")
+    loaded = wi.TemplateBundle.from_pretrained(tmp_path / "out")
+    assert loaded.config.provenance == bundle.config.provenance
+    assert all(torch.equal(t, loaded.tensors[n]) for n, t in bundle.tensors.items())
+    assert bundle.config.depth == 3 and bundle.config.sizes["d"] == 16
+    found = bundle.config.provenance
+    assert set(found["auxiliary"]["val"]) == {"avg", "token", "depth 2", "depth 4"}
+    assert found["versions"]["timm"] == timm.__version__ and found["command"]
+    assert found["data"]["images"]["test"] == len(digits.test)
+    assert {p.name for p in (tmp_path / "out").iterdir()} >= {"README.md", "training"}
+
+
+def test_the_shipped_numbers_are_those_of_the_bundle(tmp_path, digits):
+    """A target of the auxiliary size, filled from the saved bundle, scores what is recorded."""
+    scores = run(tmp_path).config.provenance["auxiliary"]["val"]
+    for pool in ("avg", "token"):
+        model = timm.create_model(
+            "vit_tiny_patch16_224", **SIZE, depth=3, in_chans=1, num_classes=10,
+            class_token=True, global_pool=pool, fc_norm=False,
+        )  # fmt: skip
+        wi.init_from_templates(model, tmp_path / "out")
+        assert evaluate(model, digits.val, digits) == pytest.approx(scores[pool], abs=0.6)
+
+
+def test_the_ancestor_is_trained_once(tmp_path, digits, monkeypatch):
+    first, card = get_ancestor(TINY, digits, cache_dir=tmp_path)
+    monkeypatch.setattr(distill, "train", lambda *_, **__: pytest.fail("trained again"))
+    again, other = get_ancestor(TINY, digits, cache_dir=tmp_path)
+    assert card == other and 0 < card["val"] < 100
+    for a, b in zip(first.state_dict().values(), again.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    with pytest.raises(pytest.fail.Exception, match="trained again"):
+        get_ancestor(TINY, digits, cache_dir=tmp_path, seed=1)
+
+
+def test_a_killed_distillation_resumes_bit_for_bit(tmp_path, monkeypatch):
+    whole = run(tmp_path, "whole")
+    real = distill.train
+
+    def short(module, data, recipe, **options):
+        return real(module, data, recipe, **{**options, "save_every": 3})
+
+    def killed(module, data, recipe, **options):
+        steps = iter([None] * 5)
+        module.register_forward_pre_hook(lambda *_: next(steps))
+        return short(module, data, recipe, **options)
+
+    monkeypatch.setattr(distill, "train", killed)
+    with pytest.raises(StopIteration):
+        run(tmp_path, "cut")
+    monkeypatch.setattr(distill, "train", short)
+    resumed = run(tmp_path, "cut", resume=True)
+    for name, tensor in whole.tensors.items():
+        assert torch.equal(tensor, resumed.tensors[name]), name
+
+
+@pytest.mark.parametrize("method", ["tleg", "share"])
+def test_closed_form_methods_make_bundles_without_scalers(tmp_path, method):
+    bundle = run(tmp_path, method=method, steps=2)
+    assert bundle.config.method == method
+    assert not any(name.startswith("scalers.") for name in bundle.tensors)
+
+
+def test_a_mixed_model_draws_in_training_alone(digits):
+    module = build_auxiliary(TINY, digits, "wave", 0)
+    images = torch.randn(2, 1, 8, 8)
+    assert module.depth == 3 and len(module.model.blocks) == 4
+    module.eval()
+    expected = module(images)
+    assert all(torch.equal(module(images), expected) for _ in range(5))
+    module.train()
+    torch.manual_seed(0)
+    seen = {tuple(module(images).flatten().tolist()) for _ in range(40)}
+    assert len(seen) == 3  # depths
+    assert len(module.model.blocks) == 4 and module.model.global_pool == "avg"
+    module.eval()
+    assert torch.equal(module(images), expected)
+
+
+def test_every_pooling_is_trained_at_each_step(digits):
+    module = build_auxiliary(replace(TINY, depths=()), digits, "wave", 0)
+    images = torch.randn(2, 1, 8, 8)
+    both = module(images)
+    module.eval()
+    for index, pool in enumerate(TINY.pools):
+        module.model.global_pool = pool
+        torch.testing.assert_close(both[:, index], module(images))
+    assert not torch.equal(both[:, 0], both[:, 1])
+
+
+def test_a_mixed_model_of_one_depth_is_the_constrained_model(digits):
+    plain = replace(TINY, pools=("avg",), depths=())
+    module = build_auxiliary(plain, digits, "wave", 0)
+    assert not module.model.has_class_token
+    images = torch.randn(2, 1, 8, 8)
+    whole = module.to_bundle()
+    kinds = module.config.kinds
+    twin = wi.constrain(
+        plain.auxiliary_at(3).build(digits, 0),
+        module.config,
+        templates={k: whole.tensors[f"templates.{k}"] for k in kinds},
+        scalers={k: whole.tensors[f"scalers.{k}"] for k in kinds},
+    )
+    torch.testing.assert_close(module(images)[:, 0], twin(images), rtol=0, atol=0)
+    module.eval()
+    torch.testing.assert_close(copy.deepcopy(module)(images), twin(images), rtol=0, atol=0)
+
+
+def test_a_pretrained_ancestor_brings_its_normalisation(digits):
+    network = Network("vit_base_patch16_224.augreg_in21k", pretrained=True)
+    data = distill._as_pretrained(network, digits)
+    assert data.mean == (0.5, 0.5, 0.5) and distill._as_pretrained(TINY.ancestor, digits) is digits
+
+
+def test_bad_input_is_refused(tmp_path, digits):
+    with pytest.raises(WeightInitError, match="method 'ligo' trains no templates"):
+        build_auxiliary(TINY, digits, "ligo", 0)
+    large = replace(TINY, auxiliary=Network("vit_tiny_patch16_224", {**SIZE, "img_size": 16}))
+    with pytest.raises(WeightInitError, match=r"images of \(8, 8\) pixels"):
+        run(tmp_path, preset=large)

@@ -1,0 +1,242 @@
+import json
+import math
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from weightinit.errors import WeightInitError
+from weightinit.training.data import load_data
+from weightinit.training.loop import Recipe, evaluate, loss_of, train
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_data("digits")
+
+
+def classifier(seed=0):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Sequential(
+            nn.Flatten(), nn.Linear(64, 24), nn.BatchNorm1d(24), nn.Dropout(0.1), nn.Linear(24, 10)
+        )
+
+
+def bits(module):
+    return {k: v.clone() for k, v in module.state_dict().items()}
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_it_learns_and_reports(digits, tmp_path):
+    module = classifier()
+    module.eval()
+    recipe = Recipe(steps=60, batch_size=64, lr=1e-2, warmup_steps=5)
+    history = train(module, digits, recipe, out=tmp_path, eval_every=30)
+    assert history.val > 70 and history.rows[-1]["step"] == 60
+    assert [row["step"] for row in history.rows if "val" in row] == [30, 60]
+    assert history.rows[-1]["loss"] < 0.8 * history.rows[0]["loss"]
+    saved = json.loads((tmp_path / "history.json").read_text())
+    assert saved["rows"] == history.rows and saved["recipe"]["lr"] == 1e-2
+    assert evaluate(module, digits.val, digits) == history.val
+
+
+class Killed(Exception):
+    pass
+
+
+class Mortal(nn.Module):
+    """Dies at one training step, as a process does."""
+
+    def __init__(self, inner, at=None):
+        super().__init__()
+        self.inner, self.at, self.steps = inner, at, 0
+
+    def forward(self, x):
+        if self.training:
+            self.steps += 1
+            if self.steps == self.at:
+                raise Killed
+        return self.inner(x)
+
+
+@pytest.mark.parametrize("loss", ["ce", "soft+ce"])
+def test_a_killed_run_resumes_bit_for_bit(digits, tmp_path, loss):
+    recipe = Recipe(steps=24, batch_size=32, warmup_steps=4, loss=loss, clip_grad=1.0)
+    options = {"ancestor": classifier(seed=1), "save_every": 5, "eval_every": 6}
+    whole, cut = Mortal(classifier()), Mortal(classifier(), at=18)
+    expected = train(whole, digits, recipe, **options)
+    with pytest.raises(Killed):
+        train(cut, digits, recipe, out=tmp_path, **options)
+    resumed = Mortal(classifier(seed=7))
+    history = train(resumed, digits, recipe, out=tmp_path, resume=True, **options)
+    assert resumed.steps == 24 - 15
+    assert equal(bits(resumed), bits(whole))
+    assert {r["step"]: r.get("val") for r in history.rows} == {
+        r["step"]: r.get("val") for r in expected.rows
+    }
+
+
+def test_a_finished_run_is_not_run_again(digits, tmp_path):
+    recipe = Recipe(steps=3, batch_size=32)
+    train(classifier(), digits, recipe, out=tmp_path)
+    module = Mortal(classifier(), at=1)
+    history = train(module.inner, digits, recipe, out=tmp_path, resume=True)
+    assert history.rows[-1]["step"] == 3 and module.steps == 0
+
+
+def test_another_recipe_is_not_resumed(digits, tmp_path):
+    train(classifier(), digits, Recipe(steps=2, batch_size=32), out=tmp_path)
+    with pytest.raises(WeightInitError, match="trained by another recipe"):
+        train(classifier(), digits, Recipe(steps=3, batch_size=32), out=tmp_path, resume=True)
+
+
+def test_the_global_generator_is_left_alone(digits):
+    before = torch.get_rng_state()
+    train(classifier(), digits, Recipe(steps=2, batch_size=32))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_mixed_precision_trains_and_gives_the_module_back(digits, precision, tmp_path):
+    module = classifier()
+    forward = module.forward
+    recipe = Recipe(steps=60, batch_size=64, lr=1e-2, precision=precision, clip_grad=5.0)
+    history = train(module, digits, recipe, out=tmp_path)
+    assert history.val > 70
+    assert module.forward == forward and all(p.dtype == torch.float32 for p in module.parameters())
+    assert module.eval()(torch.zeros(1, 1, 8, 8)).dtype == torch.float32
+
+
+def test_loss_against_float64():
+    draw = torch.Generator().manual_seed(0)
+    z, t = (torch.randn(6, 5, generator=draw) * 3 for _ in range(2))
+    y = torch.softmax(torch.randn(6, 5, generator=draw), 1)
+    p, q = (torch.softmax(v.double(), 1) for v in (z, t))
+    ce = -(y.double() * p.log()).sum() / 6
+    kl = (q * (q.log() - p.log())).sum() / 6
+    for kind, expected in (("ce", ce), ("soft", kl), ("soft+ce", kl + ce)):
+        assert float(loss_of(kind, z, y, t)) == pytest.approx(float(expected), rel=1e-5)
+        both = torch.stack([z, z.flip(0)], 1)
+        halves = (loss_of(kind, z, y, t) + loss_of(kind, z.flip(0), y, t)) / 2
+        torch.testing.assert_close(loss_of(kind, both, y, t), halves)
+
+
+def test_rate_warms_up_and_falls_along_a_cosine():
+    recipe = Recipe(steps=110, warmup_steps=10, lr=1.0, warmup_lr=0.1, min_lr=0.2)
+    assert recipe.lr_at(0) == pytest.approx(0.1)
+    assert recipe.lr_at(5) == pytest.approx(0.55)
+    assert recipe.lr_at(10) == pytest.approx(1.0)
+    assert recipe.lr_at(60) == pytest.approx(0.6)
+    assert recipe.lr_at(110) == pytest.approx(0.2)
+
+
+def test_vectors_and_excluded_names_have_no_decay():
+    from weightinit.training.loop import _optimizer
+
+    class Module(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.ones(2, 2))
+            self.pos = nn.Parameter(torch.ones(1, 2, 2))
+            self.vector = nn.Parameter(torch.ones(2))
+            self.scalers = nn.ParameterDict({"a": nn.Parameter(torch.ones(1, 1, 1))})
+            self.frozen = nn.Parameter(torch.ones(2, 2), requires_grad=False)
+
+        def no_weight_decay(self):
+            return {"pos"}
+
+    module = Module()
+    optimizer = _optimizer(module, Recipe(steps=1, weight_decay=0.3, scaler_lr=5.0))
+    found = {
+        id(p): (group["weight_decay"], group["scale"])
+        for group in optimizer.param_groups
+        for p in group["params"]
+    }
+    assert found == {
+        id(module.w): (0.3, 1.0),
+        id(module.pos): (0.0, 1.0),
+        id(module.vector): (0.0, 1.0),
+        id(module.scalers["a"]): (0.3, 5.0),
+    }
+
+
+def test_evaluate_restores_every_mode(digits):
+    module = classifier()
+    module.train()
+    module[2].eval()
+    score = evaluate(module, digits.val, digits, batch_size=7)
+    assert module.training and not module[2].training
+    assert score == pytest.approx(evaluate(module, digits.val, digits, batch_size=180))
+    right = score * len(digits.val) / 100
+    assert math.isclose(right, round(right), abs_tol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"loss": "mse"}, "loss 'mse' is not supported: use one of"),
+        ({"precision": "fp8"}, "precision 'fp8' is not supported"),
+        ({"steps": 0}, "steps=0"),
+    ],
+)
+def test_bad_recipes_are_refused(changes, message):
+    with pytest.raises(WeightInitError, match=message):
+        Recipe(**({"steps": 1} | changes))
+
+
+def test_soft_labels_need_an_ancestor(digits):
+    with pytest.raises(WeightInitError, match="needs an ancestor"):
+        train(classifier(), digits, Recipe(steps=1, loss="soft"))
+
+
+WORKER = """
+import sys, torch
+from torch import nn
+from weightinit.training.data import load_data
+from weightinit.training.loop import Recipe, train
+torch.set_num_threads(1)
+torch.manual_seed(0)
+module = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+from pathlib import Path
+recipe = Recipe(steps=8, batch_size=32, augment="none", lr=1e-2)
+history = train(module, load_data("digits"), recipe, out=Path(sys.argv[1]))
+"""
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_two_processes_take_the_steps_of_one(digits, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", WORKER, str(tmp_path)],
+            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    for worker in workers:
+        _, errors = worker.communicate(timeout=120)
+        assert worker.returncode == 0, errors
+    from weightinit.training.checkpoint import load_weights
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        alone, together = (nn.Sequential(nn.Flatten(), nn.Linear(64, 10)) for _ in range(2))
+        torch.manual_seed(0)
+        alone[1].reset_parameters()
+    train(alone, digits, Recipe(steps=8, batch_size=32, augment="none", lr=1e-2))
+    state = load_weights(tmp_path / "checkpoint.safetensors", together)
+    assert state["step"] == 8
+    torch.testing.assert_close(together[1].weight, alone[1].weight, rtol=0, atol=1e-5)
