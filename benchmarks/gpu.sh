@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# On a CUDA machine, at any folder: the kernels' tests on the GPU, then their benchmark.
+# Needs a python with torch, triton, pytest and hypothesis; results go to $OUT.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+python=${PYTHON:-python3}
+out=${OUT:-benchmarks/results}
+mkdir -p "$out"
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
+
+"$python" -c 'import torch, triton; print(torch.__version__, triton.__version__, torch.cuda.get_device_name())'
+# Apart from the other tests: without their fixtures, which need timm and the test extra.
+"$python" -m pytest -q --noconftest -p no:cacheprovider -o filterwarnings= \
+  tests/test_kernels_kron_triton.py | tee "$out/kernels-tests.txt"
+"$python" benchmarks/kernels.py --device cuda --rounds 30 --out "$out" | tee "$out/kernels.txt"

@@ -1,0 +1,192 @@
+"""The ``weightinit`` command: inspect a model, fill one, list and train templates, run the demo."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from weightinit.errors import WeightInitError
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return 0, or 2 on a user's error.
+
+    Examples:
+        >>> main(["inspect", "no_such_model"])
+        2
+    """
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    try:
+        result = arguments.run(arguments)
+    except WeightInitError as error:
+        if getattr(arguments, "json", False):
+            print(json.dumps({"error": type(error).__name__, "message": str(error)}))
+        print(f"weightinit: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("weightinit: interrupted", file=sys.stderr)
+        return 130
+    if result is not None:
+        text, values = result
+        print(json.dumps(values) if arguments.json else text)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="weightinit", description=__doc__)
+    from weightinit import __version__
+
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: Any, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.add_argument("--json", action="store_true", help="print JSON")
+        sub.set_defaults(run=run)
+        return sub
+
+    inspect = command("inspect", _inspect, "Print the anatomy of a timm model.")
+    _model_arguments(inspect)
+
+    init = command("init", _init, "Write a checkpoint composed from templates.")
+    _model_arguments(init)
+    init.add_argument("--templates", metavar="B", help="built-in name, folder or org/name@revision")
+    init.add_argument("--scalers", default="interpolate", help="interpolate, linear or fitted")
+    init.add_argument("--seed", type=int, help="of what is fresh")
+    init.add_argument("-o", "--output", required=True, type=Path, metavar="F.safetensors")
+
+    command("templates", _templates, "List the template bundles that can be named.")
+
+    train = command("train-templates", _train_templates, "Train weight templates on images.")
+    from weightinit.training.cli import add_train_arguments
+
+    add_train_arguments(train)
+
+    demo = command("demo", _demo, "Initialise five ViTs from one bundle and compare with random.")
+    demo.add_argument("-o", "--output", type=Path, default=Path("weightinit-demo.png"))
+    demo.add_argument("--steps", type=int, default=60, help="of the short training")
+    return parser
+
+
+def _model_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", help="timm model, e.g. vit_small_patch16_224")
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="arguments of timm.create_model, e.g. depth=9 embed_dim=320 num_heads=5",
+    )
+
+
+def _create(arguments: argparse.Namespace) -> Any:
+    """Build a timm model on the meta device."""
+    import timm
+    import torch
+
+    options: dict[str, Any] = {}
+    for item in arguments.set:
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise WeightInitError(f"--set {item!r} is not KEY=VALUE: write e.g. embed_dim=320")
+        try:
+            options[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            options[key] = value
+    try:
+        with torch.device("meta"):
+            return timm.create_model(arguments.name, **options)
+    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
+        close = timm.list_models(f"*{arguments.name}*")[:5]
+        hint = f"; names like it: {close}" if close else "; timm.list_models() lists the names"
+        raise WeightInitError(
+            f"timm cannot build {arguments.name!r} with {options}: {error}{hint}"
+        ) from error
+
+
+def _inspect(arguments: argparse.Namespace) -> tuple[str, Any]:
+    from weightinit.anatomy import anatomy
+
+    found = anatomy(_create(arguments))
+    return str(found), found.to_dict()
+
+
+def _init(arguments: argparse.Namespace) -> tuple[str, Any]:
+    import torch
+    from safetensors.torch import save_file
+
+    from weightinit.api import plan_templates
+
+    if arguments.output.is_dir() or not arguments.output.parent.is_dir():
+        raise WeightInitError(
+            f"cannot write {arguments.output}: -o names a file in an existing folder"
+        )
+    generator = None
+    if arguments.seed is not None:
+        generator = torch.Generator().manual_seed(arguments.seed)
+    plan = plan_templates(
+        _create(arguments), arguments.templates, scalers=arguments.scalers, generator=generator
+    )
+    report = plan.report()
+    model = plan.commit()
+    state = {name: value.contiguous() for name, value in model.state_dict().items()}
+    with tempfile.NamedTemporaryFile(dir=arguments.output.parent, delete=False) as file:
+        try:
+            save_file(state, file.name, metadata={"format": "pt"})
+            Path(file.name).replace(arguments.output)
+        except BaseException:
+            Path(file.name).unlink(missing_ok=True)
+            raise
+    return f"{report}\nwritten to {arguments.output}", {
+        "output": os.fspath(arguments.output),
+        **report.to_dict(),
+    }
+
+
+def _templates(arguments: argparse.Namespace) -> tuple[str, Any]:
+    from weightinit.bundle import TemplateBundle, list_templates
+
+    rows = []
+    for name in list_templates():
+        config = TemplateBundle.from_pretrained(name).config
+        sizes = config.sizes
+        rows.append(
+            {
+                "name": name,
+                "method": config.method,
+                "depth": config.depth,
+                "embed_dim": sizes["d"],
+                "patch_size": sizes["p"],
+                "in_chans": sizes["c"],
+                "num_classes": sizes["n"],
+            }
+        )
+    text = "\n".join(
+        f"{row['name']}: {row['method']}, auxiliary model {row['depth']} x {row['embed_dim']}, "
+        f"patch {row['patch_size']}, {row['in_chans']} channels, {row['num_classes']} classes"
+        for row in rows
+    )
+    return text, rows
+
+
+def _train_templates(arguments: argparse.Namespace) -> tuple[str, Any] | None:
+    from weightinit.training.cli import run
+
+    return run(arguments)
+
+
+def _demo(arguments: argparse.Namespace) -> tuple[str, Any]:
+    from weightinit.demo import demo
+
+    return demo(arguments.output, steps=arguments.steps)

@@ -1,0 +1,133 @@
+"""The demo: one shipped bundle fills ViTs of many sizes, beside timm's own random init."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+from weightinit.api import init_from_templates
+from weightinit.errors import WeightInitError
+
+__all__ = ["TARGETS", "demo"]
+
+#: Sizes that nobody pretrained, all from templates of a model 32 wide, 6 deep, with 2 heads.
+TARGETS: dict[str, dict[str, int]] = {
+    "as trained": {"embed_dim": 32, "depth": 6, "num_heads": 2},
+    "shallower": {"embed_dim": 32, "depth": 4, "num_heads": 2},
+    "deeper": {"embed_dim": 32, "depth": 9, "num_heads": 2},
+    "wider": {"embed_dim": 64, "depth": 6, "num_heads": 4},
+    "does not divide": {"embed_dim": 80, "depth": 6, "num_heads": 5},
+    "other heads": {"embed_dim": 96, "depth": 6, "num_heads": 3},
+    "wider, deeper": {"embed_dim": 64, "depth": 8, "num_heads": 4},
+}
+SEED = 0
+
+
+def demo(output: Path, *, steps: int = 60, templates: str = "digits-w32") -> tuple[str, Any]:
+    """Initialise :data:`TARGETS` from a bundle and compare with random, on held-out digits.
+
+    Args:
+        output: where the plot goes.
+        steps: optimizer steps of the short training, 64 images each.
+        templates: the bundle.
+
+    Returns:
+        The table, and the same as plain values: accuracies in percent on the test images.
+
+    Raises:
+        WeightInitError: if scikit-learn (the images) or matplotlib (the plot) is missing.
+    """
+    try:
+        import accelerate  # noqa: F401
+        import matplotlib  # noqa: F401
+        import sklearn  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise WeightInitError(
+            f"the demo needs {error.name}: pip install 'weightinit[train,report]'"
+        ) from error
+    from weightinit.training.data import load_data
+    from weightinit.training.loop import Recipe, evaluate, train
+
+    data = load_data("digits")
+    recipe = Recipe(steps=steps, batch_size=64, lr=1e-3, warmup_steps=steps // 10, seed=SEED)
+    rows = []
+    for name, size in TARGETS.items():
+        row: dict[str, Any] = {"target": name, **size}
+        for how in ("random", "templates"):
+            model = _vit(**size)
+            if how == "templates":
+                init_from_templates(model, templates)
+            row[f"{how}_at_once"] = evaluate(model, data.test, data)
+            train(model, data, recipe, progress=False)
+            row[f"{how}_trained"] = evaluate(model, data.test, data)
+        rows.append(row)
+    _plot(rows, output, steps)
+    return _table(rows, steps, templates, output), {"plot": str(output), "rows": rows}
+
+
+def _vit(**size: Any) -> nn.Module:
+    """Build a ViT for 8x8 digits, as timm initialises it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        return timm.create_model(
+            "vit_tiny_patch16_224",
+            img_size=8,
+            patch_size=2,
+            in_chans=1,
+            num_classes=10,
+            class_token=False,
+            global_pool="avg",
+            fc_norm=False,
+            **size,
+        )
+
+
+def _table(rows: list[dict[str, Any]], steps: int, templates: str, output: Path) -> str:
+    lines = [
+        f"Accuracy in percent on held-out handwritten digits; all targets from {templates}.",
+        "",
+        f"{'':<16}{'width':>6}{'depth':>6}{'heads':>6}   "
+        f"{'timm random init':^20}   {'init_from_templates':^20}",
+        f"{'target':<16}{'':>18}   {'at once':>9}{f'{steps} steps':>11}"
+        f"   {'at once':>9}{f'{steps} steps':>11}",
+    ]
+    lines += [
+        f"{row['target']:<16}{row['embed_dim']:>6}{row['depth']:>6}{row['num_heads']:>6}   "
+        f"{row['random_at_once']:>9.1f}{row['random_trained']:>11.1f}   "
+        f"{row['templates_at_once']:>9.1f}{row['templates_trained']:>11.1f}"
+        for row in rows
+    ]
+    return "\n".join([*lines, "", f"plot: {output}"])
+
+
+def _plot(rows: list[dict[str, Any]], output: Path, steps: int) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.subplots()
+    series = (
+        ("random_at_once", "random, at once", "0.8"),
+        ("random_trained", f"random, {steps} steps", "0.55"),
+        ("templates_at_once", "templates, at once", "tab:green"),
+        ("templates_trained", f"templates, {steps} steps", "tab:blue"),
+    )
+    for index, (key, label, colour) in enumerate(series):
+        axes.bar(
+            [i + 0.2 * (index - 1.5) for i in range(len(rows))],
+            [row[key] for row in rows],
+            width=0.2,
+            label=label,
+            color=colour,
+        )
+    axes.set_xticks(
+        range(len(rows)),
+        [f"{r['target']}\n{r['embed_dim']}x{r['depth']}, {r['num_heads']} heads" for r in rows],
+        fontsize="x-small",
+    )
+    axes.set(ylabel="test accuracy, %", ylim=(0, 100), title="Digits: one bundle, many sizes")
+    axes.legend(fontsize="small", loc="lower right")
+    figure.savefig(output, dpi=120)
