@@ -28,6 +28,11 @@ check: $(VENV)/.ready  ## style and types
 bench: $(VENV)/.ready  ## the measurements behind the README's numbers
 	OMP_NUM_THREADS= $(BIN)/python benchmarks/kernels.py
 	OMP_NUM_THREADS= $(BIN)/python benchmarks/initialise.py
+	OMP_NUM_THREADS= $(BIN)/python benchmarks/demo.py
+	$(BIN)/python benchmarks/coverage.py
+
+bench-report: $(VENV)/.ready  ## the README's tables, from the result files
+	$(BIN)/python benchmarks/report.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

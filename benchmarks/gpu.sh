@@ -13,3 +13,10 @@ export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 "$python" -m pytest -q --noconftest -p no:cacheprovider -o filterwarnings= \
   tests/test_kernels_kron_triton.py | tee "$out/kernels-tests.txt"
 "$python" benchmarks/kernels.py --device cuda --rounds 30 --out "$out" | tee "$out/kernels.txt"
+# Templates of a DeiT-Ti in pieces that end by themselves: call again with the same $OUT to go on.
+if [[ -n "${DATA:-}" ]]; then
+  timeout --signal=INT "${SECONDS_A_PIECE:-500}" \
+    "$python" -m weightinit train-templates --preset cifar10-w192 --data "$DATA" \
+    --out "$out/cifar10-w192" --cache-dir "$out/cache" --resume --mixed-precision bf16 \
+    --workers 14 || test $? = 124
+fi

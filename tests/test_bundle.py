@@ -107,6 +107,13 @@ def test_the_safetensors_library_reads_it_too(saved):
     assert names == set(make_bundle(fitted=(2,)).tensors)
 
 
+def test_every_file_can_be_read_by_whom_the_umask_lets(saved):
+    modes = {path.stat().st_mode & 0o777 for path in Path(saved).iterdir() if path.is_file()}
+    plain = Path(saved) / "plain"
+    plain.touch()
+    assert modes == {plain.stat().st_mode & 0o777}
+
+
 def test_views_that_share_memory_or_have_strides(tmp_path):
     bundle = make_bundle()
     shared = torch.randn(8)

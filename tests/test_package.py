@@ -21,7 +21,7 @@ LAYERS = [
     {"methods"},
     {"api", "training"},
     {"demo"},
-    {"cli"},
+    {"cli", "__main__"},
 ]
 
 
@@ -60,6 +60,16 @@ def test_import_costs_torch_and_nothing_more():
     )
     done = run(f"import sys, weightinit; print([m for m in {heavy} if m in sys.modules])")
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_it_is_a_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "weightinit", "--version"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == wi.__version__
 
 
 def test_every_public_name_is_there_and_documented():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -225,6 +226,8 @@ class _Bundle:
             )
         BundleConfig.from_json(data)
         (folder / CONFIG).write_bytes(data)
+        # safetensors makes files that only their owner reads.
+        shutil.copymode(folder / CONFIG, folder / WEIGHTS)
         if card:
             text = self.card or model_card(config, shapes, name)
             (folder / CARD).write_text(text, encoding="utf-8")

@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = command("demo", _demo, "Initialise five ViTs from one bundle and compare with random.")
     demo.add_argument("-o", "--output", type=Path, default=Path("weightinit-demo.png"))
-    demo.add_argument("--steps", type=int, default=60, help="of the short training")
+    demo.add_argument("--steps", type=int, default=150, help="of the short training")
     return parser
 
 

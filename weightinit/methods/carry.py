@@ -10,8 +10,10 @@ from torch import Tensor
 
 from weightinit.anatomy import Anatomy, Piece
 from weightinit.anatomy.resample import resample_patch, resample_pos
+from weightinit.bundle import BundleConfig, TemplateBundle
+from weightinit.config import TemplateConfig
 
-__all__ = ["carry", "collect", "widen_input", "widen_output"]
+__all__ = ["as_bundle", "carry", "collect", "widen_input", "widen_output"]
 
 
 def widen_output(tensor: Tensor, dim: int, size: int) -> Tensor:
@@ -59,6 +61,45 @@ def collect(anatomy: Anatomy, parameters: Mapping[str, Tensor]) -> dict[str, Ten
         value = parameters[piece.spec.name].detach().cpu()
         found[piece.role] = anatomy.split(piece.spec, value)[piece.role].clone()
     return found
+
+
+def as_bundle(
+    anatomy: Anatomy,
+    config: TemplateConfig,
+    tensors: Mapping[str, Tensor],
+    parameters: Mapping[str, Tensor],
+    *,
+    depth: int,
+    licence: str,
+    provenance: Mapping[str, Any],
+    dtype: torch.dtype = torch.float32,
+) -> TemplateBundle:
+    """Return a bundle of templates, and of what a model has outside its blocks.
+
+    Args:
+        anatomy: of the model.
+        config: of the templates.
+        tensors: ``templates.<kind>`` and ``scalers.<kind>``.
+        parameters: the model's by name; those of its blocks may be missing.
+        depth: of the auxiliary model.
+        licence: SPDX identifier.
+        provenance: of the training, plain JSON.
+        dtype: of the bundle's tensors.
+    """
+    outside = {f"outside.{role}": v for role, v in collect(anatomy, parameters).items()}
+    return TemplateBundle(
+        BundleConfig(
+            kind="templates",
+            method=config.method,
+            options=config.to_dict(),
+            sizes=dict(anatomy.sizes),
+            depth=depth,
+            licence=licence,
+            traits={"family": anatomy.family, **anatomy.traits, "depths": (depth,)},
+            provenance=dict(provenance),
+        ),
+        {k: v.detach().cpu().to(dtype).clone() for k, v in {**tensors, **outside}.items()},
+    )
 
 
 def carry(

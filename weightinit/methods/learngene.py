@@ -22,10 +22,10 @@ import torch
 from torch import Tensor, nn
 
 from weightinit.anatomy import anatomy
-from weightinit.bundle import BundleConfig, TemplateBundle
+from weightinit.bundle import TemplateBundle
 from weightinit.config import TemplateConfig, kind_roles
 from weightinit.errors import ProjectionError
-from weightinit.methods.carry import collect
+from weightinit.methods.carry import as_bundle
 
 __all__ = ["auto_lg", "closed_form", "heur_lg"]
 
@@ -102,18 +102,13 @@ def _cut(ancestor: nn.Module, method: str, layers: int) -> TemplateBundle:
             ]
         )
         kinds[kind] = replace(spec, shape=tuple(stacked.shape[1:]))
-        tensors[f"templates.{kind}"] = stacked.cpu()
-    tensors |= {f"outside.{role}": value for role, value in collect(seen, values).items()}
-    return TemplateBundle(
-        BundleConfig(
-            kind="templates",
-            method=method,
-            options=replace(config, kinds=kinds).to_dict(),
-            sizes=dict(seen.sizes),
-            depth=seen.depth,
-            licence="other",
-            traits={"family": seen.family, **seen.traits},
-            provenance={"ancestor": type(ancestor).__name__, "layers": layers},
-        ),
+        tensors[f"templates.{kind}"] = stacked
+    return as_bundle(
+        seen,
+        replace(config, kinds=kinds),
         tensors,
+        values,
+        depth=seen.depth,
+        licence="other",
+        provenance={"ancestor": type(ancestor).__name__, "layers": layers},
     )

@@ -110,10 +110,11 @@ def start_scalers(
             values = bundle.tensors.get(f"fitted.{fitted}.{kind}")
             number = config.kinds[kind].number
             wanted = (anatomy.depth, number, *scaler_shape(config, kind, piece.size, heads))
-            if values is None or tuple(values.shape) != wanted:
+            found_shape = None if values is None else tuple(values.shape)
+            if values is None or found_shape != wanted:
                 raise ProjectionError(
-                    f"fitted scalers of {kind} have shape {values if values is None else values.shape}"
-                    f" and the model needs {wanted}: fit them anew with weightinit.fit_scalers"
+                    f"fitted scalers of {kind} have shape {found_shape} and the model needs "
+                    f"{wanted}: fit them anew with weightinit.fit_scalers"
                 )
             found[kind] = values.double()
         elif scalers == "linear":

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from weightinit.anatomy import Anatomy, anatomy
-from weightinit.bundle import BundleConfig, TemplateBundle
+from weightinit.bundle import TemplateBundle
 from weightinit.config import TemplateConfig, kind_roles
 from weightinit.errors import ProjectionError
 from weightinit.kernels import kron_sum
-from weightinit.methods.carry import collect
+from weightinit.methods.carry import as_bundle
 from weightinit.methods.fresh import base_seed, sub_generator
 from weightinit.methods.learngene import closed_form
 from weightinit.methods.templates import HeadDims, compose, scaler_shape
@@ -247,23 +247,18 @@ class ConstrainedModel(nn.Module):
         tensors = {f"templates.{k}": self.templates[_key(k)] for k in self.config.kinds}
         if self.config.method == "wave":
             tensors |= {f"scalers.{k}": v for k, v in self.scaler_values().items()}
-        inner = dict(self.model.named_parameters(remove_duplicate=False))
-        tensors |= {f"outside.{k}": v for k, v in collect(self.anatomy, inner).items()}
         slots = {spec.name for slot in self._slots for spec in slot.specs}
         left = sorted({s.role for s in self.anatomy.specs if s.stack and s.name not in slots})
-        seen = self.anatomy
-        config = BundleConfig(
-            kind="templates",
-            method=self.config.method,
-            options=self.config.to_dict(),
-            sizes=dict(seen.sizes),
+        return as_bundle(
+            self.anatomy,
+            self.config,
+            tensors,
+            dict(self.model.named_parameters(remove_duplicate=False)),
             depth=self.depth,
             licence=licence,
-            traits={"family": seen.family, **seen.traits, "depths": (self.depth,)},
             provenance={**(provenance or {}), **({"left_out": left} if left else {})},
+            dtype=dtype,
         )
-        values = {k: v.detach().cpu().to(dtype).clone() for k, v in tensors.items()}
-        return TemplateBundle(config, values)
 
 
 class _Constants(nn.Module):
