@@ -76,6 +76,12 @@ def make_bundle(method="wave", *, seed=0, dtype=torch.float64, **changes):
     )
 
 
+def draw(*shape, seed=0):
+    """A float64 tensor of normal draws."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
 def state_hash(module):
     """Everything that must not change: values, buffers, identities, flags and mode."""
     digest = hashlib.sha256()

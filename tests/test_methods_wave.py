@@ -2,22 +2,9 @@ import pytest
 import timm
 import torch
 from conftest import make_bundle, vit
-from hypothesis import given
-from hypothesis import strategies as st
 
 import weightinit as wi
-from weightinit.anatomy import anatomy
 from weightinit.errors import ProjectionError
-from weightinit.methods.wave import interpolate_depth, size_key, start_scalers
-
-
-@given(old=st.integers(1, 6), new=st.integers(1, 9))
-def test_depth_is_interpolated_linearly_between_the_ends(old, new):
-    scalers = torch.arange(old, dtype=torch.float64)[:, None].expand(old, 2)
-    out = interpolate_depth(scalers, new)
-    ends = torch.linspace(0, old - 1, new, dtype=torch.float64)
-    expected = ends if new > 1 else torch.tensor([(old - 1) / 2], dtype=torch.float64)
-    torch.testing.assert_close(out, expected[:, None].expand(new, 2))
 
 
 def test_the_same_size_gives_the_auxiliary_model(bundle):
@@ -43,38 +30,6 @@ def test_fused_bias_of_a_wider_target_is_composed_per_part(bundle):
     wide = model.blocks[0].attn.qkv.bias.detach().chunk(3)
     for part, narrow in zip(wide, small.blocks[0].attn.qkv.bias.detach().chunk(3), strict=True):
         torch.testing.assert_close(part, narrow.repeat(2))
-
-
-def test_fitted_scalers_of_exactly_this_size_are_taken(bundle):
-    from weightinit.training.fit import _with_fitted
-
-    model = vit(embed_dim=32, num_heads=4, depth=5)
-    seen = anatomy(model)
-    values = {k: torch.full_like(v, 0.25) for k, v in start_scalers(bundle, seen).items()}
-    fitted = _with_fitted(bundle, size_key(seen), values)
-    for how in ("interpolate", "fitted"):
-        assert "fitted scalers" in str(wi.plan_templates(model, fitted, scalers=how).report())
-    wi.init_from_templates(model, fitted)
-    expected = 0.25 * bundle.tensors["templates.attn.proj.weight"].sum(0)
-    torch.testing.assert_close(model.blocks[4].attn.proj.weight.detach(), expected.repeat(2, 2))
-    other = wi.plan_templates(vit(embed_dim=32, num_heads=4, depth=4), fitted)
-    assert "interpolate scalers" in str(other.report())
-
-
-def test_damaged_fitted_scalers_are_refused(bundle):
-    from weightinit.training.fit import _with_fitted
-
-    seen = anatomy(vit())
-    values = start_scalers(bundle, seen)
-    fitted = _with_fitted(bundle, size_key(seen), values)
-    del fitted.tensors["fitted.0.mlp.fc2.weight"]
-    with pytest.raises(ProjectionError, match=r"fc2.*fit them anew"):
-        wi.plan_templates(vit(), fitted)
-
-
-def test_unknown_scalers_are_named(bundle):
-    with pytest.raises(ProjectionError, match="interpolate"):
-        start_scalers(bundle, anatomy(vit()), "inter")
 
 
 @pytest.mark.parametrize("bias", [True, False])

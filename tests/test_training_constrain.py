@@ -282,7 +282,7 @@ def test_errors_say_what_to_do():
 def test_a_random_bundle_of_another_head_dim(bundle):
     """The heads of templates and model may differ, as in init_from_templates."""
     from weightinit.anatomy import anatomy
-    from weightinit.methods.wave import head_dims, start_scalers
+    from weightinit.methods.scalers import head_dims, start_scalers
 
     model = wi.init_from_templates(vit(num_heads=4), bundle).eval()
     seen = anatomy(model)

@@ -8,7 +8,7 @@ from torch.nn import functional
 import weightinit as wi
 from weightinit.anatomy import anatomy
 from weightinit.errors import ProjectionError
-from weightinit.methods.wave import start_scalers
+from weightinit.methods.scalers import start_scalers
 
 DRAW = torch.Generator().manual_seed(3)
 IMAGES = torch.randn(16, 1, 8, 8, generator=DRAW)

@@ -32,7 +32,7 @@ def widen_output(tensor: Tensor, dim: int, size: int) -> Tensor:
 def widen_input(tensor: Tensor, dim: int, size: int) -> Tensor:
     """Repeat along an input axis: whole copies share the weight, a cut copy is not read.
 
-    The counterpart of :func:`weightinit.methods.templates.widen_scalers` for a tensor of its own. A
+    The counterpart of :func:`weightinit.methods.scalers.widen_scalers` for a tensor of its own. A
     shorter axis is cut and rescaled by the root of the ratio.
 
     Examples:

@@ -1,4 +1,4 @@
-"""Block parameters from weight templates and scalers: composition, and scalers for a new size.
+"""Block parameters composed from weight templates and scalers.
 
 WAVE (Feng et al., CVPR 2025, https://arxiv.org/abs/2406.17503) writes every block parameter as
 W = sum_t T_t (x) S_t (Eq. 4): templates T are shared by all blocks and sizes, scalers S are small
@@ -17,7 +17,7 @@ from torch import Tensor
 from weightinit.config import TemplateConfig, kind_roles
 from weightinit.kernels import kron_sum
 
-__all__ = ["HeadDims", "compose", "compose_into", "linear_scalers", "scaler_shape", "widen_scalers"]
+__all__ = ["HeadDims", "compose", "compose_into", "folding", "inner_size", "scaler_shape"]
 
 #: The axis of a kind that runs over heads and head dims; where the head dim of target and templates
 #: differ, it is composed in copies of the templates' head dim.
@@ -48,14 +48,15 @@ class HeadDims:
         return math.sqrt(math.sqrt(self.target / self.source) / kept)
 
 
-def _copies(kind: str, heads: HeadDims | None) -> tuple[HeadDims | None, int | None]:
+def folding(kind: str, heads: HeadDims | None) -> tuple[HeadDims | None, int | None]:
+    """Return the head dims and the axis to fold, or Nones where a kind has or needs no folding."""
     axis = HEAD_AXIS.get(kind)
     if heads is None or axis is None or heads.source == heads.target:
         return None, None
     return heads, axis
 
 
-def _inner(size: tuple[int, ...], heads: HeadDims | None, axis: int | None) -> tuple[int, ...]:
+def inner_size(size: tuple[int, ...], heads: HeadDims | None, axis: int | None) -> tuple[int, ...]:
     """Return the size of one copy: the target's heads at the templates' head dim."""
     if heads is None:
         return size
@@ -66,8 +67,8 @@ def scaler_shape(
     config: TemplateConfig, kind: str, size: tuple[int, ...], heads: HeadDims | None = None
 ) -> tuple[int, ...]:
     """Return the shape of one template's scaler for a parameter of ``size``."""
-    heads, axis = _copies(kind, heads)
-    shape = config.scaler_shape(kind, _inner(size, heads, axis))
+    heads, axis = folding(kind, heads)
+    shape = config.scaler_shape(kind, inner_size(size, heads, axis))
     copies = heads.copies if heads else 1
     return tuple(n * copies if i == axis else n for i, n in enumerate(shape))
 
@@ -147,7 +148,7 @@ def compose_into(
         elif len(roles) > 1:
             tiles = scalers.unflatten(1, (len(roles), -1))[:, index]
         whole = tuple(n * w for n, w in zip(tiles.shape[1:], unit, strict=True))
-        folded, _ = _copies(kind, heads)
+        folded, _ = folding(kind, heads)
         if folded is None and whole == tuple(view.shape):
             kron_sum(part, tiles, order=config.order, out=view)
         elif folded is not None and folded.copies == folded.full:
@@ -185,7 +186,7 @@ def _fit(
     piece: Tensor, kind: str, role: str, size: tuple[int, ...], heads: HeadDims | None
 ) -> Tensor:
     """Crop a composed parameter to its size, and fold copies of the head dim into each head."""
-    heads, axis = _copies(kind, heads)
+    heads, axis = folding(kind, heads)
     if heads is not None and axis is not None:
         piece, dim = _fold(piece * _gain(role, heads), kind, size, heads)
         piece = piece.flatten(dim + 1, dim + 2).narrow(dim + 1, 0, heads.target)
@@ -195,130 +196,3 @@ def _fit(
             piece = piece * mask.view(-1, *(1,) * (len(size) - 1 - axis))
         piece = piece.flatten(dim, dim + 1)
     return _crop(piece, size)
-
-
-def linear_scalers(
-    config: TemplateConfig,
-    kind: str,
-    shape: tuple[int, ...],
-    depth: int,
-    *,
-    epsilon: float = 1e-6,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """Return WAVE's linear-padding scalers (Eq. B.1), to the letter.
-
-    S^(l,t) = alpha_t 1_(i,j) + epsilon N(0, 1), alpha_t = 1 for t <= N / 2 and l / L after, where
-    i = floor(((t - 1) mod s1 s2) / s2) and j = (t - 1) mod s2 in the paper's orientation, in x out.
-
-    Args:
-        config: the template set.
-        kind: its kind.
-        shape: of one scaler, out x in.
-        depth: L of the target.
-        epsilon: of the noise (the paper gives no mean and variance: 0 and 1 here).
-        generator: of the noise.
-
-    Returns:
-        ``[depth, N, *shape]``.
-    """
-    number = config.kinds[kind].number
-    scalers = epsilon * torch.randn(depth, number, *shape, generator=generator)
-    s2, s1 = shape if len(shape) == 2 else (shape[0], 1)
-    layers = torch.arange(1, depth + 1) / depth
-    for t in range(1, number + 1):
-        i, j = (t - 1) % (s1 * s2) // s2, (t - 1) % s2
-        place = (j, i) if len(shape) == 2 else (j,)
-        scalers[(slice(None), t - 1, *place)] += 1.0 if t <= number / 2 else layers
-    return scalers
-
-
-@dataclass(frozen=True)
-class _Tiling:
-    """Which auxiliary scaler stands where along one axis of a target, and its share as an input."""
-
-    source: Tensor  # [s'] index of the auxiliary scaler
-    whole: Tensor  # [s'] whether it belongs to a whole copy of the auxiliary axis
-    count: int  # of whole copies
-    gain: float  # for what a narrower target leaves out
-
-
-def _tile(blocks: int, width: int, length: int, target: int, heads: HeadDims | None) -> _Tiling:
-    """Tile ``blocks`` scalers (``length`` long in the auxiliary model) over ``target``."""
-    place = torch.arange(math.ceil(target / width))
-    copies, full, gain = 1, 1, 1.0
-    if heads is not None:
-        copies, full = heads.copies, max(heads.full, 1)
-        gain = max(1.0, math.sqrt(heads.source / heads.target))
-    whole = (place // blocks < max(target // length, 1)) & (torch.arange(copies) < full)[:, None]
-    gain *= max(1.0, math.sqrt(length / target))
-    count = max(target // length, 1) * full
-    return _Tiling(place.repeat(copies) % blocks, whole.flatten(), count, gain)
-
-
-def widen_scalers(
-    config: TemplateConfig,
-    kind: str,
-    scalers: Tensor,
-    source: tuple[int, ...],
-    target: tuple[int, ...],
-    *,
-    heads: HeadDims | None = None,
-    noise: float = 0.0,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """Tile the scalers of an auxiliary model over a parameter of another width.
-
-    Output-side scalers repeat. Input-side scalers repeat too and are divided by the number of whole
-    copies, so that growing every width by an integer factor leaves the function unchanged; the
-    copies of one input get noise that sums to zero, which breaks their symmetry and not the
-    function. An input copied in part is not read at first; a narrower input is rescaled.
-
-    Args:
-        config: the template set.
-        kind: its kind.
-        scalers: ``[depth, N, s1, s2]`` (or ``[depth, N, s]``) of the auxiliary model.
-        source: size of the parameter there, ``(out, in)`` of one part.
-        target: size of the parameter in the target.
-        heads: head dims, where they may differ.
-        noise: standard deviation of the zero-sum noise, relative to the scalers' own.
-        generator: of the noise.
-
-    Returns:
-        ``[depth, N, *scaler_shape(target)]``.
-    """
-    spec = config.kinds[kind]
-    heads, head_axis = _copies(kind, heads)
-    inner = _inner(target, heads, head_axis)
-    parts = len(kind_roles(kind)) // spec.parts
-    scale = noise * float(scalers.square().mean().sqrt())
-    tilings = [
-        _tile(
-            scalers.shape[2 + axis] // (parts if axis == 0 else 1),
-            spec.shape[axis] // (spec.parts if axis == 0 else 1),
-            source[axis],
-            inner[axis],
-            heads if axis == head_axis else None,
-        )
-        for axis in range(len(target))
-    ]
-    wide = scalers.unflatten(2, (parts, -1)).index_select(3, tilings[0].source)
-    if len(target) == 2:
-        columns = tilings[1]
-        wide = wide.index_select(4, columns.source)
-        if scale and heads is not None and head_axis == 0 and heads.full > 1:
-            # Copies of q meet identical copies of k: noise that sums to zero cancels in the logits.
-            copies = wide[:, :, 0].unflatten(2, (heads.copies, -1))[:, :, : heads.full]
-            copies += scale * _zero_sum(copies, 2, generator)
-        if scale and columns.count > 1:
-            for block in range(scalers.shape[3]):
-                same = torch.nonzero((columns.source == block) & columns.whole).flatten()
-                wide[..., same] += scale * _zero_sum(wide[..., same], -1, generator)
-        wide *= columns.whole.to(wide) * (columns.gain / columns.count)
-    return wide.flatten(2, 3)
-
-
-def _zero_sum(like: Tensor, dim: int, generator: torch.Generator | None) -> Tensor:
-    """Return normal noise of ``like``'s shape that sums to zero along ``dim``."""
-    noise = torch.randn(like.shape, generator=generator).to(like)
-    return noise - noise.mean(dim, keepdim=True)

@@ -7,10 +7,9 @@ bundles hold whole layers as templates and get their scalers from a closed form.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -21,155 +20,13 @@ from weightinit.config import KIND_PARTS, kind_roles
 from weightinit.errors import ProjectionError
 from weightinit.methods.carry import carry
 from weightinit.methods.fresh import fresh_rule, sub_generator
-from weightinit.methods.learngene import closed_form
-from weightinit.methods.templates import (
-    HeadDims,
-    compose_into,
-    linear_scalers,
-    scaler_shape,
-    widen_scalers,
-)
+from weightinit.methods.scalers import fitted_index, head_dims, start_scalers
+from weightinit.methods.templates import compose_into
 from weightinit.plan import Recipe
 
-__all__ = ["interpolate_depth", "start_scalers", "template_recipes"]
+__all__ = ["template_recipes"]
 
-Scalers = Literal["interpolate", "linear", "fitted"]
-#: Relative size of the zero-sum noise that tells the copies of one input apart.
-NOISE = 0.1
 _KIND_OF = {role: kind for kind, roles in KIND_PARTS.items() for role in roles}
-
-
-def interpolate_depth(scalers: Tensor, depth: int) -> Tensor:
-    """Interpolate scalers linearly over depth; the first and last block keep theirs.
-
-    Args:
-        scalers: ``[L, ...]`` of the auxiliary model.
-        depth: of the target.
-
-    Returns:
-        ``[depth, ...]``.
-
-    Examples:
-        >>> interpolate_depth(torch.tensor([0.0, 1.0]), 3)
-        tensor([0.0000, 0.5000, 1.0000])
-    """
-    blocks = scalers.shape[0]
-    if depth == blocks:
-        return scalers
-    place = torch.linspace(0, blocks - 1, depth) if depth > 1 else torch.tensor([(blocks - 1) / 2])
-    low = place.floor().long()
-    weight = (place - low).view(-1, *(1,) * (scalers.dim() - 1)).to(scalers)
-    return torch.lerp(scalers[low], scalers[(low + 1).clamp(max=blocks - 1)], weight)
-
-
-def start_scalers(
-    bundle: TemplateBundle,
-    anatomy: Anatomy,
-    scalers: str = "interpolate",
-    *,
-    seed: int = 0,
-    noise: float = NOISE,
-) -> dict[str, Tensor]:
-    """Return the scalers that a bundle gives to a target of any size.
-
-    Args:
-        bundle: the templates.
-        anatomy: of the target.
-        scalers: ``"interpolate"``, ``"linear"`` (Eq. B.1) or ``"fitted"``.
-        seed: of the noise.
-        noise: see :func:`weightinit.methods.templates.widen_scalers`.
-
-    Returns:
-        From kind to ``[depth, N, *scaler_shape]``, for the kinds that the target has.
-
-    Raises:
-        ProjectionError: if the bundle has no fitted scalers of this size, or the value is unknown.
-    """
-    if scalers not in get_args(Scalers):
-        raise ProjectionError(f"scalers={scalers!r} is not one of {get_args(Scalers)}")
-    config = bundle.template_config
-    if scalers == "linear" and config.method != "wave":
-        raise ProjectionError(
-            f"scalers='linear' is WAVE's Eq. B.1; {config.method} templates are whole layers: use "
-            "'interpolate', which takes the method's own closed form"
-        )
-    heads = head_dims(bundle, anatomy)
-    fitted = fitted_index(bundle, anatomy)
-    if scalers == "fitted" and fitted is None:
-        raise ProjectionError(
-            f"the bundle has no scalers fitted for {size_key(anatomy)}: fit them with "
-            "weightinit.fit_scalers, or use scalers='interpolate'"
-        )
-    found: dict[str, Tensor] = {}
-    for kind in config.kinds:
-        piece = _first_piece(anatomy, kind)
-        if piece is None:
-            continue
-        generator = sub_generator(seed, f"scalers.{kind}")
-        if scalers == "fitted":
-            values = bundle.tensors.get(f"fitted.{fitted}.{kind}")
-            number = config.kinds[kind].number
-            wanted = (anatomy.depth, number, *scaler_shape(config, kind, piece.size, heads))
-            found_shape = None if values is None else tuple(values.shape)
-            if values is None or found_shape != wanted:
-                raise ProjectionError(
-                    f"fitted scalers of {kind} have shape {found_shape} and the model needs "
-                    f"{wanted}: fit them anew with weightinit.fit_scalers"
-                )
-            found[kind] = values.double()
-        elif scalers == "linear":
-            shape = scaler_shape(config, kind, piece.size, heads)
-            found[kind] = linear_scalers(config, kind, shape, anatomy.depth, generator=generator)
-        else:
-            found[kind] = widen_scalers(
-                config,
-                kind,
-                _auxiliary_scalers(bundle, kind, anatomy.depth),
-                tuple(
-                    math.prod(bundle.config.sizes[label] for label in axis) for axis in piece.axes
-                ),
-                piece.size,
-                heads=heads,
-                noise=noise,
-                generator=generator,
-            )
-    return found
-
-
-def _auxiliary_scalers(bundle: TemplateBundle, kind: str, depth: int) -> Tensor:
-    """Return scalers at the auxiliary model's width and the target's depth."""
-    config = bundle.template_config
-    if config.method == "wave":
-        return interpolate_depth(bundle.tensors[f"scalers.{kind}"].double(), depth)
-    spec = config.kinds[kind]
-    values = closed_form(config.method, spec.number, depth).double()
-    return values.view(depth, spec.number, *(1,) * len(spec.shape))
-
-
-def _first_piece(anatomy: Anatomy, kind: str) -> Piece | None:
-    """Return the first parameter of a kind in a target's blocks: all blocks are alike in size."""
-    roles = kind_roles(kind)
-    pieces = (block[role] for block in anatomy.blocks for role in roles if role in block)
-    return next(pieces, None)
-
-
-def head_dims(bundle: TemplateBundle, anatomy: Anatomy) -> HeadDims:
-    """Return the head dims of a bundle's auxiliary model and of a target."""
-    return HeadDims(bundle.config.sizes["k"], anatomy.sizes["k"])
-
-
-def size_key(anatomy: Anatomy) -> dict[str, int]:
-    """Return what tells two sizes apart for fitted scalers: depth, width, heads, MLP."""
-    return {"depth": anatomy.depth, **{label: anatomy.sizes[label] for label in "dhkm"}}
-
-
-def fitted_index(bundle: TemplateBundle, anatomy: Anatomy) -> int | None:
-    """Return which of the bundle's fitted scalers belong to a target's size, if any."""
-    key = size_key(anatomy)
-    for index, entry in enumerate(bundle.config.fitted):
-        if {"depth": entry["depth"], **entry["sizes"]} == key:
-            return index
-    return None
 
 
 def template_recipes(
@@ -184,8 +41,8 @@ def template_recipes(
     Args:
         bundle: the templates.
         anatomy: of the target.
-        scalers: see :func:`start_scalers`; with ``"interpolate"``, scalers fitted for exactly this
-            size are taken where the bundle has them.
+        scalers: see :func:`weightinit.methods.scalers.start_scalers`; with ``"interpolate"``,
+            scalers fitted for exactly this size are taken where the bundle has them.
         seed: of every draw.
 
     Raises:

@@ -18,8 +18,8 @@ from weightinit.kernels import kron_sum
 from weightinit.methods.carry import as_bundle
 from weightinit.methods.fresh import base_seed, sub_generator
 from weightinit.methods.learngene import closed_form
+from weightinit.methods.scalers import interpolate_depth
 from weightinit.methods.templates import HeadDims, compose, scaler_shape
-from weightinit.methods.wave import interpolate_depth
 from weightinit.training.slots import find_slots
 
 __all__ = ["ConstrainedModel", "constrain"]

@@ -15,7 +15,7 @@ from weightinit.anatomy import anatomy
 from weightinit.api import plan_templates
 from weightinit.bundle import TemplateBundle
 from weightinit.errors import ProjectionError
-from weightinit.methods.wave import head_dims, size_key, start_scalers
+from weightinit.methods.scalers import head_dims, size_key, start_scalers
 from weightinit.training.constrain import constrain
 
 __all__ = ["fit_scalers"]
