@@ -256,6 +256,16 @@ def test_keep_by_name_prefix_and_role(bundle):
         assert torch.equal(parameter, old[name]) is kept, name
 
 
+def test_rules_explain_a_users_own_parameters(bundle):
+    model = vit()
+    model.blocks[1].gain = nn.Parameter(torch.full((16,), float("nan")))
+    with pytest.raises(AnatomyError, match=r"blocks\.1\.gain"):
+        wi.init_from_templates(model, bundle)
+    rule = wi.Rule(r"blocks\.(?P<block>\d+)\.gain", "gain.bias", "d")
+    wi.init_from_templates(model, bundle, rules=[rule])
+    assert bool((model.blocks[1].gain == 0).all())
+
+
 def test_linear_scalers_at_the_auxiliary_size_follow_the_paper(bundle):
     model = wi.init_from_templates(vit(), bundle, scalers="linear")
     t = bundle.tensors["templates.attn.proj.weight"]

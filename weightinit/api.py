@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from weightinit.anatomy import Anatomy, anatomy
+from weightinit.anatomy import Anatomy, Rule, anatomy
 from weightinit.bundle import TemplateBundle
 from weightinit.errors import ProjectionError
 from weightinit.methods.fresh import base_seed
@@ -28,6 +28,7 @@ def init_from_templates(
     scalers: str = "interpolate",
     generator: torch.Generator | None = None,
     keep: Iterable[str] = (),
+    rules: Iterable[Rule] = (),
 ) -> nn.Module:
     r"""Fill a model in place with weights composed from templates, and return it.
 
@@ -43,6 +44,7 @@ def init_from_templates(
         scalers: ``"interpolate"`` (no data needed), ``"linear"`` (WAVE's Eq. B.1) or ``"fitted"``.
         generator: of every random draw; None is a fixed seed. The global one is never touched.
         keep: names or roles (``"head"``, ``"pos"``) that stay as they are.
+        rules: for parameters of yours that no rule explains; see :func:`weightinit.anatomy`.
 
     Returns:
         ``model``.
@@ -59,7 +61,7 @@ def init_from_templates(
         True
     """
     return plan_templates(
-        model, templates, scalers=scalers, generator=generator, keep=keep
+        model, templates, scalers=scalers, generator=generator, keep=keep, rules=rules
     ).commit()
 
 
@@ -70,6 +72,7 @@ def plan_templates(
     scalers: str = "interpolate",
     generator: torch.Generator | None = None,
     keep: Iterable[str] = (),
+    rules: Iterable[Rule] = (),
 ) -> Plan:
     """Return what :func:`init_from_templates` would do, without doing it.
 
@@ -91,7 +94,7 @@ def plan_templates(
         if isinstance(templates, TemplateBundle)
         else TemplateBundle.from_pretrained(templates)
     )
-    target = anatomy(model)
+    target = anatomy(model, rules=tuple(rules))
     recipes = template_recipes(bundle, target, scalers=scalers, seed=base_seed(generator))
 
     def notes() -> list[str]:
