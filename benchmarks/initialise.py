@@ -9,6 +9,8 @@ that other work on the machine falls on all alike. Columns:
                 of init_from_templates on the meta model: above 1, templates are faster
     load        init_from_templates as a multiple of load_state_dict of a safetensors checkpoint of
                 the same size, page cache warm, into memory that is allocated: below 1, faster
+    touch       the same, as a multiple of allocating the model's memory and filling it with a
+                constant: what no initialisation of a meta model can do without
     step        a training step of the constrained model as a multiple of the plain model's
 """
 
@@ -65,14 +67,18 @@ def initialise(
             measure("templates", partial(wi.init_from_templates, target, bundle))
             measure("build", build)
             measure("meta", meta)
+            measure(
+                "touch", lambda: [torch.empty(p.shape).fill_(1) for p in allocated.parameters()]
+            )
             measure("load", lambda: allocated.load_state_dict(load_file(file)))
     # The first round is the warm-up.
     median = {key: statistics.median(values[1:]) for key, values in seconds.items()}
     return {
-        "name": f"init {name} {options or ''}".strip(),
+        "name": " ".join(["init", name, *(f"{k}={v}" for k, v in options.items())]),
         "templates_seconds": round(median["templates"], 4),
         "random": round((median["build"] - median["meta"]) / median["templates"], 2),
         "load": round(median["templates"] / median["load"], 2),
+        "touch": round(median["templates"] / median["touch"], 2),
     }
 
 
@@ -112,7 +118,9 @@ def main() -> None:
     """Measure, print and record."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
     load = schema.machine()["load"]
     bundle = wi.TemplateBundle.from_pretrained("cifar10-w64")
     rows = [

@@ -99,11 +99,13 @@ def benchmarks() -> str:
     parts = [
         "`init_from_templates` on a meta model. `random`: timm's own random init takes so many\n"
         "times as long. `load`: it takes so many times as long as copying a checkpoint of the\n"
-        "same size into memory that is allocated already.",
+        "same size into memory that is allocated already. `touch`: as long as allocating the\n"
+        "model's memory and filling it with a constant, which is most of the time.",
         table(
-            ["model", "seconds", "random", "load"],
+            ["model", "seconds", "random", "load", "touch"],
             [
-                [r["name"].removeprefix("init "), r["templates_seconds"], r["random"], r["load"]]
+                [r["name"].removeprefix("init "), r["templates_seconds"]]
+                + [r[key] for key in ("random", "load", "touch")]
                 for r in first
             ],
         ),
