@@ -100,6 +100,10 @@ def forward(templates: Tensor, scalers: Tensor) -> Tensor:
     """Compose ``[layer, s1, w1, s2, w2]`` of ``[n, w1, w2]`` and ``[layer, n, s1, s2]``."""
     n, w1, w2 = templates.shape
     layers, _, s1, s2 = scalers.shape
+    if w1 == s1 == 1:  # vectors: products rounded, then summed, as the published code does
+        kept = accumulator(templates.dtype)
+        products = _mixing(scalers).to(kept)[..., None] * templates.view(n, w2).to(kept)
+        return products.sum(1).to(templates.dtype).view(layers, 1, 1, s2, w2)
     if layers > 1 and s2 == 1:  # blocks of layers, one above another, are one layer of more blocks
         taller = scalers.transpose(0, 1).reshape(1, n, layers * s1, 1)
         return forward(templates, taller).view(layers, s1, w1, s2, w2)

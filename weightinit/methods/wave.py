@@ -21,7 +21,7 @@ from weightinit.errors import ProjectionError
 from weightinit.methods.carry import carry
 from weightinit.methods.fresh import fresh_rule, sub_generator
 from weightinit.methods.scalers import fitted_index, head_dims, start_scalers
-from weightinit.methods.templates import compose_into
+from weightinit.methods.templates import compose, compose_into
 from weightinit.plan import Recipe
 
 __all__ = ["template_recipes"]
@@ -71,6 +71,7 @@ class _Composer:
         self.templates: Callable[[str, torch.dtype], Tensor] = cache(
             lambda kind, dtype: bundle.tensors[f"templates.{kind}"].to(dtype)
         )
+        self.vectors = cache(self._vectors)
         self.outside = {
             name.removeprefix("outside."): value
             for name, value in bundle.tensors.items()
@@ -98,7 +99,7 @@ class _Composer:
             if scaler is not None and bool(scaler[index].any()):
                 number = self.config.kinds[source].number
                 texts.append(f"{number} templates of {source}, {self.how} scalers")
-                fills.append(self._compose(kind, source, scaler[index]))
+                fills.append(self._compose(kind, source, index))
             else:
                 text, fill = self._glu_rule(kind, block) or self._fresh(spec, kind)
                 texts.append(text)
@@ -107,23 +108,36 @@ class _Composer:
         return self._recipe(spec, "written" if written else "fresh", texts, fills)
 
     def _compose(
-        self, kind: str, source: str, scaler: Tensor
+        self, kind: str, source: str, index: int
     ) -> Callable[[Mapping[str, Tensor]], None]:
         rename = dict(zip(kind_roles(kind), kind_roles(source), strict=True))
+        vector = len(self.config.kinds[source].shape) == 1
 
         def fill(views: Mapping[str, Tensor]) -> None:
             mine = {rename[role]: view for role, view in views.items() if role in rename}
+            sizes = {role: tuple(view.shape) for role, view in mine.items()}
             dtype = next(iter(mine.values())).dtype
+            if vector:
+                for role, value in self.vectors(source, dtype, tuple(sizes.items())).items():
+                    mine[role].copy_(value[index])
+                return
             compose_into(
                 self.config,
                 source,
                 self.templates(source, dtype),
-                scaler.to(dtype),
+                self.scalers[source][index].to(dtype),
                 mine,
                 heads=self.heads,
             )
 
         return fill
+
+    def _vectors(
+        self, source: str, dtype: torch.dtype, sizes: tuple[tuple[str, tuple[int, ...]], ...]
+    ) -> dict[str, Tensor]:
+        """Compose the vectors of a kind for all blocks at once: one by one, calls cost most."""
+        templates, scalers = self.templates(source, dtype), self.scalers[source].to(dtype)
+        return compose(self.config, source, templates, scalers, dict(sizes), heads=self.heads)
 
     def _glu_source(self, kind: str, block: Mapping[str, Piece]) -> str:
         """Return the templates for a kind: a GLU's other half without a bias takes fc1's."""
