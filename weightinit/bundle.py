@@ -6,7 +6,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -44,6 +44,10 @@ class _Bundle:
     source: str = "memory"
     card: str | None = None
     kind: ClassVar[str]
+    #: Raises BundleError unless the tensors are those that the config calls for.
+    _check_tensors: ClassVar[Callable[[BundleConfig, Mapping[str, Shape]], None]]
+    #: Raises BundleError if so many bytes describe a model out of all proportion.
+    _check_expansion: ClassVar[Callable[[BundleConfig, Mapping[str, Shape], int, int], None]]
 
     def __post_init__(self) -> None:
         """Check the tensors against the config."""
@@ -72,17 +76,6 @@ class _Bundle:
                 "pass another bundle"
             )
         cls._check_tensors(config, shapes)
-
-    @staticmethod
-    def _check_tensors(config: BundleConfig, shapes: Mapping[str, Shape]) -> None:
-        """Raise BundleError unless the tensors are those that the config calls for."""
-        raise NotImplementedError
-
-    @staticmethod
-    def _check_expansion(
-        config: BundleConfig, shapes: Mapping[str, Shape], nbytes: int, max_bytes: int
-    ) -> None:
-        """Raise BundleError if ``nbytes`` of tensors describe a model out of all proportion."""
 
     @classmethod
     def from_pretrained(

@@ -134,5 +134,5 @@ def _plot(rows: list[dict[str, Any]], output: Path, steps: int) -> None:
         fontsize="x-small",
     )
     axes.set(ylabel="test accuracy, %", ylim=(0, 100), title="Digits: one bundle, many sizes")
-    axes.legend(fontsize="small", loc="lower right")
+    figure.legend(fontsize="small", loc="outside lower center", ncols=len(series))
     figure.savefig(output, dpi=120)
