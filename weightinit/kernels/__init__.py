@@ -181,7 +181,12 @@ def _compose_meta(templates: Tensor, scalers: Tensor, order: str) -> Tensor:
     return templates.new_empty(layers, s1 * w1, s2 * w2)
 
 
-@torch.library.custom_op("weightinit::kron_sum_into", mutates_args=("out",))
+# The schema is spelled out because torch 2.6 cannot infer it from a Sequence.
+@torch.library.custom_op(
+    "weightinit::kron_sum_into",
+    mutates_args=("out",),
+    schema="(Tensor(a!)[] out, Tensor templates, Tensor scalers, str order) -> ()",
+)
 def _compose_into(out: Sequence[Tensor], templates: Tensor, scalers: Tensor, order: str) -> None:
     w, s = templates.shape[1:], scalers.shape[2:]
     views = [kron.blocks(layer, w, s, order) for tensor in out for layer in _layers(tensor)]
