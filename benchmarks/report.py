@@ -100,7 +100,7 @@ def benchmarks() -> str:
         "`init_from_templates` on a meta model. `random`: timm's own random init takes so many\n"
         "times as long. `load`: it takes so many times as long as copying a checkpoint of the\n"
         "same size into memory that is allocated already. `touch`: as long as allocating the\n"
-        "model's memory and filling it with a constant, which is most of the time.",
+        "model's memory and filling it with a constant, which for large models is most of it.",
         table(
             ["model", "seconds", "random", "load", "touch"],
             [
