@@ -314,3 +314,36 @@ def test_nan_in_a_bundle_never_reaches_the_model(bundle):
     with pytest.raises(ProjectionError, match=r"fc2.*not finite"):
         wi.init_from_templates(model, broken)
     assert state_hash(model) == before
+
+
+def test_mimetic_keeps_what_is_asked_and_draws_from_the_generator_alone():
+    model = poison(vit())
+    with torch.no_grad():
+        model.head.weight.zero_()
+        model.head.bias.zero_()
+    before = torch.get_rng_state()
+    plan = wi.plan_mimetic(model, keep=["head"], generator=torch.Generator().manual_seed(1))
+    report = plan.report()
+    assert report.counts == {"written": 7, "fresh": 34, "kept": 2}
+    assert "W_V W_proj ~ 0.4 Z - 0.4 I" in str(report) and "4x4 grid" in str(report)
+    assert plan.commit() is model
+    assert not model.head.weight.any()
+    assert all(bool(torch.isfinite(p).all()) for p in model.parameters())
+    same = wi.init_mimetic(vit(), generator=torch.Generator().manual_seed(1))
+    assert torch.equal(same.blocks[0].attn.qkv.weight, model.blocks[0].attn.qkv.weight)
+    default = wi.init_mimetic(vit(), options=wi.Mimetic(positions="fresh"))
+    assert not torch.equal(default.blocks[0].attn.qkv.weight, same.blocks[0].attn.qkv.weight)
+    assert not torch.equal(default.pos_embed, same.pos_embed)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_mimetic_leaves_a_model_alone_that_it_cannot_fill():
+    model = vit()
+    before = state_hash(model)
+    with pytest.raises(ProjectionError, match="names no parameter"):
+        wi.init_mimetic(model, keep=["heads"])
+    model.extra = nn.Parameter(torch.zeros(3))
+    with pytest.raises(AnatomyError, match="extra"):
+        wi.init_mimetic(model)
+    del model.extra
+    assert state_hash(model) == before

@@ -1,5 +1,7 @@
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from kron_reference import make, reference
 
 import weightinit as wi
@@ -53,3 +55,134 @@ def test_kron_sum_names_both_shapes(device):
         wi.init.kron_sum_(weight, *make())
     if device == "cpu":
         assert (weight == 0).all()
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def nearest(alpha, beta, rank, width, generator, number=1):
+    """The best product of that rank to targets on top of one another, by the slow definition."""
+    z = torch.randn(number, width, width, generator=generator).double()
+    target = torch.cat([alpha * each / width**0.5 + beta * torch.eye(width) for each in z])
+    u, s, vh = torch.linalg.svd(target, full_matrices=False)
+    return sum(s[i] * torch.outer(u[:, i], vh[i]) for i in range(min(rank, width)))
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    width=st.integers(1, 24),
+    head_dim=st.integers(1, 30),
+    key_heads=st.integers(1, 3),
+    group=st.integers(1, 3),
+    alpha=st.sampled_from([0.7, 0.0, 1.5]),
+    beta=st.sampled_from([0.7, 0.3]),
+    seed=st.integers(0, 9),
+)
+def test_mimetic_qk_is_the_nearest_product(width, head_dim, key_heads, group, alpha, beta, seed):
+    heads = key_heads * group
+    q = torch.full((heads * head_dim, width), torch.nan, dtype=torch.float64)
+    k = torch.full((key_heads * head_dim, width), torch.nan, dtype=torch.float64)
+    filled = wi.init.mimetic_qk_(q, k, heads, alpha=alpha, beta=beta, generator=seeded(seed))
+    assert filled[0] is q and filled[1] is k
+    assert bool(torch.isfinite(q).all() and torch.isfinite(k).all())
+    if alpha == 0 or (head_dim > width and key_heads > 1):
+        return  # equal singular values have no order; a head's frame is drawn after its noise
+    generator = seeded(seed)
+    for queries, keys in zip(
+        q.view(key_heads, group, head_dim, width), k.split(head_dim), strict=True
+    ):
+        expected = nearest(alpha, beta, head_dim, width, generator, group).view(group, width, width)
+        torch.testing.assert_close(queries.mT @ keys, expected, rtol=0, atol=1e-6)
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    width=st.integers(1, 40),
+    channels=st.integers(1, 40),
+    alpha=st.sampled_from([0.4, 1.5]),
+    beta=st.sampled_from([0.4, -0.3]),
+    seed=st.integers(0, 9),
+)
+def test_mimetic_vo_is_the_nearest_product(width, channels, alpha, beta, seed):
+    v = torch.full((channels, width), torch.nan, dtype=torch.float64)
+    proj = torch.full((width, channels), torch.nan, dtype=torch.float64)
+    filled = wi.init.mimetic_vo_(v, proj, alpha=alpha, beta=beta, generator=seeded(seed))
+    assert filled[0] is v and filled[1] is proj
+    expected = nearest(alpha, -beta, channels, width, seeded(seed))
+    torch.testing.assert_close((proj @ v).T, expected, rtol=0, atol=1e-6)
+    assert bool((v != 0).any(1).all()) and bool((proj != 0).any(0).all())
+
+
+def test_mimetic_shares_singular_values_evenly():
+    v, proj = wi.init.mimetic_vo_(torch.empty(32, 32), torch.empty(32, 32), generator=seeded())
+    torch.testing.assert_close(v @ v.T, proj.T @ proj)
+    q, k = wi.init.mimetic_qk_(torch.empty(8, 32), torch.empty(8, 32), 1, generator=seeded())
+    torch.testing.assert_close(q @ q.T, k @ k.T)
+
+
+def test_mimetic_has_the_diagonals_of_the_published_re_implementation():
+    """Width 48 and 3 heads: cutting 0.7 I to the head dim leaves 0.40; -0.4 I stays."""
+    q, k, v, proj = (torch.empty(48, 48) for _ in range(4))
+    generator, means = seeded(), []
+    for _ in range(20):
+        wi.init.mimetic_qk_(q, k, 3, generator=generator)
+        wi.init.mimetic_vo_(v, proj, generator=generator)
+        heads = q.view(3, 16, 48).mT @ k.view(3, 16, 48)
+        means.append([heads.diagonal(dim1=1, dim2=2).mean(), (proj @ v).diagonal().mean()])
+    qk, vo = torch.tensor(means).mean(0).tolist()
+    assert qk == pytest.approx(0.40, abs=0.02)
+    assert vo == pytest.approx(-0.40, abs=0.02)
+
+
+def test_mimetic_draws_from_the_generator_or_the_global_one():
+    before = torch.get_rng_state()
+    draws = [
+        wi.init.mimetic_vo_(torch.empty(8, 8), torch.empty(8, 8), generator=g)[0]
+        for g in (seeded(1), seeded(1), seeded(2))
+    ]
+    assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
+    assert torch.equal(torch.get_rng_state(), before)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        plain = wi.init.mimetic_vo_(torch.empty(8, 8), torch.empty(8, 8))[0]
+    assert torch.equal(plain, draws[0])
+
+
+def test_mimetic_fills_parameters_views_and_any_dtype_in_place():
+    qkv = torch.nn.Parameter(torch.empty(24, 8))
+    proj = torch.nn.Parameter(torch.empty(8, 8, dtype=torch.bfloat16))
+    q, k, v = qkv.detach().chunk(3)
+    wi.init.mimetic_qk_(q, k, 2, generator=seeded())
+    wi.init.mimetic_vo_(v, proj, generator=seeded(1))
+    assert qkv.requires_grad and qkv.grad_fn is None and proj.grad_fn is None
+    plain = wi.init.mimetic_vo_(torch.empty(8, 8), torch.empty(8, 8), generator=seeded(1))
+    assert torch.equal(v, plain[0]) and torch.equal(proj, plain[1].bfloat16())
+    double = torch.empty(8, 8, dtype=torch.float64)
+    wi.init.mimetic_vo_(double, torch.empty_like(double), generator=seeded(1))
+    torch.testing.assert_close(double.float().abs(), v.abs(), rtol=0, atol=1e-4)
+
+
+def test_mimetic_does_nothing_on_meta_and_empty_tensors():
+    meta, empty = torch.empty(8, 8, device="meta"), torch.empty(0, 8)
+    before = torch.get_rng_state()
+    assert wi.init.mimetic_qk_(meta, meta, 2) == (meta, meta)
+    assert wi.init.mimetic_vo_(meta, meta) == (meta, meta)
+    assert wi.init.mimetic_qk_(empty, empty, 2)[0] is empty
+    assert wi.init.mimetic_vo_(empty, empty.T)[0] is empty
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("q", "k", "heads"),
+    [((8, 8), (8, 8), 3), ((8, 8), (8, 7), 2), ((8, 8), (12, 8), 2), ((8, 8), (6, 8), 4),
+     ((8,), (8,), 2), ((8, 8), (8, 8), 0), ((8, 8), (0, 8), 2)],
+)  # fmt: skip
+def test_mimetic_qk_names_both_shapes(q, k, heads):
+    with pytest.raises(wi.WeightInitError, match=rf"q \[{q[0]}.*k \[{k[0]}.*out x in"):
+        wi.init.mimetic_qk_(torch.zeros(q), torch.zeros(k), heads)
+
+
+def test_mimetic_vo_names_both_shapes():
+    with pytest.raises(wi.WeightInitError, match=r"v \[8, 6\] and proj \[8, 6\].*out x in"):
+        wi.init.mimetic_vo_(torch.zeros(8, 6), torch.zeros(8, 6))

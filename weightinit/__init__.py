@@ -14,9 +14,15 @@ from weightinit.errors import AnatomyError, BundleError, ProjectionError, Weight
 
 if TYPE_CHECKING:
     from weightinit.anatomy import Anatomy, ParamSpec, Rule, anatomy
-    from weightinit.api import init_from_templates, plan_templates
+    from weightinit.api import (
+        init_from_templates,
+        init_mimetic,
+        plan_mimetic,
+        plan_templates,
+    )
     from weightinit.bundle import TemplateBundle, list_templates
     from weightinit.config import TemplateConfig, TemplateKind
+    from weightinit.methods.mimetic import Mimetic
     from weightinit.plan import Plan, Recipe
     from weightinit.report import Report
     from weightinit.training import ConstrainedModel, constrain, fit_scalers
@@ -27,11 +33,14 @@ _LAZY = {
     "Rule": "anatomy",
     "anatomy": "anatomy",
     "init_from_templates": "api",
+    "init_mimetic": "api",
+    "plan_mimetic": "api",
     "plan_templates": "api",
     "TemplateBundle": "bundle",
     "list_templates": "bundle",
     "TemplateConfig": "config",
     "TemplateKind": "config",
+    "Mimetic": "methods.mimetic",
     "Plan": "plan",
     "Recipe": "plan",
     "Report": "report",
@@ -45,6 +54,7 @@ __all__ = [
     "AnatomyError",
     "BundleError",
     "ConstrainedModel",
+    "Mimetic",
     "ParamSpec",
     "Plan",
     "ProjectionError",
@@ -61,8 +71,10 @@ __all__ = [
     "fit_scalers",
     "init",
     "init_from_templates",
+    "init_mimetic",
     "kernels",
     "list_templates",
+    "plan_mimetic",
     "plan_templates",
 ]
 

@@ -12,10 +12,17 @@ from weightinit.anatomy import Anatomy, Rule, anatomy
 from weightinit.bundle import TemplateBundle
 from weightinit.errors import ProjectionError
 from weightinit.methods.fresh import base_seed
+from weightinit.methods.mimetic import Mimetic, mimetic_recipes
 from weightinit.methods.wave import template_recipes
 from weightinit.plan import Plan, Recipe
 
-__all__ = ["DEFAULT_TEMPLATES", "init_from_templates", "plan_templates"]
+__all__ = [
+    "DEFAULT_TEMPLATES",
+    "init_from_templates",
+    "init_mimetic",
+    "plan_mimetic",
+    "plan_templates",
+]
 
 #: What ``templates=None`` takes: it ships in the package.
 DEFAULT_TEMPLATES = "cifar10-w64"
@@ -108,6 +115,72 @@ def plan_templates(
         source=f"templates {bundle.source}",
         notes=notes,
     )
+
+
+def init_mimetic(
+    model: nn.Module,
+    *,
+    options: Mimetic | None = None,
+    generator: torch.Generator | None = None,
+    keep: Iterable[str] = (),
+    rules: Iterable[Rule] = (),
+) -> nn.Module:
+    r"""Fill a model in place so that its attention resembles a trained one's, and return it.
+
+    No source is needed: in every layer :math:`W_Q W_K^\top \approx 0.7 Z + 0.7 I` for each head and
+    :math:`W_V W_{proj} \approx 0.4 Z - 0.4 I` (Trockman & Kolter, ICML 2023, arXiv 2305.09828),
+    positions are sinusoidal, and everything else is fresh by rule. It is meant for small data; the
+    paper does not train the positions, which stay trainable here.
+
+    Args:
+        model: any ViT that :func:`weightinit.anatomy` explains, of any size, on any device. A meta
+            model is materialised on the CPU.
+        options: a :class:`weightinit.Mimetic`; None is the paper's.
+        generator: of every random draw; None is a fixed seed. The global one is never touched.
+        keep: names or roles (``"head"``, ``"pos"``) that stay as they are.
+        rules: for parameters of yours that no rule explains; see :func:`weightinit.anatomy`.
+
+    Returns:
+        ``model``.
+
+    Raises:
+        AnatomyError: if a parameter of the model is not explained.
+        ProjectionError: if it is no vision transformer. The model is left as it was.
+
+    Examples:
+        >>> import timm, torch, weightinit as wi
+        >>> model = timm.create_model("vit_tiny_patch16_224", depth=2, embed_dim=96, num_heads=3)
+        >>> wi.init_mimetic(model, generator=torch.Generator().manual_seed(0)) is model
+        True
+        >>> attn = model.blocks[0].attn
+        >>> value_to_output = attn.proj.weight @ attn.qkv.weight[-96:]
+        >>> -0.5 < value_to_output.diag().mean().item() < -0.3
+        True
+    """
+    return plan_mimetic(
+        model, options=options, generator=generator, keep=keep, rules=rules
+    ).commit()
+
+
+def plan_mimetic(
+    model: nn.Module,
+    *,
+    options: Mimetic | None = None,
+    generator: torch.Generator | None = None,
+    keep: Iterable[str] = (),
+    rules: Iterable[Rule] = (),
+) -> Plan:
+    """Return what :func:`init_mimetic` would do, without doing it.
+
+    Examples:
+        >>> import timm, weightinit as wi
+        >>> model = timm.create_model("vit_tiny_patch16_224", depth=2)
+        >>> wi.plan_mimetic(model, options=wi.Mimetic(positions="fresh")).report().counts
+        {'written': 4, 'fresh': 28, 'kept': 0}
+    """
+    target = anatomy(model, rules=tuple(rules))
+    recipes = mimetic_recipes(target, options, seed=base_seed(generator))
+    return Plan(model, target, _keeping(target, recipes, keep), source="mimetic initialisation")
 
 
 def _exact_checkpoint(model: nn.Module) -> list[str]:

@@ -1,0 +1,235 @@
+"""Mimetic initialisation: attention that resembles a trained model's, in closed form, without data.
+
+Trockman & Kolter, "Mimetic Initialization of Self-Attention Layers", ICML 2023,
+https://arxiv.org/abs/2305.09828. Every layer gets the same rule and noise of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import astuple, dataclass
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+from weightinit import init
+from weightinit.anatomy import Anatomy, ParamSpec, Piece
+from weightinit.errors import ProjectionError
+from weightinit.methods.fresh import fresh_rule, sub_generator
+from weightinit.plan import Recipe
+
+__all__ = ["Mimetic", "mimetic_recipes"]
+
+Positions = Literal["sincos", "fresh"]
+
+
+@dataclass(frozen=True)
+class Mimetic:
+    """Options of mimetic initialisation; the defaults are the paper's for small data.
+
+    Args:
+        alpha_qk: size of the noise in each head's W_Q W_K^T.
+        beta_qk: of the identity in it, before the cut to the head dim.
+        alpha_vo: size of the noise in W_V W_proj.
+        beta_vo: of the identity that is subtracted in it.
+        positions: ``"sincos"`` writes 2-D sinusoidal position embeddings (zeros for prefix tokens)
+            where positions are those of a grid; ``"fresh"`` draws them like everything else.
+
+    Raises:
+        ProjectionError: if a number is not finite, or `positions` is neither of the two.
+
+    Examples:
+        >>> Mimetic(positions="fresh").beta_vo
+        0.4
+    """
+
+    alpha_qk: float = 0.7
+    beta_qk: float = 0.7
+    alpha_vo: float = 0.4
+    beta_vo: float = 0.4
+    positions: Positions = "sincos"
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        if not all(map(math.isfinite, astuple(self)[:4])):
+            raise ProjectionError(f"{self}: use finite numbers")
+        if self.positions not in get_args(Positions):
+            raise ProjectionError(f"positions={self.positions!r}: use one of {get_args(Positions)}")
+
+
+def mimetic_recipes(
+    anatomy: Anatomy, options: Mimetic | None = None, *, seed: int = 0
+) -> list[Recipe]:
+    """Return a recipe for every parameter of a target: closed form, sinusoidal, or fresh by rule.
+
+    Args:
+        anatomy: of the target.
+        options: None is the paper's.
+        seed: of every draw.
+
+    Raises:
+        ProjectionError: if the target is no vision transformer, or an attention's shapes do not
+            fit one another.
+    """
+    attentions = _attentions(anatomy)
+    if anatomy.family not in ("vit", "custom") or not attentions:
+        raise ProjectionError(
+            f"this {anatomy.family} cannot be initialised: the mimetic rule is that of a vision "
+            "transformer's self-attention. For layers of another model call "
+            "weightinit.init.mimetic_qk_ and mimetic_vo_"
+        )
+    composer = _Composer(anatomy, attentions, options or Mimetic(), seed)
+    return [composer.recipe(spec) for spec in anatomy.specs]
+
+
+@dataclass(frozen=True)
+class _Attention:
+    """The weights of one attention.
+
+    Args:
+        q: query weight; k, v and proj are those of keys, values and the output projection.
+        maps: number of attention maps: of heads, or twice that where attention is differential.
+        group: how many query heads share a key head.
+    """
+
+    q: Piece
+    k: Piece
+    v: Piece
+    proj: Piece
+    maps: int
+    group: int
+
+
+def _attentions(anatomy: Anatomy) -> list[_Attention]:
+    """Return the attentions of all blocks; raise if the weights of one do not fit one another."""
+    blocks = [*anatomy.blocks, *(block for _, block in anatomy.extra_blocks)]
+    return [
+        _attention(anatomy, block, role.removesuffix("q.weight"))
+        for block in blocks
+        for role in block
+        if role.endswith(".q.weight")
+    ]
+
+
+def _attention(anatomy: Anatomy, block: Mapping[str, Piece], prefix: str) -> _Attention:
+    roles = [f"{prefix}{part}.weight" for part in ("q", "k", "v", "proj")]
+    found = [block[role] for role in roles if role in block]
+    if len(found) == len(roles):
+        q, k, v, proj = found
+        heads = anatomy.sizes.get(q.axes[0][0], 0) if len(q.axes[0]) == 2 else 0
+        group = q.size[0] // k.size[0]
+        if (
+            heads * group > 0
+            and heads % group == 0
+            and q.size == (group * k.size[0], k.size[1])
+            and proj.size == (v.size[1], group * v.size[0])
+        ):
+            differential = f"{prefix}sub_norm.weight" in block
+            return _Attention(q, k, v, proj, heads * (1 + differential), group)
+    listed = ", ".join(f"{p.spec.name} ({p.role}, {p.axes}, {p.size})" for p in found)
+    raise ProjectionError(
+        f"not the q, k, v and proj of one self-attention: {listed}. Name their roles and axes by "
+        "rules=[Rule(...)], with heads as in '(h k) d'"
+    )
+
+
+class _Part(NamedTuple):
+    """What happens to one part of a parameter."""
+
+    action: Literal["written", "fresh"]
+    source: str
+    fill: Callable[[Tensor], object]
+
+
+class _Composer:
+    """Recipes for one target."""
+
+    def __init__(
+        self, anatomy: Anatomy, attentions: list[_Attention], options: Mimetic, seed: int
+    ) -> None:
+        self.anatomy, self.options, self.seed = anatomy, options, seed
+        self.queries = {(p.spec.name, p.role): a for a in attentions for p in (a.q, a.k)}
+        self.values = {(p.spec.name, p.role): a for a in attentions for p in (a.v, a.proj)}
+        # The weights of one attention follow one another: no earlier ones need be kept.
+        self.qk = lru_cache(maxsize=1)(self._qk)
+        self.vo = lru_cache(maxsize=1)(self._vo)
+
+    def recipe(self, spec: ParamSpec) -> Recipe:
+        parts = [self._part(spec, role) for role in spec.parts]
+
+        def fill(out: Tensor) -> None:
+            for part, view in zip(parts, self.anatomy.split(spec, out).values(), strict=True):
+                part.fill(view)
+
+        written = any(part.action == "written" for part in parts)
+        sources = "; ".join(dict.fromkeys(part.source for part in parts))
+        return Recipe(spec, "written" if written else "fresh", sources, fill)
+
+    def _part(self, spec: ParamSpec, role: str) -> _Part:
+        options = self.options
+        if queries := self.queries.get((spec.name, role)):
+            source = f"W_Q W_K^T ~ {options.alpha_qk:g} Z + {options.beta_qk:g} I of each head"
+            return _Part(
+                "written", source, lambda out: out.copy_(self.qk(queries, out.dtype)[role])
+            )
+        if values := self.values.get((spec.name, role)):
+            source = f"W_V W_proj ~ {options.alpha_vo:g} Z - {options.beta_vo:g} I"
+            return _Part("written", source, lambda out: out.copy_(self.vo(values, out.dtype)[role]))
+        if role == "pos" and options.positions == "sincos" and (grid := self._grid()):
+            source = f"2-D sinusoidal, {grid[0]}x{grid[1]} grid"
+            return _Part("written", source, lambda out: _sincos_(out, grid))
+        text, rule = fresh_rule(role, spec.shape)
+        return _Part("fresh", text, lambda out: rule(out, self._generator(spec, role)))
+
+    def _qk(self, attention: _Attention, dtype: torch.dtype) -> dict[str, Tensor]:
+        q, k = (torch.empty(piece.size, dtype=dtype) for piece in (attention.q, attention.k))
+        init.mimetic_qk_(
+            q,
+            k,
+            attention.maps,
+            alpha=self.options.alpha_qk,
+            beta=self.options.beta_qk,
+            generator=self._generator(attention.q.spec, attention.q.role),
+        )
+        return {attention.q.role: q, attention.k.role: k}
+
+    def _vo(self, attention: _Attention, dtype: torch.dtype) -> dict[str, Tensor]:
+        v = torch.empty(attention.v.size, dtype=dtype)
+        proj = torch.empty(attention.v.size[::-1], dtype=dtype)
+        init.mimetic_vo_(
+            v,
+            proj,
+            alpha=self.options.alpha_vo,
+            beta=self.options.beta_vo,
+            generator=self._generator(attention.v.spec, attention.v.role),
+        )
+        if attention.group > 1:
+            # Heads that share values share their projection in equal parts.
+            heads = attention.maps // attention.group
+            shared = proj.unflatten(1, (heads, -1)).repeat_interleave(attention.group, 1)
+            proj = shared.flatten(1) / attention.group
+        return {attention.v.role: v, attention.proj.role: proj}
+
+    def _generator(self, spec: ParamSpec, role: str) -> torch.Generator:
+        return sub_generator(self.seed, f"{spec.key}.{role}")
+
+    def _grid(self) -> tuple[int, int] | None:
+        """Return the grid of the position embedding, or None where its rows are no grid's."""
+        traits: Mapping[str, Any] = self.anatomy.traits
+        if "grid" not in traits:
+            return None
+        prefix = self.anatomy.outside["pos"].size[0] - math.prod(traits["grid"])
+        return traits["grid"] if 0 <= prefix <= traits["prefix_tokens"] else None
+
+
+def _sincos_(out: Tensor, grid: tuple[int, int]) -> None:
+    """Write 2-D sinusoidal position embeddings, preceded by zeros for the prefix tokens."""
+    from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
+
+    tokens, width = grid[0] * grid[1], out.shape[1]
+    table = build_sincos2d_pos_embed(list(grid), -(-width // 4) * 4)
+    out[:-tokens].zero_()
+    out[-tokens:].copy_(table[:, :width])
