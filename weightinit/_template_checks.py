@@ -176,13 +176,15 @@ def template_config(config: BundleConfig) -> TemplateConfig:
             f"options of the bundle have {len(entries)} kinds, of which [{some(odd)}] have unknown "
             "entries: use one kind or more, each of number, shape and parts"
         )
-    for name, here, there in (
-        ("method", config.method, template.method),
-        ("width", config.sizes.get("d", template.width), template.width),
-    ):
-        if here != there:
-            raise BundleError(
-                f"{name} is {here!r} in the bundle's config and {there!r} in its options: "
-                "they must agree"
-            )
+    if config.method != template.method:
+        raise BundleError(
+            f"method is {config.method!r} in the bundle's config and {template.method!r} in its "
+            "options: they must agree"
+        )
+    width = config.sizes.get("d", template.width)
+    if width < template.width:
+        raise BundleError(
+            f"width of the templates is {template.width}, and the auxiliary model's is {width}: "
+            "templates must not be wider than the model they were trained in"
+        )
     return template

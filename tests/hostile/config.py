@@ -170,9 +170,14 @@ def sizes_lack_heads(folder):
     edit_config(folder, lambda config: [config["sizes"].pop(label) for label in "hk"] and None)
 
 
-@attack("width is 16 .* must agree")
+@attack("config calls for")
 def width_disagrees(folder):
     edit_config(folder, sizes(d=16))
+
+
+@attack("must not be wider")
+def templates_are_wider(folder):
+    edit_config(folder, sizes(d=4))
 
 
 @attack("fitted")
