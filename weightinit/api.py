@@ -111,7 +111,7 @@ def plan_templates(
     return Plan(
         model,
         target,
-        _keeping(target, recipes, keep),
+        keeping(target, recipes, keep),
         source=f"templates {bundle.source}",
         notes=notes,
     )
@@ -180,7 +180,7 @@ def plan_mimetic(
     """
     target = anatomy(model, rules=tuple(rules))
     recipes = mimetic_recipes(target, options, seed=base_seed(generator))
-    return Plan(model, target, _keeping(target, recipes, keep), source="mimetic initialisation")
+    return Plan(model, target, keeping(target, recipes, keep), source="mimetic initialisation")
 
 
 def _exact_checkpoint(model: nn.Module) -> list[str]:
@@ -208,7 +208,7 @@ def _exact_checkpoint(model: nn.Module) -> list[str]:
     ]
 
 
-def _keeping(target: Anatomy, recipes: list[Recipe], keep: Iterable[str]) -> list[Recipe]:
+def keeping(target: Anatomy, recipes: list[Recipe], keep: Iterable[str]) -> list[Recipe]:
     """Replace the recipes of kept parameters; a name that keeps nothing is an error."""
     keep = [keep] if isinstance(keep, str) else list(keep)
     kept: set[str] = set()

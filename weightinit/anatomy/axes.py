@@ -13,7 +13,7 @@ from torch import Tensor
 from weightinit.anatomy.pattern import LOCAL_LABELS, Group, parse, solve
 from weightinit.errors import AnatomyError
 
-__all__ = ["Layout", "Op", "apply", "layout", "merge", "parse", "solve", "split"]
+__all__ = ["Layout", "Op", "along", "apply", "layout", "merge", "parse", "solve", "split"]
 
 #: What is done along one axis: select indices, multiply by a matrix [new, old], or call f(x, dim).
 Op = Tensor | Callable[[Tensor, int], Tensor]
@@ -267,7 +267,7 @@ def _apply(
         if len(joint) > 1:
             tensor = tensor.flatten(dim, dim + len(joint) - 1)
         if key in ops:
-            tensor = _along(tensor, dim, ops[key])
+            tensor = along(tensor, dim, ops[key])
     shape, dim = [], 0
     for group in groups:
         shape.append(math.prod(tensor.shape[dim : dim + len(group)]))
@@ -275,7 +275,18 @@ def _apply(
     return tensor.reshape(shape)
 
 
-def _along(tensor: Tensor, dim: int, op: Op) -> Tensor:
+def along(tensor: Tensor, dim: int, op: Op) -> Tensor:
+    """Act along one axis of a tensor.
+
+    Args:
+        tensor: of any shape.
+        dim: of the axis.
+        op: a LongTensor of indices to select, a matrix ``[new, old]`` to multiply by, or a function
+            of the tensor and the dim.
+
+    Raises:
+        AnatomyError: if the operator does not fit the axis.
+    """
     if not isinstance(op, Tensor):
         return op(tensor, dim)
     if op.dtype == torch.int64 and op.ndim == 1:

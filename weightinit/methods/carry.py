@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from weightinit.anatomy import Anatomy, Piece
+from weightinit.anatomy.axes import Op, along
 from weightinit.anatomy.resample import resample_patch, resample_pos
 from weightinit.bundle import BundleConfig, TemplateBundle
 from weightinit.config import TemplateConfig
 
-__all__ = ["as_bundle", "carry", "collect", "widen_input", "widen_output"]
+__all__ = ["Axis", "as_bundle", "carry", "collect", "tiled", "widen_input", "widen_output"]
 
 
 def widen_output(tensor: Tensor, dim: int, size: int) -> Tensor:
@@ -102,8 +104,52 @@ def as_bundle(
     )
 
 
+class Value(Protocol):
+    """A tensor, or what will be read as one when it is needed."""
+
+    @property
+    def shape(self) -> torch.Size:
+        """Its shape."""
+        ...
+
+    def to(self, other: Tensor) -> Tensor:
+        """Return it in the dtype and on the device of another."""
+        ...
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What becomes of one axis when its length changes.
+
+    Args:
+        rows: makes new channels out of old ones, in whatever produces the axis.
+        columns: makes what reads the old channels read the new ones.
+        gain: acts on the elementwise weights of norms and layer scales; None is as ``rows``.
+    """
+
+    rows: Op
+    columns: Op
+    gain: Op | None = None
+
+    def op(self, side: str) -> Op:
+        """Return the operator of a side: ``"rows"``, ``"columns"`` or ``"gain"``."""
+        return self.rows if side == "gain" and self.gain is None else getattr(self, side)
+
+
+def tiled(size: int) -> Axis:
+    """Return the axis that repeats channels, whole copies sharing what reads them."""
+    return Axis(
+        lambda tensor, dim: widen_output(tensor, dim, size),
+        lambda tensor, dim: widen_input(tensor, dim, size),
+    )
+
+
 def carry(
-    piece: Piece, target: Anatomy, outside: Mapping[str, Tensor], traits: Mapping[str, Any]
+    piece: Piece,
+    target: Anatomy,
+    outside: Mapping[str, Value],
+    traits: Mapping[str, Any],
+    axis: Axis | None = None,
 ) -> tuple[str, Callable[[Tensor], None]] | None:
     """Return how one tensor outside the blocks comes from a source of another size.
 
@@ -112,6 +158,7 @@ def carry(
         target: its anatomy.
         outside: the source's tensors by role, from :func:`collect`.
         traits: the source's, from its anatomy: grid and prefix tokens.
+        axis: what becomes of the residual stream; None repeats its channels.
 
     Returns:
         A description and a function that fills a view of the piece's size, or None where the source
@@ -122,13 +169,14 @@ def carry(
     value = outside.get(name)
     if value is None:
         return None
+    axis = axis or tiled(target.sizes.get("d", 0) or piece.size[-1])
     if role == "patch.weight":
         if any(other.startswith("stem.") for other in target.outside):
             return None
         inputs, size = piece.size[1], (piece.size[2], piece.size[3])
         how = f"{name} {_shape(value)}"
         return how, lambda out: out.copy_(
-            widen_output(resample_patch(value.to(out), size, inputs), 0, out.shape[0])
+            along(resample_patch(value.to(out), size, inputs), 0, axis.rows)
         )
     if role == "pos":
         own: Mapping[str, Any] = target.traits
@@ -138,20 +186,18 @@ def carry(
             return None
         how = f"{name} of a {old[0][0]}x{old[0][1]} grid"
         return how, lambda out: out.copy_(
-            widen_output(
-                resample_pos(value.to(out), old[0], new[0], old[1], new[1]), 1, out.shape[1]
-            )
+            along(resample_pos(value.to(out), old[0], new[0], old[1], new[1]), 1, axis.rows)
         )
     if role.startswith("head"):
         if value.shape[0] != piece.size[0]:
             return None
-        if value.dim() == 2:
-            return name, lambda out: out.copy_(widen_input(value.to(out), 1, out.shape[1]))
-    if value.dim() != len(piece.size) or value.shape[:-1] != tuple(piece.size[:-1]):
+        if len(value.shape) == 2:
+            return name, lambda out: out.copy_(along(value.to(out), 1, axis.columns))
+        return name, lambda out: out.copy_(value.to(out))
+    if len(value.shape) != len(piece.size) or value.shape[:-1] != tuple(piece.size[:-1]):
         return None
-    return f"{name} {_shape(value)}", lambda out: out.copy_(
-        widen_output(value.to(out), -1, out.shape[-1])
-    )
+    side = "gain" if "norm" in role and role.endswith("weight") else "rows"
+    return f"{name} {_shape(value)}", lambda out: out.copy_(along(value.to(out), -1, axis.op(side)))
 
 
 def _source_role(role: str, target: Anatomy) -> str:
@@ -163,5 +209,5 @@ def _source_role(role: str, target: Anatomy) -> str:
     return role.replace("head_dist", "head")
 
 
-def _shape(tensor: Tensor) -> str:
+def _shape(tensor: Value) -> str:
     return "x".join(map(str, tensor.shape))

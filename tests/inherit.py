@@ -1,0 +1,54 @@
+"""What tests of inheritance share: a module as a source of weights, and filling a model from it."""
+
+import timm
+import torch
+
+from weightinit.anatomy import anatomy
+from weightinit.plan import Plan
+
+
+class Stub:
+    """A module, or a state dict of one, as a source of weights."""
+
+    def __init__(self, model, values=None):
+        self.anatomy = anatomy(model)
+        self.model = model
+        self.values = values or {n: p.detach() for n, p in model.named_parameters()}
+
+    def part(self, piece):
+        return self.anatomy.split(piece.spec, self.values[piece.spec.name])[piece.role]
+
+    def module(self):
+        return self.model
+
+
+def small_vit(width=24, heads=3, depth=2, **kwargs):
+    """A timm ViT with every parameter random, norms and biases too."""
+    sizes = {"img_size": 16, "patch_size": 8, "embed_dim": width, "num_heads": heads}
+    model = timm.create_model(
+        "vit_tiny_patch16_224", **{"depth": depth, "num_classes": 5, **sizes, **kwargs}
+    ).eval()
+    generator = torch.Generator().manual_seed(width + depth)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator) * 0.2
+            parameter.copy_(noise + (name.split(".")[-2:-1] > ["norm"] and parameter.ndim == 1))
+    return model
+
+
+def fill(model, source, method, **options):
+    """Fill a model from a module by a method; returns the plan's report."""
+    source = Stub(source) if isinstance(source, torch.nn.Module) else source
+    seen = anatomy(model)
+    plan = Plan(model, seen, method.recipes(source, seen, **options), source="stub")
+    plan.commit()
+    return plan.report()
+
+
+def logits(model, seed=0):
+    """What a model says of three random images, in its own dtype."""
+    like = next(model.parameters())
+    size = model.patch_embed.img_size
+    images = torch.randn(3, 3, *size, generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        return model.eval()(images.to(like))

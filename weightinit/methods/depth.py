@@ -1,0 +1,147 @@
+"""Which of an ancestor's blocks make each block of a target."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from weightinit.anatomy import Anatomy
+from weightinit.errors import ProjectionError
+
+__all__ = ["RULES", "Depth", "Mix", "blocks_for", "mixes"]
+
+#: Of one target block: pairs of an ancestor's block and its weight. None of them: the block is new.
+Mix = tuple[tuple[int, float], ...]
+#: A rule by name, or from (blocks of the ancestor, blocks of the target) to a mix a block.
+Depth = str | Callable[[int, int], list[Mix]]
+
+
+def _one(indices: list[int]) -> list[Mix]:
+    return [((index, 1.0),) for index in indices]
+
+
+def _first(old: int, new: int) -> list[Mix]:
+    return _one([min(i, old - 1) for i in range(new)])
+
+
+def _last(old: int, new: int) -> list[Mix]:
+    return _one([max(0, old - new + i) for i in range(new)])
+
+
+def _mid(old: int, new: int) -> list[Mix]:
+    return _one([min(max(0, (old - new) // 2 + i), old - 1) for i in range(new)])
+
+
+def _uniform(old: int, new: int) -> list[Mix]:
+    """Even steps from the first to the last, as linspace rounds them."""
+    return _one([round(i * (old - 1) / max(1, new - 1)) for i in range(new)])
+
+
+def _interlace(old: int, new: int) -> list[Mix]:
+    """Every block several times in a row: l -> floor(l old / new) (LiGO's interlacing)."""
+    return _one([i * old // new for i in range(new)])
+
+
+def _stack(old: int, new: int) -> list[Mix]:
+    """Whole copies on top of each other: l -> l mod old (StackBERT)."""
+    return _one([i % old for i in range(new)])
+
+
+def _stack_top(old: int, new: int) -> list[Mix]:
+    """Whole copies, the rest filled with the top blocks (bert2BERT)."""
+    rest = new % old
+    return _one([i % old for i in range(new - rest)] + [old - rest + i for i in range(rest)])
+
+
+def _solar(old: int, new: int) -> list[Mix]:
+    """Two copies, the first without its last blocks, the second without its first (SOLAR).
+
+    Kim et al., "SOLAR 10.7B", https://arxiv.org/abs/2312.15066: depth up-scaling, s = 2 (n - m).
+    """
+    if not old <= new <= 2 * old:
+        raise ProjectionError(
+            f"depth='solar' joins two copies of {old} blocks and cannot make {new}: ask for {old} "
+            f"to {2 * old}, or use depth='stack'"
+        )
+    first = -(-new // 2)
+    return _one([*range(first), *range(old - (new - first), old)])
+
+
+def _interpolate(old: int, new: int) -> list[Mix]:
+    """Weights interpolated linearly between neighbouring blocks."""
+    mixes: list[Mix] = []
+    for i in range(new):
+        place = i * (old - 1) / max(1, new - 1)
+        low = min(int(place), old - 1)
+        part = place - low
+        mixes.append(((low, 1 - part), (low + 1, part)) if part > 1e-9 else ((low, 1.0),))
+    return mixes
+
+
+RULES: Mapping[str, Callable[[int, int], list[Mix]]] = {
+    "first": _first,
+    "last": _last,
+    "mid": _mid,
+    "uniform": _uniform,
+    "interlace": _interlace,
+    "stack": _stack,
+    "stack_top": _stack_top,
+    "solar": _solar,
+    "interpolate": _interpolate,
+}
+
+
+def mixes(depth: Depth, source: Anatomy, target: Anatomy) -> list[Mix]:
+    """Return a mix of the ancestor's blocks for each of a target's, stage by stage.
+
+    Args:
+        depth: the rule.
+        source: anatomy of the ancestor.
+        target: of the target.
+    """
+    old, new = _stages(source), _stages(target)
+    if len(old) != len(new):
+        raise ProjectionError(
+            f"the ancestor has {len(old)} stages and the target {len(new)}: use an ancestor of the "
+            "same family and as many stages"
+        )
+    found: list[Mix] = []
+    offset = 0
+    for before, after in zip(old, new, strict=True):
+        for mix in blocks_for(depth, before, after):
+            found.append(tuple((offset + index, weight) for index, weight in mix))
+        offset += before
+    return found
+
+
+def _stages(anatomy: Anatomy) -> list[int]:
+    """Return how many blocks each main stack has."""
+    stacks = [next(iter(block.values())).spec.stack for block in anatomy.blocks]
+    return [stacks.count(stack) for stack in dict.fromkeys(stacks)]
+
+
+def blocks_for(depth: Depth, old: int, new: int) -> list[Mix]:
+    """Return which of ``old`` blocks make each of ``new`` ones.
+
+    Args:
+        depth: a rule by name, or a function of one's own.
+        old: how many blocks the ancestor has.
+        new: how many the target has.
+
+    Raises:
+        ProjectionError: if the rule is unknown, or its answer does not fit.
+
+    Examples:
+        >>> [index for ((index, _),) in blocks_for("uniform", 12, 6)]
+        [0, 2, 4, 7, 9, 11]
+        >>> blocks_for("interpolate", 2, 3)[1]
+        ((0, 0.5), (1, 0.5))
+    """
+    if isinstance(depth, str) and depth not in RULES:
+        raise ProjectionError(f"depth={depth!r} is unknown: use one of {sorted(RULES)}")
+    mixes = (RULES[depth] if isinstance(depth, str) else depth)(old, new)
+    if len(mixes) != new or any(not 0 <= i < old for mix in mixes for i, _ in mix):
+        raise ProjectionError(
+            f"the depth rule {depth!r} gave {mixes} for {old} blocks to {new}: it must give {new} "
+            f"tuples of (block, weight) with blocks from 0 to {old - 1}"
+        )
+    return list(mixes)

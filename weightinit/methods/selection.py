@@ -1,0 +1,192 @@
+"""Weight Selection: a smaller network from a subset of a larger one's channels and blocks.
+
+Xu et al., "Initializing Models with Larger Ones", ICLR 2024, https://arxiv.org/abs/2311.18823.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from weightinit.anatomy import Anatomy, ParamSpec
+from weightinit.anatomy.axes import along
+from weightinit.errors import ProjectionError
+from weightinit.methods.carry import Axis
+from weightinit.methods.depth import Depth, mixes
+from weightinit.methods.fresh import fresh_rule, sub_generator
+from weightinit.methods.transfer import Axes, Place, Source, Transfer, transfer_recipes
+from weightinit.plan import Recipe
+
+__all__ = ["WeightSelection", "select_indices"]
+
+Elements = Literal["uniform", "consecutive", "random"]
+
+
+@dataclass(frozen=True)
+class WeightSelection:
+    """Options of Weight Selection.
+
+    Args:
+        elements: which channels: ``"uniform"`` (the paper's best), ``"consecutive"``, or
+            ``"random"`` (one draw for each axis, the same wherever it occurs).
+        depth: which blocks: ``"first"`` (the paper's), ``"last"``, ``"mid"``, ``"uniform"``.
+        heads: ``"aligned"`` keeps whole heads, q, k and v apart; ``"flat"`` is the published code:
+            stored axes as they are, so that a head of the target is made of parts of several.
+        rescale: multiplies what reads a shortened axis by the root of the ratio of its lengths, so
+            that sums keep their size. Not in the paper.
+
+    Raises:
+        ProjectionError: if a value is not one of these.
+
+    Examples:
+        >>> WeightSelection(heads="flat").elements
+        'uniform'
+    """
+
+    elements: Elements = "uniform"
+    depth: Depth = "first"
+    heads: Literal["aligned", "flat"] = "aligned"
+    rescale: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        for name, allowed in (("elements", get_args(Elements)), ("heads", ("aligned", "flat"))):
+            if getattr(self, name) not in allowed:
+                raise ProjectionError(f"{name}={getattr(self, name)!r}: use one of {allowed}")
+
+    def recipes(
+        self, source: Source, target: Anatomy, *, seed: int = 0, calibration: object = None
+    ) -> list[Recipe]:
+        """Return a recipe for every parameter of a target that is no larger on any axis."""
+        larger = [
+            f"{label} {source.anatomy.sizes[label]} -> {size}"
+            for label, size in target.sizes.items()
+            if label in source.anatomy.sizes
+            and label[0] in "dhkme"
+            and size > source.anatomy.sizes[label]
+        ]
+        if larger or target.depth > source.anatomy.depth:
+            raise ProjectionError(
+                f"weight selection only shrinks, and the target is larger in {larger or 'depth'}: "
+                "use method='auto', which grows too"
+            )
+        if self.heads == "flat":
+            return _flat(self, source, target, seed)
+        how = f"{self.elements} selection, whole heads"
+        transfer = Transfer(
+            self._axes(source.anatomy, target, seed),
+            mixes(self.depth, source.anatomy, target),
+            how,
+        )
+        return transfer_recipes(source, target, transfer, seed=seed)
+
+    def _axes(self, old: Anatomy, new: Anatomy, seed: int) -> Axes:
+        known: dict[str, Axis | None] = {}
+
+        def find(label: str, place: Place) -> Axis | None:
+            if label not in known:
+                known[label] = self._axis(label, old, new, seed)
+            return known[label]
+
+        return find
+
+    def _axis(self, label: str, old: Anatomy, new: Anatomy, seed: int) -> Axis | None:
+        labels = label.split()
+        if any(part not in old.sizes or part not in new.sizes for part in labels):
+            return None
+        if all(old.sizes[part] == new.sizes[part] for part in labels):
+            return None
+        index = torch.zeros(1, dtype=torch.int64)
+        scale = 1.0
+        for part in labels:
+            size = old.sizes[part], new.sizes[part]
+            chosen = select_indices(*size, self.elements, sub_generator(seed, f"select {part}"))
+            index = (index[:, None] * size[0] + chosen).flatten()
+            scale *= (size[0] / size[1]) ** 0.5
+        if not self.rescale:
+            return Axis(index, index)
+        return Axis(index, lambda tensor, dim: along(tensor, dim, index) * scale)
+
+
+def select_indices(
+    old: int, new: int, elements: str = "uniform", generator: torch.Generator | None = None
+) -> Tensor:
+    """Return which of ``old`` elements a shorter axis of ``new`` takes, an int64 ``[new]``.
+
+    Args:
+        old: length of the ancestor's axis.
+        new: length of the target's.
+        elements: ``"uniform"``: every old/new-th where that is whole, else as a float32 linspace
+            rounds, as in the published code; ``"consecutive"``: the first; ``"random"``: a draw.
+        generator: of the draw.
+
+    Examples:
+        >>> select_indices(6, 3).tolist(), select_indices(5, 3).tolist()
+        ([0, 2, 4], [0, 2, 4])
+    """
+    if elements == "consecutive":
+        return torch.arange(new)
+    if elements == "random":
+        return torch.randperm(old, generator=generator)[:new].sort().values
+    if old % new == 0:
+        return torch.arange(new) * (old // new)
+    return torch.linspace(0, old - 1, new).round().long()
+
+
+def _flat(method: WeightSelection, source: Source, target: Anatomy, seed: int) -> list[Recipe]:
+    """Select along stored axes, whatever they hold: the published code."""
+    depth = mixes(method.depth, source.anatomy, target)
+    stored = dict(_pairs(source.anatomy, target, depth))
+    how = f"{method.elements} selection of stored axes, as published"
+
+    def recipe(spec: ParamSpec) -> Recipe:
+        own = stored.get(spec.name)
+        text, rule = fresh_rule(spec.role, spec.shape)
+        generator = sub_generator(seed, spec.key)
+        fits = own is not None and _covers(own.shape, spec.shape)
+        if own is None or not fits or spec.role.startswith("head"):
+            return Recipe(spec, "fresh", text, lambda out: rule(out, generator))
+
+        def fill(out: Tensor) -> None:
+            value = _stored(source, own)
+            for dim, (before, after) in enumerate(zip(own.shape, spec.shape, strict=True)):
+                if before != after:
+                    draw = sub_generator(seed, f"select {before} {after}")
+                    index = select_indices(before, after, method.elements, draw)
+                    value = value.index_select(dim, index)
+            out.copy_(value)
+
+        return Recipe(spec, "written", f"{own.name} ({how})", fill)
+
+    return [recipe(spec) for spec in target.specs]
+
+
+def _covers(old: tuple[int, ...], new: tuple[int, ...]) -> bool:
+    return len(old) == len(new) and all(a >= b for a, b in zip(old, new, strict=True))
+
+
+def _stored(source: Source, spec: ParamSpec) -> Tensor:
+    """Return a tensor as it is stored, from its parts."""
+    old = source.anatomy
+    place = old.outside if spec.block is None else None
+    block = place if place is not None else next(
+        b for b in (*old.blocks, *(b for _, b in old.extra_blocks))
+        if spec.parts[0] in b and b[spec.parts[0]].spec is spec
+    )  # fmt: skip
+    return old.merge(spec, {role: source.part(block[role]) for role in spec.parts})
+
+
+def _pairs(old: Anatomy, new: Anatomy, depth: list[tuple]) -> Iterator[tuple[str, ParamSpec]]:
+    """Yield the target's parameters in the ancestor, by role and block."""
+    for piece in new.outside.values():
+        if piece.role in old.outside:
+            yield piece.spec.name, old.outside[piece.role].spec
+    for index, block in enumerate(new.blocks):
+        theirs = old.blocks[depth[index][0][0]]
+        for piece in block.values():
+            if piece.role in theirs:
+                yield piece.spec.name, theirs[piece.role].spec
