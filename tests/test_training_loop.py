@@ -240,3 +240,23 @@ def test_two_processes_take_the_steps_of_one(digits, tmp_path):
     state = load_weights(tmp_path / "checkpoint.safetensors", together)
     assert state["step"] == 8
     torch.testing.assert_close(together[1].weight, alone[1].weight, rtol=0, atol=1e-5)
+
+
+def test_torchrun_is_seen_without_an_accelerator(tmp_path):
+    """accelerate takes a torchrun on a machine without GPUs for single processes."""
+    worker = tmp_path / "worker.py"
+    worker.write_text(
+        "from weightinit.training.loop import accelerator\n"
+        "print('processes:', accelerator().num_processes)\n"
+    )
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(worker)]
+    done = subprocess.run(
+        [sys.executable, *command],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    count = 2 if not torch.accelerator.is_available() else min(2, torch.accelerator.device_count())
+    assert done.stdout.count(f"processes: {count}") == 2, done.stderr[-2000:]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["ImageData", "ImageFiles", "Split", "assemble", "pixels", "split_off"]
+__all__ = ["ImageData", "ImageFiles", "Split", "assemble", "pixels", "rows", "split_off"]
 
 #: Data whose images change their meaning when mirrored.
 NO_FLIP = ("digits", "gtsrb", "omniglot", "mnist", "spoken", "svhn", "text")
@@ -122,12 +122,12 @@ def assemble(
     generator = torch.Generator().manual_seed(seed)
     if test is None:
         rest, held = split_off(pool.labels, 0.2, generator)
-        pool, test = _rows(pool, rest), _rows(pool, held)
+        pool, test = rows(pool, rest), rows(pool, held)
         rest, held = split_off(pool.labels, 0.125, generator)
     else:
         part = min(0.1, 5000 / len(pool))
         rest, held = split_off(pool.labels, part, generator, groups)
-    train, val = _rows(pool, rest), _rows(pool, held)
+    train, val = rows(pool, rest), rows(pool, held)
     sample = train.images[torch.arange(0, len(train), max(1, len(train) // 5000))]
     flat = sample.flatten(0, 2).double() / 255
     return ImageData(
@@ -143,7 +143,8 @@ def assemble(
     )
 
 
-def _rows(split: Split, index: Tensor) -> Split:
+def rows(split: Split, index: Tensor) -> Split:
+    """Return the images and labels at ``index [N]``."""
     images = split.images
     if isinstance(images, ImageFiles):
         paths = tuple(images.paths[int(i)] for i in index)

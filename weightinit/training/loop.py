@@ -282,7 +282,8 @@ def accelerator() -> Any:
         raise WeightInitError(
             "training needs accelerate: install it with pip install 'weightinit[train]'"
         ) from error
-    return Accelerator()
+    # accelerate overlooks torchrun on a machine without accelerators unless it is told
+    return Accelerator(cpu=not torch.accelerator.is_available())
 
 
 def _optimizer(module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:

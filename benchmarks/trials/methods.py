@@ -1,0 +1,248 @@
+"""Ways to start a target: each is one line of `METHODS`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import weightinit as wi
+from trials.sources import Lab, Source
+from weightinit.methods.learngene import auto_lg, heur_lg
+from weightinit.training.augment import batches
+from weightinit.training.images import ImageData
+from weightinit.training.presets import Preset
+
+
+@dataclass(frozen=True)
+class Target:
+    """A model to start.
+
+    Args:
+        model: with timm's own random weights.
+        width: of the templates it is made from.
+        data: that it will be trained on.
+        seed: of every draw.
+        fit_steps: of scalers that are fitted.
+    """
+
+    model: nn.Module
+    width: int
+    data: ImageData
+    seed: int
+    fit_steps: int = 0
+
+    @property
+    def depth(self) -> int:
+        """How many blocks it has."""
+        return wi.anatomy(self.model).depth
+
+
+@dataclass
+class Started:
+    """What starting a target took.
+
+    Args:
+        transferred: numbers that came from the source.
+        scalers: numbers that were fitted on data.
+        fit_seconds: spent on that.
+    """
+
+    transferred: int = 0
+    scalers: int = 0
+    fit_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to start a target.
+
+    Args:
+        start: fills ``target.model`` in place.
+        sources: from a preset and a target's depth to what must be trained before.
+        learned: whether the weights were learned: such targets train at ``scale.lr``.
+        main: whether it is run with every seed.
+        trains: whether the target is trained; otherwise its source is the target, with the full
+            budget.
+    """
+
+    start: Callable[[Target, Lab], Started]
+    sources: Callable[[Preset, int], tuple[Source, ...]] = lambda preset, depth: ()
+    learned: bool = True
+    main: bool = False
+    trains: bool = True
+
+
+def timm_default(target: Target, lab: Lab) -> Started:
+    """Leave timm's own random weights."""
+    return Started()
+
+
+def he(target: Target, lab: Lab) -> Started:
+    """Draw every matrix as torch.nn.init.kaiming_normal_ does; biases are 0."""
+    generator = torch.Generator().manual_seed(target.seed)
+    for module in target.model.modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    return Started()
+
+
+def mimetic(target: Target, lab: Lab) -> Started:
+    """Draw attention in closed form (Trockman and Kolter), all else as by torch.nn.init."""
+    wi.init_mimetic(target.model, generator=torch.Generator().manual_seed(target.seed))
+    return Started()
+
+
+def from_templates(
+    target: Target,
+    lab: Lab,
+    *,
+    kind: str,
+    scalers: str = "interpolate",
+    fit: bool = False,
+    keep: tuple[str, ...] = (),
+) -> Started:
+    """Compose the target from a trained template set, its scalers fitted first or not."""
+    return _fill(target, lab, lab.bundle(Source(kind, target.width)), scalers, fit, keep)
+
+
+def cut(
+    target: Target, lab: Lab, *, how: Callable[..., wi.TemplateBundle], layers: int | None = None
+) -> Started:
+    """Take whole blocks of a plain model that was trained like the templates."""
+    source = lab.model(_ancestor_vit(lab.scale.preset(target.width)))
+    return _fill(target, lab, how(source, layers=layers or wi.anatomy(source).depth))
+
+
+def outright(target: Target, lab: Lab) -> Started:
+    """Be the plain model of the target's size that had the full budget."""
+    source = lab.model(Source("vit", target.width, target.depth))
+    target.model.load_state_dict(source.state_dict())
+    return Started(transferred=sum(p.numel() for p in source.parameters()))
+
+
+def _fill(
+    target: Target,
+    lab: Lab,
+    bundle: wi.TemplateBundle,
+    scalers: str = "interpolate",
+    fit: bool = False,
+    keep: tuple[str, ...] = (),
+) -> Started:
+    started = Started(transferred=transferred(bundle))
+    if fit:
+        began = time.perf_counter()
+        bundle = fitted(target, lab, bundle, scalers)
+        started.fit_seconds = time.perf_counter() - began
+        started.scalers = bundle.template_config.num_scalers(wi.anatomy(target.model))
+        scalers = "fitted"
+    generator = torch.Generator().manual_seed(target.seed)
+    wi.init_from_templates(target.model, bundle, scalers=scalers, keep=keep, generator=generator)
+    return started
+
+
+def transferred(bundle: wi.TemplateBundle) -> int:
+    """Return how many numbers a bundle gives to every target: its templates and what is outside."""
+    parts = ("templates.", "outside.")
+    return sum(t.numel() for name, t in bundle.tensors.items() if name.startswith(parts))
+
+
+def fitted(target: Target, lab: Lab, bundle: wi.TemplateBundle, scalers: str) -> wi.TemplateBundle:
+    """Fit scalers to a target's size with cross-entropy (Eq. 8)."""
+    scale = lab.scale
+    stream: Iterator[tuple[Tensor, Tensor]] = batches(
+        target.data,
+        steps=range(target.fit_steps),
+        batch_size=scale.short.batch_size,
+        augment="light",
+        seed=1000 + target.seed,
+    )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+
+    def step(module: nn.Module) -> Tensor:
+        images, targets = (tensor.to(device) for tensor in next(stream))
+        return functional.cross_entropy(module(images), targets)
+
+    target.model.to(device)
+    found = wi.fit_scalers(
+        target.model,
+        bundle,
+        step,
+        steps=target.fit_steps,
+        lr=scale.fit_lr,
+        scalers=scalers,
+        progress=False,
+    )
+    target.model.cpu()
+    return found
+
+
+def _set(kind: str) -> Callable[[Preset, int], tuple[Source, ...]]:
+    return lambda preset, depth: (Source(kind, preset.width),)
+
+
+def _ancestor_vit(preset: Preset) -> Source:
+    return Source("vit", preset.width, preset.auxiliary.kwargs["depth"])
+
+
+def _templates(kind: str, *, main: bool = False, **options: object) -> Method:
+    return Method(partial(from_templates, kind=kind, **options), _set(kind), main=main)
+
+
+def _cut(how: Callable[..., wi.TemplateBundle], layers: int | None = None) -> Method:
+    cutting = partial(cut, how=how, layers=layers)
+    return Method(cutting, lambda preset, depth: (_ancestor_vit(preset),))
+
+
+#: What the blocks hold, and what is outside of them, by role.
+BLOCKS = (
+    "norm1", "norm2", "attn.qkv.weight", "attn.qkv.bias", "attn.proj.weight", "attn.proj.bias",
+    "mlp.fc1.weight", "mlp.fc1.bias", "mlp.fc2.weight", "mlp.fc2.bias",
+)  # fmt: skip
+OUTSIDE = ("patch", "pos", "norm", "head")
+MATRICES = ("attn.qkv.weight", "attn.proj.weight", "mlp.fc1.weight", "mlp.fc2.weight")
+
+
+def _parts(*taken: str) -> Method:
+    kept = tuple(role for role in BLOCKS + OUTSIDE if role not in taken)
+    return _templates("wave", keep=kept)
+
+
+#: By the name that tables show.
+METHODS: Mapping[str, Method] = {
+    "He": Method(he, learned=False),
+    "timm default": Method(timm_default, learned=False, main=True),
+    "Mimetic": Method(mimetic, learned=False),
+    "Share Init": _templates("share"),
+    "Heur-LG": _cut(heur_lg, 3),
+    "Auto-LG": _cut(auto_lg, 4),
+    "TLEG": _templates("tleg", main=True),
+    "WAVE, linear + fitted": _templates("wave", scalers="linear", fit=True, main=True),
+    "WAVE, interpolate": _templates("wave", main=True),
+    "WAVE, interpolate + fitted": _templates("wave", fit=True, main=True),
+    # trained at several depths at once, as the shipped bundles are
+    "WAVE, mixed depths": _templates("wave-mixed", main=True),
+    "outright": Method(
+        outright, lambda preset, depth: (Source("vit", preset.width, depth),), trains=False
+    ),
+    "all blocks": _cut(auto_lg),
+    # Table 5: what is transferred
+    "qkv alone": _parts(*OUTSIDE, "attn.qkv.weight"),
+    "proj alone": _parts(*OUTSIDE, "attn.proj.weight"),
+    "MLP alone": _parts(*OUTSIDE, "mlp.fc1.weight", "mlp.fc2.weight"),
+    "outside alone": _parts(*OUTSIDE),
+    "matrices": _parts(*OUTSIDE, *MATRICES),
+    "blocks alone": _parts(*BLOCKS),
+    "all but patch and pos": _parts(*BLOCKS, "norm", "head"),
+    "all but the head": _parts(*BLOCKS, "patch", "pos", "norm"),
+    # Table 6: number and size of templates
+    "half the templates": _templates("wave-fewer"),
+    "four times the templates, of half the size": _templates("wave-smaller"),
+}
