@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from conftest import draw, vit
+from conftest import draw, make_bundle, vit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -10,6 +10,7 @@ import weightinit as wi
 from weightinit.anatomy import anatomy
 from weightinit.config import TemplateConfig, kind_roles
 from weightinit.errors import ProjectionError
+from weightinit.methods.depth import WRITING
 from weightinit.methods.scalers import (
     interpolate_depth,
     linear_scalers,
@@ -155,3 +156,15 @@ def test_damaged_fitted_scalers_are_refused(bundle):
 def test_unknown_scalers_are_named(bundle):
     with pytest.raises(ProjectionError, match="interpolate"):
         start_scalers(bundle, anatomy(vit()), "inter")
+
+
+def test_a_much_deeper_target_writes_less_into_the_stream():
+    bundle = make_bundle()
+    few, many = (anatomy(vit(depth=depth)) for depth in (4, 12))
+    for kind, values in start_scalers(bundle, many, "interpolate").items():
+        whole = interpolate_depth(bundle.tensors[f"scalers.{kind}"].double(), 12)
+        factor = (1.5 * 3 / 12) ** 0.75 if kind in WRITING else 1.0
+        torch.testing.assert_close(values, whole * factor)
+    values = start_scalers(bundle, few, "interpolate")["mlp.fc2.weight"]
+    whole = interpolate_depth(bundle.tensors["scalers.mlp.fc2.weight"].double(), 4)
+    torch.testing.assert_close(values, whole)

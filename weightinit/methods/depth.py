@@ -7,12 +7,15 @@ from collections.abc import Callable, Mapping
 from weightinit.anatomy import Anatomy
 from weightinit.errors import ProjectionError
 
-__all__ = ["RULES", "Depth", "Mix", "blocks_for", "mixes"]
+__all__ = ["RULES", "WRITING", "Depth", "Mix", "blocks_for", "damping", "mixes"]
 
 #: Of one target block: pairs of an ancestor's block and its weight. None of them: the block is new.
 Mix = tuple[tuple[int, float], ...]
 #: A rule by name, or from (blocks of the ancestor, blocks of the target) to a mix a block.
 Depth = str | Callable[[int, int], list[Mix]]
+
+#: Kinds by which a block writes into the residual stream.
+WRITING = ("attn.proj.weight", "attn.proj.bias", "mlp.fc2.weight", "mlp.fc2.bias")
 
 
 def _one(indices: list[int]) -> list[Mix]:
@@ -88,6 +91,23 @@ RULES: Mapping[str, Callable[[int, int], list[Mix]]] = {
     "solar": _solar,
     "interpolate": _interpolate,
 }
+
+
+def damping(depth: int, auxiliary: int) -> float:
+    """Return the factor on what each block of a much deeper target adds to the residual stream.
+
+    A target of r times the blocks writes r times as often: up to r = 1.5 that does no harm, beyond
+    it min(1, (1.5 / r)^(3/4)) makes up for it (ours; chosen on validation images of CIFAR-10).
+
+    Args:
+        depth: of the target.
+        auxiliary: depth of the model that the scalers were trained in.
+
+    Examples:
+        >>> damping(8, 6), round(damping(24, 6), 3)
+        (1.0, 0.479)
+    """
+    return min(1.0, (1.5 * auxiliary / depth) ** 0.75)
 
 
 def mixes(depth: Depth, source: Anatomy, target: Anatomy) -> list[Mix]:

@@ -1,7 +1,7 @@
 """Weight scalers for a target of any size: fitted, linear padding, or the auxiliary model's.
 
-The default interpolates the auxiliary model's over depth, and tiles them over width so that growing
-by an integer factor leaves the function unchanged.
+The default interpolates the auxiliary model's over depth, damped in a much deeper target, and tiles
+them over width so that growing by an integer factor leaves the function unchanged.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from weightinit.anatomy import Anatomy, Piece
 from weightinit.bundle import TemplateBundle
 from weightinit.config import TemplateConfig, kind_roles
 from weightinit.errors import ProjectionError
+from weightinit.methods.depth import WRITING, damping
 from weightinit.methods.fresh import sub_generator
 from weightinit.methods.learngene import closed_form
 from weightinit.methods.templates import HeadDims, folding, inner_size, scaler_shape
@@ -137,7 +138,8 @@ def _auxiliary_scalers(bundle: TemplateBundle, kind: str, depth: int) -> Tensor:
     """Return scalers at the auxiliary model's width and the target's depth."""
     config = bundle.template_config
     if config.method == "wave":
-        return interpolate_depth(bundle.tensors[f"scalers.{kind}"].double(), depth)
+        scalers = interpolate_depth(bundle.tensors[f"scalers.{kind}"].double(), depth)
+        return scalers * damping(depth, bundle.config.depth) if kind in WRITING else scalers
     spec = config.kinds[kind]
     values = closed_form(config.method, spec.number, depth).double()
     return values.view(depth, spec.number, *(1,) * len(spec.shape))
