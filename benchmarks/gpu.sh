@@ -11,7 +11,7 @@ export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 "$python" -c 'import torch, triton; print(torch.__version__, triton.__version__, torch.cuda.get_device_name())'
 # Apart from the other tests: without their fixtures, which need timm and the test extra.
 "$python" -m pytest -q --noconftest -p no:cacheprovider -o filterwarnings= \
-  tests/test_kernels_kron_triton.py | tee "$out/kernels-tests.txt"
+  tests/test_kernels_kron_triton.py tests/test_kernels_project_triton.py | tee "$out/kernels-tests.txt"
 "$python" benchmarks/kernels.py --device cuda --rounds 30 --out "$out" | tee "$out/kernels.txt"
 # Templates of a DeiT-Ti in pieces that end by themselves: call again with the same $OUT to go on.
 if [[ -n "${DATA:-}" ]]; then
@@ -19,4 +19,8 @@ if [[ -n "${DATA:-}" ]]; then
     "$python" -m weightinit train-templates --preset cifar10-w192 --data "$DATA" \
     --out "$out/cifar10-w192" --cache-dir "$out/cache" --resume --mixed-precision bf16 \
     --workers 14 || test $? = 124
+  # The tables of docs/benchmarks.md at DeiT widths, in pieces too.
+  timeout --signal=INT "${SECONDS_A_PIECE:-500}" \
+    "$python" benchmarks/learngene.py --preset small --data "$DATA" --workers 14 \
+    --work "$out/learngene" --cache-dir "$out/cache" --results "$out" || test $? = 124
 fi

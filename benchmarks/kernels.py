@@ -1,20 +1,26 @@
-"""`kernels.kron_sum` at ViT-B sizes against what a user would write, and against a copy.
+"""`kron_sum` and `project` at ViT-B sizes against what a user would write, and against a copy.
 
-    python benchmarks/kernels.py                  # CPU, about two minutes
+    python benchmarks/kernels.py                  # CPU, about six minutes
     python benchmarks/kernels.py --device cuda
 
-Each case composes one weight of one block, or of all twelve blocks, from templates of width
-768 / r. Every round times everything once, one after the other, and a column is the median over
-the rounds, so that other work on the machine falls on all alike. Columns:
+Every round times everything once, one after the other, and a column is the median over the rounds,
+so that other work on the machine falls on all alike. Columns: the time of each of these as a
+multiple of the kernel's, above 1 where the kernel is faster,
 
-    kron, einsum, compile   time of a loop of torch.kron, of one einsum, and of torch.compile of
-                            that einsum, as a multiple of kron_sum's: above 1, kron_sum is faster
-    copy                    kron_sum's time as a multiple of moving its bytes once (forward:
-                            templates read, output written; backward: output gradient and
-                            templates read, template gradient written) at the rate of a large copy_
+    kron      a loop of torch.kron, for kron_sum
+    chain     matmuls from left to right, for project
+    einsum    one einsum
+    compile   torch.compile of that einsum, or of that chain
+    copy      not so: the kernel's time as a multiple of moving its bytes once, at the rate of a
+              large copy_ (forward: inputs read, output written; backward: output gradient and
+              inputs read, gradients written; the small scalers are left out)
 
-``new`` returns new memory, as the others do. ``into`` writes into a tensor for each block that
-exists already, as an initialisation does, and is still compared with the others in new memory.
+Each case of kron_sum composes one weight of one block, or of all twelve blocks, from templates of
+width 768 / r. ``new`` returns new memory, as the others do. ``into`` writes into a tensor for each
+block that exists already, as an initialisation does, and is still compared with the others in new
+memory. Each case of project takes a weight of several blocks from ViT-S to ViT-B, by matrices or
+factors of some rank that all blocks share or that each has of its own.
+
 Freed memory is kept (on glibc), since otherwise the system's clearing of fresh pages, which costs
 several times the composition, falls on whichever call the allocator leaves it to.
 """
@@ -24,19 +30,30 @@ import ctypes
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import reduce
+from itertools import pairwise, product
 from typing import Any
 
 import schema
 import torch
 from torch import Tensor
 
-from weightinit.kernels import kron_sum
+from weightinit.kernels import kron_sum, project
 
 WIDTH, DEPTH = 768, 12
 # N and the shape of the weight in units of the width: Table C.2 of WAVE.
 KINDS = {"qkv": (6, 3, 1), "proj": (2, 1, 1), "fc1": (8, 4, 1), "fc2": (8, 1, 4)}
 RATIOS = {1: (1, DEPTH), 2: (DEPTH,)}  # width ratio: numbers of blocks
+# Matrices of one block, and their new rows, rows, columns and new columns.
+GROWN = {
+    "qkv": (3, 768, 384, 384, 768),
+    "fc1": (1, 3072, 1536, 384, 768),
+    "fc2": (1, 768, 384, 1536, 3072),
+}
+RANKS = (None, 32, 90)
+GROWN_BLOCKS = {"cpu": 4, "cuda": DEPTH}
 COPY_ELEMENTS = {"cpu": 1 << 26, "cuda": 1 << 28}
+OTHERS = ("kron", "einsum", "chain", "compile")
 SEED = 0
 Timings = dict[str, float]
 
@@ -55,10 +72,53 @@ def einsum(templates: Tensor, scalers: Tensor) -> Tensor:
     return product.reshape(layers, s1 * w1, s2 * w2)
 
 
-def compiled_einsum() -> Callable[[Tensor, Tensor], Tensor]:
+def factors_of(source: Tensor, *sides: Tensor) -> list[Tensor]:
+    """The matrices whose product a projection is, of P and Q or of A, B, C and D."""
+    half = len(sides) // 2
+    return [*sides[:half], source, *(side.mT for side in reversed(sides[half:]))]
+
+
+def chain(*tensors: Tensor) -> Tensor:
+    """A projection from left to right."""
+    return reduce(torch.matmul, factors_of(*tensors))
+
+
+def contraction(*tensors: Tensor) -> Tensor:
+    """A projection as one contraction."""
+    factors = factors_of(*tensors)
+    axes = ["".join(pair) for pair in pairwise("abcdef"[: len(factors) + 1])]
+    terms = ",".join(f"...{pair}" for pair in axes)
+    return torch.einsum(f"{terms}->...{axes[0][0]}{axes[-1][1]}", *factors)
+
+
+def projection(source: Tensor, *sides: Tensor) -> Tensor:
+    """A projection by the kernel."""
+    if len(sides) == 2:
+        return project(source, *sides)
+    a, b, c, d = sides
+    return project(source, (a, b), (c, d))
+
+
+def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """The same, compiled afresh."""
     torch.compiler.reset()
-    return torch.compile(einsum, dynamic=False)
+    return torch.compile(function, dynamic=False)
+
+
+class Copy:
+    """The rate at which a large copy moves elements."""
+
+    def __init__(self, device: str):
+        self.source = torch.ones(COPY_ELEMENTS[device], device=device)
+        self.target = torch.empty_like(self.source)
+
+    def __call__(self) -> None:
+        """Copy once."""
+        self.target.copy_(self.source)
+
+    def floor(self, times: Timings, elements: int) -> float:
+        """Seconds that so many elements take to be read or written."""
+        return times["copy"] * elements / (2 * self.source.numel())
 
 
 def medians(calls: dict[str, Callable[[], Any]], rounds: int, device: str) -> Timings:
@@ -77,10 +137,33 @@ def medians(calls: dict[str, Callable[[], Any]], rounds: int, device: str) -> Ti
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def rows_of(
+def race(
+    calls: dict[str, Callable[..., Any]],
+    inputs: Sequence[Tensor],
+    rounds: int,
+    copy: Copy,
+    into: Callable[[], Any] | None = None,
+) -> tuple[Timings, Timings]:
+    """Seconds of each call forward, with `into` beside them, and backward."""
+    device = inputs[0].device.type
+    runs = {name: lambda f=f: f(*inputs) for name, f in calls.items()}
+    runs |= {"into": into} if into else {}
+    forward = medians(runs | {"copy": copy}, rounds, device)
+    leaves = [tensor.requires_grad_() for tensor in inputs]
+    weights = {name: f(*leaves) for name, f in calls.items()}
+    grad = torch.randn_like(weights["new"])
+
+    def differentiate(weight: Tensor) -> Any:
+        return torch.autograd.grad(weight, leaves, grad, retain_graph=True)
+
+    runs = {name: lambda x=x: differentiate(x) for name, x in weights.items()}
+    return forward, medians(runs | {"copy": copy}, rounds, device)
+
+
+def composed(
     kind: str, ratio: int, layers: int, rounds: int, device: str
 ) -> Iterator[dict[str, Any]]:
-    """One row for the forward into new memory, into old, and for the backward."""
+    """One row for kron_sum's forward into new memory, into old, and for the backward."""
     number, rows, columns = KINDS[kind]
     w, s = WIDTH // ratio, (rows * ratio, columns * ratio)
     generator = torch.Generator().manual_seed(SEED)
@@ -89,28 +172,9 @@ def rows_of(
         torch.randn(layers, number, *s, generator=generator).to(device),
     )
     outs = list(torch.empty(layers, s[0] * w, s[1] * w, device=device))
-    source = torch.ones(COPY_ELEMENTS[device], device=device)
-    target = torch.empty_like(source)
-    others = {"kron": kron, "einsum": einsum, "compile": compiled_einsum()}
-    copy = {"copy": lambda: target.copy_(source)}
-
-    forward = medians(
-        {name: lambda f=f: f(*inputs) for name, f in others.items()}
-        | {"new": lambda: kron_sum(*inputs), "into": lambda: kron_sum(*inputs, out=outs)}
-        | copy,
-        rounds,
-        device,
-    )
-    leaves = [tensor.requires_grad_() for tensor in inputs]
-    weights = {name: f(*leaves) for name, f in (others | {"new": kron_sum}).items()}
-    grad = torch.randn_like(weights["new"])
-
-    def differentiate(weight: Tensor) -> Any:
-        return torch.autograd.grad(weight, leaves, grad, retain_graph=True)
-
-    backward = medians(
-        {name: lambda x=x: differentiate(x) for name, x in weights.items()} | copy, rounds, device
-    )
+    copy = Copy(device)
+    calls = {"kron": kron, "einsum": einsum, "compile": compiled(einsum), "new": kron_sum}
+    forward, backward = race(calls, inputs, rounds, copy, lambda: kron_sum(*inputs, out=outs))
     case = {"kind": kind, "ratio": ratio, "layers": layers}
     case |= {"templates": [number, w, w], "scalers": [layers, number, *s]}
     size, total = inputs[0].numel(), sum(out.numel() for out in outs)
@@ -119,13 +183,40 @@ def rows_of(
         ("forward into", forward, "into", size + total),
         ("backward", backward, "new", 2 * size + total),
     ):
-        floor = times["copy"] * elements / (2 * source.numel())
-        yield {"name": name, **case, **compare(times, key, floor)}
+        yield {"name": name, **case, **compare(times, key, copy.floor(times, elements))}
+
+
+def projected(
+    kind: str, rank: int | None, shared: bool, rounds: int, device: str
+) -> Iterator[dict[str, Any]]:
+    """One row for project's forward and one for its backward."""
+    number, *(new_rows, rows, columns, new_columns) = GROWN[kind]
+    layers = GROWN_BLOCKS[device] * number
+    lead = () if shared else (layers,)
+    sides = ((new_rows, rows), (new_columns, columns))
+    if rank is not None:
+        sides = tuple(pair for new, old in sides for pair in ((new, rank), (rank, old)))
+    generator = torch.Generator().manual_seed(SEED)
+    inputs = [
+        torch.randn(shape, generator=generator).to(device)
+        for shape in ((layers, rows, columns), *((*lead, *side) for side in sides))
+    ]
+    copy = Copy(device)
+    calls = {"einsum": contraction, "chain": chain, "compile": compiled(chain), "new": projection}
+    forward, backward = race(calls, inputs, rounds, copy)
+    case = {"kind": kind, "rank": rank or "dense", "shared": shared, "layers": layers}
+    case |= {"source": [rows, columns], "result": [new_rows, new_columns]}
+    size, total = sum(tensor.numel() for tensor in inputs), layers * new_rows * new_columns
+    for name, times, elements in (
+        ("project forward", forward, size + total),
+        ("project backward", backward, 2 * size + total),
+    ):
+        yield {"name": name, **case, **compare(times, "new", copy.floor(times, elements))}
 
 
 def compare(times: Timings, key: str, floor: float) -> dict[str, float]:
     """The ratios of the module's docstring, and the times that they come from."""
-    ratios = {name: times[name] / times[key] for name in ("kron", "einsum", "compile")}
+    ratios = {name: times[name] / times[key] for name in OTHERS if name in times}
     ratios["copy"] = times[key] / floor
     seconds = {"ms": 1e3 * times[key], "floor_ms": 1e3 * floor}
     return {k: round(v, 3) for k, v in (ratios | seconds).items()}
@@ -151,9 +242,12 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def show(row: dict[str, Any]) -> None:
     """Print one line of the table."""
+    case = f"ratio {row['ratio']}" if "ratio" in row else f"rank {row['rank']}"
+    owner = {True: "shared", False: "own", None: ""}[row.get("shared")]
+    others = " ".join(f"{name} {row[name]:6.1f}x" for name in OTHERS if name in row)
     print(
-        f"{row['name']:13} {row['kind']:5} {row['ratio']:5} {row['layers']:6} {row['ms']:9.2f}"
-        f" {row['kron']:7.1f}x {row['einsum']:7.1f}x {row['compile']:7.1f}x {row['copy']:7.2f}",
+        f"{row['name']:16} {row['kind']:4} {case:10} {owner:6} x{row['layers']:<2} "
+        f"{row['ms']:9.2f} ms  {others}  copy {row['copy']:6.2f}",
         flush=True,
     )
 
@@ -167,9 +261,23 @@ def keep_freed_memory() -> None:
         mallopt(trim_threshold, 2**31 - 1)
 
 
+def measured(rounds: int, device: str) -> Iterator[dict[str, Any]]:
+    """Every row, as soon as it is there."""
+    rows = []
+    for ratio, blocks in RATIOS.items():
+        for layers in blocks:
+            for kind in KINDS:
+                for row in composed(kind, ratio, layers, rounds, device):
+                    rows.append(row)
+                    yield row
+    yield from summary(rows)
+    for rank, shared, kind in product(RANKS, (True, False), GROWN):
+        yield from projected(kind, rank, shared, rounds, device)
+
+
 def main() -> None:
     """Measure, print and record."""
-    parser = argparse.ArgumentParser(description="kron_sum against torch.kron, einsum and a copy")
+    parser = argparse.ArgumentParser(description="kernels against plain PyTorch and a copy")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -178,19 +286,12 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     keep_freed_memory()
     load = schema.machine()["load"]
-    print("pass          kind  ratio blocks        ms     kron   einsum  compile    copy")
-    rows: list[dict[str, Any]] = []
-    for ratio, blocks in RATIOS.items():
-        for layers in blocks:
-            for kind in KINDS:
-                for row in rows_of(kind, ratio, layers, options.rounds, options.device):
-                    rows.append(row)
-                    show(row)
-    totals = summary(rows)
-    for row in totals:
+    rows = []
+    for row in measured(options.rounds, options.device):
+        rows.append(row)
         show(row)
     path = schema.record(
-        "kernels", rows + totals, seeds=[SEED], device=options.device, load=load, folder=options.out
+        "kernels", rows, seeds=[SEED], device=options.device, load=load, folder=options.out
     )
     print(f"written: {path.name}")
 

@@ -1,11 +1,10 @@
 """Tensor kernels: eager torch on the CPU, Triton on CUDA, one autograd rule for both.
 
-`kron_sum` composes the weights of any number of layers from weight templates and weight scalers.
+`kron_sum` composes the weights of any number of layers from weight templates and weight scalers;
+`project` makes them of another size by a matrix on either side.
 """
 
-import importlib.util
 from collections.abc import Sequence
-from functools import lru_cache
 from types import ModuleType
 from typing import Literal, overload
 
@@ -15,8 +14,10 @@ from torch.autograd.function import once_differentiable
 
 from weightinit.errors import WeightInitError
 from weightinit.kernels import kron
+from weightinit.kernels.common import destinations, matrices, triton_module
+from weightinit.kernels.project import Factor, project
 
-__all__ = ["Order", "kron_sum"]
+__all__ = ["Factor", "Order", "kron_sum", "project"]
 
 Order = Literal["block", "paper"]
 
@@ -116,25 +117,8 @@ def _write(
     shape: tuple[int, ...],
     out: Tensor | Sequence[Tensor],
 ) -> Tensor | Sequence[Tensor]:
-    outs = (out,) if isinstance(out, Tensor) else tuple(out)
-    expected = shape if isinstance(out, Tensor) else shape[1:]
-    if not isinstance(out, Tensor) and (len(shape) != templates.ndim or len(outs) != shape[0]):
-        raise WeightInitError(
-            f"out has {len(outs)} tensors for scalers {list(scalers.shape)}; pass one tensor for "
-            "each index of a single leading axis, or one tensor for all"
-        )
-    for tensor in outs:
-        if tuple(tensor.shape) != expected or not tensor.is_floating_point():
-            raise WeightInitError(
-                f"out is {tensor.dtype} {list(tensor.shape)}, but templates "
-                f"{list(templates.shape)} and scalers {list(scalers.shape)} make "
-                f"{list(expected)}; pass a floating tensor of that shape"
-            )
-        if tensor.device != templates.device:
-            raise WeightInitError(
-                f"out is on {tensor.device} and the templates on {templates.device}; "
-                "move them to one device"
-            )
+    inputs = f"templates {list(templates.shape)} and scalers {list(scalers.shape)}"
+    outs = destinations(out, shape, templates.ndim - 1, templates.device, inputs)
     if 0 not in shape:
         with torch.no_grad():
             rows = [tensor.unsqueeze(-2) for tensor in outs] if templates.ndim == 2 else list(outs)
@@ -142,24 +126,8 @@ def _write(
     return out
 
 
-def _layers(tensor: Tensor) -> list[Tensor]:
-    """Every matrix of ``[..., rows, columns]`` as a view."""
-    if tensor.ndim == 2:
-        return [tensor]
-    return [matrix for part in tensor.unbind(0) for matrix in _layers(part)]
-
-
 def _backend(tensor: Tensor) -> ModuleType:
-    return _cuda_backend() if tensor.is_cuda else kron
-
-
-@lru_cache(maxsize=1)
-def _cuda_backend() -> ModuleType:
-    if importlib.util.find_spec("triton") is None:  # not on every platform
-        return kron
-    from weightinit.kernels import kron_triton
-
-    return kron_triton
+    return (triton_module("kron_triton") or kron) if tensor.is_cuda else kron
 
 
 # Custom operators, so that torch.compile keeps the kernels whole and does not break its graph.
@@ -189,7 +157,7 @@ def _compose_meta(templates: Tensor, scalers: Tensor, order: str) -> Tensor:
 )
 def _compose_into(out: Sequence[Tensor], templates: Tensor, scalers: Tensor, order: str) -> None:
     w, s = templates.shape[1:], scalers.shape[2:]
-    views = [kron.blocks(layer, w, s, order) for tensor in out for layer in _layers(tensor)]
+    views = [kron.blocks(layer, w, s, order) for tensor in out for layer in matrices(tensor)]
     with torch.autocast(templates.device.type, enabled=False):
         _backend(templates).forward_into(templates, scalers, views)
 
