@@ -186,3 +186,70 @@ def test_mimetic_qk_names_both_shapes(q, k, heads):
 def test_mimetic_vo_names_both_shapes():
     with pytest.raises(wi.WeightInitError, match=r"v \[8, 6\] and proj \[8, 6\].*out x in"):
         wi.init.mimetic_vo_(torch.zeros(8, 6), torch.zeros(8, 6))
+
+
+def halves():
+    return torch.tensor([[0.5, 0.5, 0, 0], [0, 0, 0.5, 0.5]])
+
+
+#: Every rule that reads a tensor of another size: how it fills one of 2 x 4 or 4 x 8 from 4 x 4.
+FROM_SOURCE = {
+    "select_": lambda w, s: wi.init.select_(w[:, :2], s),
+    "widen_": lambda w, s: wi.init.widen_(w, s[:2]),
+    "pad_": lambda w, s: wi.init.pad_(w, s[:1, :1], zero=[0, 1]),
+    "project_": lambda w, s: wi.init.project_(w, s, halves()),
+    "mix_": lambda w, s: wi.init.mix_(w, [s[:2], s[2:]], [0.5, 0.5]),
+    "wavelet_": lambda w, s: wi.init.wavelet_(w, s),
+}
+
+
+@pytest.mark.parametrize("rule", FROM_SOURCE)
+def test_rules_fill_a_parameter_in_place_and_leave_the_source_alone(rule):
+    if rule == "wavelet_":
+        pytest.importorskip("pywt")
+    weight = torch.nn.Parameter(torch.zeros(2, 4, dtype=torch.bfloat16))
+    source = torch.nn.Parameter(torch.randn(4, 4, generator=seeded()))
+    before, version, pointer = source.detach().clone(), weight._version, weight.data_ptr()
+    filled = FROM_SOURCE[rule](weight, source)
+    assert rule == "select_" or filled is weight
+    assert weight.data_ptr() == pointer and weight._version > version
+    assert weight.requires_grad and weight.grad_fn is None and bool((weight != 0).any())
+    weight.detach().zero_()
+    assert torch.equal(source, before)
+
+
+@pytest.mark.parametrize("rule", FROM_SOURCE)
+def test_rules_compute_in_the_wider_dtype_and_round_once(rule):
+    if rule == "wavelet_":
+        pytest.importorskip("pywt")
+    source = torch.randn(4, 4, generator=seeded()).bfloat16()
+    low, high = torch.zeros(2, 4, dtype=torch.bfloat16), torch.zeros(2, 4)
+    FROM_SOURCE[rule](low, source)
+    FROM_SOURCE[rule](high, source)
+    assert torch.equal(low, high.bfloat16())
+
+
+@pytest.mark.parametrize("rule", FROM_SOURCE)
+def test_rules_do_nothing_on_meta_and_empty_tensors(rule):
+    if rule == "wavelet_":
+        pytest.importorskip("pywt")
+    state = torch.get_rng_state()
+    meta = torch.empty(2, 4, device="meta")
+    filled = FROM_SOURCE[rule](meta, torch.ones(4, 4))
+    assert filled.is_meta and (rule == "select_" or filled is meta)
+    FROM_SOURCE[rule](torch.empty(2, 4), torch.ones(4, 4, device="cpu"))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_every_initializer_returns_its_tensor_and_is_documented():
+    for name in wi.init.__all__:
+        assert name.endswith("_") and ">>> " in (getattr(wi.init, name).__doc__ or ""), name
+
+
+def test_empty_tensors_stay_empty():
+    empty = torch.empty(0, 4)
+    assert wi.init.select_(empty, torch.ones(4, 4)) is empty
+    assert wi.init.widen_(torch.empty(0, 4), torch.ones(0, 2)).shape == (0, 4)
+    assert wi.init.pad_(torch.empty(0, 4), torch.ones(0, 2)).shape == (0, 4)
+    assert wi.init.project_(empty, torch.ones(4, 4), torch.ones(0, 4)) is empty
+    assert wi.init.mix_(empty, [torch.ones(0, 4)], [1.0]) is empty

@@ -55,7 +55,7 @@ def test_products_equal_the_published_re_implementation(golden, monkeypatch):
         for block in range(2)
         for name in (*(f"source.Zqk.{block}.{head}" for head in range(3)), f"source.Zvo.{block}")
     ]
-    monkeypatch.setattr(wi.init, "_noise", lambda *_: noise.pop(0))
+    monkeypatch.setattr(wi.init._mimetic, "_noise", lambda *_: noise.pop(0))
     model = fill(vit(embed_dim=48, num_heads=3, depth=2))
     assert not noise
     for block, (qk, vo) in enumerate(attentions(model, 3)):
