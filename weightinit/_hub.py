@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -44,15 +44,18 @@ def download(
     cache_dir: str | os.PathLike[str] | None,
     token: str | bool | None,
     local_files_only: bool,
+    files: Sequence[str] = FILES,
+    what: str = "bundle",
 ) -> Path:
-    """Return the cached folder of a repository's bundle files; its name is the resolved commit.
+    """Return the cached folder of a repository's files; its name is the resolved commit.
 
-    Only config.json, model.safetensors and README.md are ever fetched: no pickle, no code.
+    Only the files named are ever fetched, of a bundle config.json, model.safetensors and README.md:
+    no pickle, no code. ``what`` says in messages what they are.
 
     Raises:
         BundleError: if the repository, the revision, the network or the permission is missing.
     """
-    with _explained(repo, revision, "download"):
+    with _explained(repo, revision, f"download the {what}"):
         from huggingface_hub import snapshot_download
 
         folder = snapshot_download(
@@ -61,7 +64,7 @@ def download(
             cache_dir=None if cache_dir is None else Path(cache_dir),
             token=token,
             local_files_only=local_files_only,
-            allow_patterns=list(FILES),
+            allow_patterns=list(files),
             library_name="weightinit",
             library_version=__version__,
         )
@@ -86,7 +89,7 @@ def push(
     Raises:
         BundleError: if the repository cannot be created or written to.
     """
-    with _explained(repo, revision, "upload"):
+    with _explained(repo, revision, "upload the bundle"):
         from huggingface_hub import CommitOperationAdd, HfApi
 
         api = HfApi(token=token, library_name="weightinit", library_version=__version__)
@@ -114,8 +117,7 @@ def _explained(repo: str, revision: str | None, action: str) -> Iterator[None]:
         yield
     except Exception as error:  # the client's HTTP library differs by version, and so its errors
         raise BundleError(
-            f"cannot {action} the bundle {repo!r} (revision {revision or 'main'!r}): "
-            + _explain(error, repo)
+            f"cannot {action} {repo!r} (revision {revision or 'main'!r}): " + _explain(error, repo)
         ) from error
 
 
