@@ -1,5 +1,7 @@
 """What tests of inheritance share: a module as a source of weights, and filling a model from it."""
 
+import re
+
 import timm
 import torch
 
@@ -27,13 +29,27 @@ def small_vit(width=24, heads=3, depth=2, **kwargs):
     sizes = {"img_size": 16, "patch_size": 8, "embed_dim": width, "num_heads": heads}
     model = timm.create_model(
         "vit_tiny_patch16_224", **{"depth": depth, "num_classes": 5, **sizes, **kwargs}
-    ).eval()
-    generator = torch.Generator().manual_seed(width + depth)
+    )
+    return randomise(model, width + depth)
+
+
+def randomise(model, seed=0):
+    """Make every parameter random, norms and biases too; returns the model."""
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator) * 0.2
             parameter.copy_(noise + (name.split(".")[-2:-1] > ["norm"] and parameter.ndim == 1))
-    return model
+    return model.eval()
+
+
+def narrow_eps(model, note):
+    """Set the eps of the norms over the residual stream to what a report's note says."""
+    found = re.search(r"eps to (\S+) of the ancestor's", note)
+    for name, module in model.named_modules():
+        over = getattr(module, "normalized_shape", None)
+        if found and over == (model.embed_dim,) and not {"attn", "mlp"} & {*name.split(".")}:
+            module.eps *= float(found[1])
 
 
 def fill(model, source, method, **options):

@@ -17,9 +17,11 @@ LAYERS = [
     {"config", "init", "kernels", "report", "_checks", "_hub", "_writing"},
     {"bundle", "_bundle_config", "_template_checks", "_locate"},
     {"anatomy"},
+    {"ancestor", "_ancestor_files", "_ancestor_pair", "_ancestor_models", "_ancestor_open"},
     {"plan"},
     {"methods"},
     {"api", "training"},
+    {"project"},
     {"demo"},
     {"cli", "__main__"},
 ]

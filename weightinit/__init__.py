@@ -14,6 +14,7 @@ from weightinit.errors import AnatomyError, BundleError, ProjectionError, Weight
 
 if TYPE_CHECKING:
     from weightinit.anatomy import Anatomy, ParamSpec, Rule, anatomy
+    from weightinit.ancestor import Ancestor
     from weightinit.api import (
         init_from_templates,
         init_mimetic,
@@ -22,16 +23,30 @@ if TYPE_CHECKING:
     )
     from weightinit.bundle import TemplateBundle, list_templates
     from weightinit.config import TemplateConfig, TemplateKind
+    from weightinit.methods.bert2bert import Bert2BERT
+    from weightinit.methods.bot import BoT
+    from weightinit.methods.expansions import Expansions
+    from weightinit.methods.extract import extract_templates
+    from weightinit.methods.fine import FINE
+    from weightinit.methods.hypercloning import HyperCloning
+    from weightinit.methods.lemon import LEMON
+    from weightinit.methods.ligo import LiGO
     from weightinit.methods.mimetic import Mimetic
+    from weightinit.methods.net2net import Net2Net
+    from weightinit.methods.stacking import Stacking
     from weightinit.plan import Plan, Recipe
+    from weightinit.project import plan_projection, project_from
     from weightinit.report import Report
     from weightinit.training import ConstrainedModel, constrain, fit_scalers
+    from weightinit.training.fine import fit_fine
+    from weightinit.training.ligo import fit_ligo
 
 _LAZY = {
     "Anatomy": "anatomy",
     "ParamSpec": "anatomy",
     "Rule": "anatomy",
     "anatomy": "anatomy",
+    "Ancestor": "ancestor",
     "init_from_templates": "api",
     "init_mimetic": "api",
     "plan_mimetic": "api",
@@ -41,26 +56,50 @@ _LAZY = {
     "TemplateConfig": "config",
     "TemplateKind": "config",
     "Mimetic": "methods.mimetic",
+    "Bert2BERT": "methods.bert2bert",
+    "BoT": "methods.bot",
+    "extract_templates": "methods.extract",
+    "FINE": "methods.fine",
+    "LiGO": "methods.ligo",
+    "Expansions": "methods.expansions",
+    "HyperCloning": "methods.hypercloning",
+    "LEMON": "methods.lemon",
+    "Net2Net": "methods.net2net",
+    "Stacking": "methods.stacking",
     "Plan": "plan",
     "Recipe": "plan",
+    "plan_projection": "project",
+    "project_from": "project",
     "Report": "report",
     "ConstrainedModel": "training",
     "constrain": "training",
     "fit_scalers": "training",
+    "fit_fine": "training.fine",
+    "fit_ligo": "training.ligo",
 }
 
 __all__ = [
+    "FINE",
+    "LEMON",
     "Anatomy",
     "AnatomyError",
+    "Ancestor",
+    "Bert2BERT",
+    "BoT",
     "BundleError",
     "ConstrainedModel",
+    "Expansions",
+    "HyperCloning",
+    "LiGO",
     "Mimetic",
+    "Net2Net",
     "ParamSpec",
     "Plan",
     "ProjectionError",
     "Recipe",
     "Report",
     "Rule",
+    "Stacking",
     "TemplateBundle",
     "TemplateConfig",
     "TemplateKind",
@@ -68,6 +107,9 @@ __all__ = [
     "__version__",
     "anatomy",
     "constrain",
+    "extract_templates",
+    "fit_fine",
+    "fit_ligo",
     "fit_scalers",
     "init",
     "init_from_templates",
@@ -75,7 +117,9 @@ __all__ = [
     "kernels",
     "list_templates",
     "plan_mimetic",
+    "plan_projection",
     "plan_templates",
+    "project_from",
 ]
 
 

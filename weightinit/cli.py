@@ -65,6 +65,15 @@ def _parser() -> argparse.ArgumentParser:
     init.add_argument("--seed", type=int, help="of what is fresh")
     init.add_argument("-o", "--output", required=True, type=Path, metavar="F.safetensors")
 
+    project = command("project", _project, "Write a checkpoint inherited from one ancestor.")
+    project.add_argument(
+        "ancestor", help="timm name, org/name@revision, a safetensors file or folder"
+    )
+    _model_arguments(project)
+    project.add_argument("--method", default="auto", help="by name; default: what the pair needs")
+    project.add_argument("--seed", type=int, help="of what is drawn")
+    project.add_argument("-o", "--output", required=True, type=Path, metavar="F.safetensors")
+
     command("templates", _templates, "List the template bundles that can be named.")
 
     train = command("train-templates", _train_templates, "Train weight templates on images.")
@@ -90,11 +99,8 @@ def _model_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _create(arguments: argparse.Namespace) -> Any:
-    """Build a timm model on the meta device."""
-    import timm
-    import torch
-
+def _options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the arguments of timm.create_model that --set gives."""
     options: dict[str, Any] = {}
     for item in arguments.set:
         key, equals, value = item.partition("=")
@@ -104,6 +110,15 @@ def _create(arguments: argparse.Namespace) -> Any:
             options[key] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
             options[key] = value
+    return options
+
+
+def _create(arguments: argparse.Namespace) -> Any:
+    """Build a timm model on the meta device."""
+    import timm
+    import torch
+
+    options = _options(arguments)
     try:
         with torch.device("meta"):
             return timm.create_model(arguments.name, **options)
@@ -123,27 +138,52 @@ def _inspect(arguments: argparse.Namespace) -> tuple[str, Any]:
 
 
 def _init(arguments: argparse.Namespace) -> tuple[str, Any]:
-    import torch
-    from safetensors.torch import save_file
-
     from weightinit.api import plan_templates
 
-    if arguments.output.is_dir() or not arguments.output.parent.is_dir():
-        raise WeightInitError(
-            f"cannot write {arguments.output}: -o names a file in an existing folder"
-        )
-    generator = None
-    if arguments.seed is not None:
-        generator = torch.Generator().manual_seed(arguments.seed)
+    _check_output(arguments.output)
     plan = plan_templates(
-        _create(arguments), arguments.templates, scalers=arguments.scalers, generator=generator
+        _create(arguments),
+        arguments.templates,
+        scalers=arguments.scalers,
+        generator=_generator(arguments.seed),
     )
+    return _write(arguments, plan)
+
+
+def _project(arguments: argparse.Namespace) -> tuple[str, Any]:
+    from weightinit.project import plan_projection
+
+    _check_output(arguments.output)
+    plan = plan_projection(
+        arguments.ancestor,
+        _create(arguments),
+        method=arguments.method,
+        generator=_generator(arguments.seed),
+    )
+    return _write(arguments, plan)
+
+
+def _check_output(path: Path) -> None:
+    if path.is_dir() or not path.parent.is_dir():
+        raise WeightInitError(f"cannot write {path}: -o names a file in an existing folder")
+
+
+def _generator(seed: int | None) -> Any:
+    import torch
+
+    return None if seed is None else torch.Generator().manual_seed(seed)
+
+
+def _write(arguments: argparse.Namespace, plan: Any) -> tuple[str, Any]:
+    """Commit a plan and write the model whole or not at all."""
+    from safetensors.torch import save_file
+
     report = plan.report()
     model = plan.commit()
     state = {name: value.contiguous() for name, value in model.state_dict().items()}
     with tempfile.NamedTemporaryFile(dir=arguments.output.parent, delete=False) as file:
         try:
-            save_file(state, file.name, metadata={"format": "pt"})
+            save_file(state, file.name, metadata=_metadata(arguments))
             Path(file.name).replace(arguments.output)
         except BaseException:
             Path(file.name).unlink(missing_ok=True)
@@ -151,6 +191,15 @@ def _init(arguments: argparse.Namespace) -> tuple[str, Any]:
     return f"{report}\nwritten to {arguments.output}", {
         "output": os.fspath(arguments.output),
         **report.to_dict(),
+    }
+
+
+def _metadata(arguments: argparse.Namespace) -> dict[str, str]:
+    """Return what :meth:`weightinit.Ancestor.open` needs to build the model of a bare file."""
+    return {
+        "format": "pt",
+        "architecture": arguments.name,
+        "model_args": json.dumps(_options(arguments)),
     }
 
 

@@ -165,7 +165,7 @@ def carry(
         has nothing for it (another number of classes, a token or stem that it lacks).
     """
     role = piece.role
-    name = _source_role(role, target)
+    name = role if role in outside else _source_role(role, target)
     value = outside.get(name)
     if value is None:
         return None
@@ -178,7 +178,7 @@ def carry(
         return how, lambda out: out.copy_(
             along(resample_patch(value.to(out), size, inputs), 0, axis.rows)
         )
-    if role == "pos":
+    if role == "pos" and "pos_prefix" in traits and "pos_prefix" in target.traits:
         own: Mapping[str, Any] = target.traits
         new = tuple(own["grid"]), int(own["pos_prefix"])
         old = tuple(traits["grid"]), int(traits["pos_prefix"])

@@ -90,11 +90,11 @@ def side(role: str, dim: int, dims: int) -> str:
         (['rows', 'columns'], 'gain')
     """
     if dims == 1:
-        elementwise = ("norm" in role and role.endswith("weight")) or role.startswith(
-            ("ls", "gamma")
-        )
-        return "gain" if elementwise else "rows"
-    return "columns" if dim == 1 and role.endswith("weight") else "rows"
+        norm = "norm" in role and role.endswith("weight")
+        scale = role.startswith(("ls", "gamma")) or role.endswith(".ls")
+        return "gain" if norm or scale else "rows"
+    reads = dim == 1 and role.endswith("weight") and not role.startswith("embed")
+    return "columns" if reads else "rows"
 
 
 def transfer_recipes(
@@ -198,10 +198,15 @@ class _Inheritance:
     def _outside(self, spec: ParamSpec) -> Iterator[tuple[str, str, Any]]:
         for role in spec.parts:
             piece, place = self.target.outside[role], Place(role)
-            stream = self.transfer.axes("d", place) or _SAME
-            carried = carry(
-                piece, self.target, self.outside, self.source.anatomy.traits, stream
-            ) or self._moved_whole(piece, place)
+            width = next((x for axis in piece.axes for x in axis if x[0] == "d"), "d")
+            stream = self.transfer.axes(width, place) or _SAME
+            carried = None
+            if role not in ("patch.weight", "pos") and not role.startswith("head"):
+                carried = self._moved_whole(piece, place)
+            if carried is None:
+                carried = carry(
+                    piece, self.target, self.outside, self.source.anatomy.traits, stream
+                ) or self._moved_whole(piece, place)
             if carried is None:
                 carried = self._fresh(spec, role)
             yield role, *carried
@@ -231,9 +236,9 @@ class _Inheritance:
         fresh = all(text in rules for text in texts)
 
         def fill(out: Tensor) -> None:
-            views = self.target.split(spec, out)
             for role, _, write in listed:
-                write(views[role])
+                # A view made before the last write has no part in its gradient.
+                write(self.target.split(spec, out)[role])
 
         return Recipe(spec, "fresh" if fresh else "written", "; ".join(texts), fill)
 

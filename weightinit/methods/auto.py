@@ -1,0 +1,128 @@
+"""The method that a pair of sizes needs: lossless growth, selection, or both at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from weightinit.anatomy import Anatomy
+from weightinit.errors import ProjectionError
+from weightinit.methods.carry import Axis, tiled
+from weightinit.methods.depth import mixes
+from weightinit.methods.lemon import LEMON
+from weightinit.methods.selection import WeightSelection, select_indices
+from weightinit.methods.transfer import Place, Source, Transfer, transfer_recipes
+from weightinit.plan import Recipe
+
+__all__ = ["Auto", "Mixed"]
+
+
+@dataclass(frozen=True)
+class Auto:
+    """Pick the method by what the pair needs.
+
+    A target that is nowhere smaller grows without loss (:class:`LEMON`); one that is nowhere larger
+    keeps whole heads and evenly chosen channels and blocks (:class:`WeightSelection`); one that
+    is both, on different axes, gets each axis its own rule (:class:`Mixed`).
+
+    Examples:
+        >>> import timm, weightinit as wi
+        >>> old, new = (
+        ...     wi.anatomy(timm.create_model("vit_tiny_patch16_224", depth=n, embed_dim=d))
+        ...     for n, d in ((2, 96), (3, 192)))
+        >>> type(Auto().choose(old, new)).__name__
+        'LEMON'
+    """
+
+    def choose(
+        self, old: Anatomy, new: Anatomy, calibration: object = None
+    ) -> LEMON | WeightSelection | Mixed:
+        """Return the method, with its options.
+
+        Args:
+            old: anatomy of the ancestor.
+            new: anatomy of the target.
+            calibration: whether there is any.
+        """
+        grows, shrinks = changes(old, new)
+        if grows and shrinks:
+            return Mixed()
+        return LEMON() if grows else WeightSelection(depth="uniform")
+
+    def recipes(
+        self,
+        source: Source,
+        target: Anatomy,
+        *,
+        seed: int = 0,
+        calibration: Iterable[Any] | None = None,
+    ) -> list[Recipe]:
+        """Return the recipes of the method that was picked."""
+        chosen = self.choose(source.anatomy, target, calibration)
+        return chosen.recipes(source, target, seed=seed, calibration=calibration)
+
+    def notes(self, source: Source, target: Anatomy) -> list[str]:
+        """Say what was picked, and what that method says."""
+        chosen = self.choose(source.anatomy, target)
+        say = getattr(chosen, "notes", None)
+        return [f"method 'auto' picked {chosen}", *(say(source, target) if say else [])]
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """Each axis by its own rule: evenly chosen where it shrinks, repeated where it grows.
+
+    Copies share the weights of what reads them. Blocks are chosen evenly, or repeated in a row.
+    """
+
+    def recipes(
+        self, source: Source, target: Anatomy, *, seed: int = 0, calibration: object = None
+    ) -> list[Recipe]:
+        """Return a recipe for every parameter of a target of any size."""
+        old, new = source.anatomy, target
+
+        def find(label: str, place: Place) -> Axis | None:
+            parts = label.split()
+            if any(part not in old.sizes or part not in new.sizes for part in parts):
+                return None
+            before, after = ([seen.sizes[part] for part in parts] for seen in (old, new))
+            if before == after:
+                return None
+            if len(parts) == 1 and after[0] > before[0]:
+                return tiled(after[0])
+            if len(parts) == 1 or before[1] == after[1]:
+                return _whole(before, after)
+            raise ProjectionError(
+                f"the head dim {before[1]} -> {after[1]} changes together with other axes: keep "
+                "the ancestor's head dim (embed_dim / num_heads) in the target"
+            )
+
+        depth = mixes("uniform" if new.depth < old.depth else "interlace", old, new)
+        transfer = Transfer(find, depth, "chosen or repeated, axis by axis")
+        return transfer_recipes(source, target, transfer, seed=seed)
+
+
+def changes(old: Anatomy, new: Anatomy) -> tuple[list[str], list[str]]:
+    """Return which axes grow and which shrink from one size to another."""
+    pairs = {
+        label: (old.sizes[label], size)
+        for label, size in new.sizes.items()
+        if label in old.sizes and label[0] in "dhkme"
+    } | {"depth": (old.depth, new.depth)}
+    return (
+        [label for label, (a, b) in pairs.items() if b > a],
+        [label for label, (a, b) in pairs.items() if b < a],
+    )
+
+
+def _whole(before: list[int], after: list[int]) -> Axis:
+    """Return the axis of channels, or of whole heads, chosen evenly or repeated."""
+    unit = before[1] if len(before) > 1 else 1
+    if after[0] > before[0]:
+        return tiled(after[0] * unit)
+    chosen = select_indices(before[0], after[0])
+    index = (chosen[:, None] * unit + torch.arange(unit)).flatten()
+    return Axis(index, index)

@@ -1,0 +1,125 @@
+"""BoT: the weights of all blocks as one volume, cut to or grown from the low-pass band of wavelets.
+
+Shen et al., "A Unified Framework for Knowledge Transfer in Bidirectional Model Scaling", CVPR 2026,
+https://arxiv.org/abs/2603.07506. The three-dimensional transform is separable, so it is one
+operator an axis (depth, out, in) and never leaves this library's machinery.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from weightinit.anatomy import Anatomy, Piece
+from weightinit.errors import ProjectionError, WeightInitError
+from weightinit.init._wavelet import check_wavelet, resized, steps
+from weightinit.methods.carry import Axis
+from weightinit.methods.depth import Mix, mixes
+from weightinit.methods.transfer import Axes, Place, Source, Transfer, transfer_recipes
+from weightinit.plan import Recipe
+
+__all__ = ["BoT"]
+
+#: Axes of channels, by the first letter of their label; tokens, patches and classes are no signal.
+CHANNELS = "dhkmez"
+
+
+@dataclass(frozen=True)
+class BoT:
+    """Options of BoT.
+
+    The weights of one role (q, k and v apart) are a volume over depth, out and in; biases and norms
+    are planes over depth and channel. An axis that shrinks is cut to the low-pass band of a
+    discrete wavelet transform, once for each factor of two; one that grows is taken as that band,
+    with details of zero. Powers of two are exact: from one size to twice that and back nothing is
+    lost. Other ratios: as many steps as leave the axis long enough, then its first entries; an axis
+    of odd length repeats its last entry. The report says both. Boundaries are periodic.
+
+    Args:
+        wavelet: a discrete wavelet of PyWavelets (``pip install 'weightinit[wavelets]'``).
+        normalize: ``"ortho"``, orthonormal filters: a step down an axis multiplies a constant by
+            the root of 2, and one up divides it. Along channels that keeps the size of sums, since
+            what makes and what reads a channel both have it; along depth it does not.
+            ``"mean"``: every step keeps constants. The paper leaves it open.
+
+    Raises:
+        ProjectionError: if a value is not one of these, or PyWavelets is missing.
+
+    Examples:
+        >>> import timm, weightinit as wi
+        >>> ancestor = timm.create_model("vit_tiny_patch16_224", depth=4, num_classes=5)
+        >>> model = timm.create_model(
+        ...     "vit_tiny_patch16_224", depth=2, embed_dim=96, num_heads=3, num_classes=5)
+        >>> plan = wi.plan_projection(ancestor, model, method=wi.BoT())
+        >>> print(plan.recipes["blocks.0.norm1.bias"].source.split("; ")[-1])
+        depth 4 to 2 in 1 step)
+    """
+
+    wavelet: str = "haar"
+    normalize: str = "ortho"
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        try:
+            check_wavelet(self.wavelet, self.normalize)
+        except WeightInitError as error:
+            raise ProjectionError(str(error)) from error
+
+    def recipes(
+        self, source: Source, target: Anatomy, *, seed: int = 0, calibration: object = None
+    ) -> list[Recipe]:
+        """Return a recipe for every parameter of a target of any size."""
+        depth = mixes(self._depth, source.anatomy, target)
+        how = f"{self.wavelet} wavelets{_changes(source.anatomy, target)}"
+        return transfer_recipes(source, target, Transfer(self._axes(target), depth, how), seed=seed)
+
+    def _axes(self, target: Anatomy) -> Axes:
+        def find(label: str, place: Place) -> Axis | None:
+            if label[0] not in CHANNELS:
+                return None
+            size = _piece(target, place).size
+
+            def resize(tensor: Tensor, dim: int) -> Tensor:
+                return resized(tensor, dim, size[dim], self.wavelet, self.normalize)
+
+            return Axis(resize, resize)
+
+        return find
+
+    def _depth(self, old: int, new: int) -> list[Mix]:
+        """Return the transform along depth as the weights of the ancestor's blocks."""
+        blocks = torch.eye(old, dtype=torch.float64)
+        weights = resized(blocks, 0, new, self.wavelet, self.normalize)
+        return [
+            tuple((i, weight) for i, weight in enumerate(row) if abs(weight) > 1e-12)
+            for row in weights.tolist()
+        ]
+
+
+def _piece(target: Anatomy, place: Place) -> Piece:
+    """Return the parameter of the target that a place stands for."""
+    if place.target >= 0:
+        return target.blocks[place.target][place.role]
+    others = (block for _, block in target.extra_blocks)
+    return next(pieces[place.role] for pieces in (target.outside, *others) if place.role in pieces)
+
+
+def _changes(old: Anatomy, new: Anatomy) -> str:
+    """Return what becomes of each axis, for the report."""
+    lengths = {label: (n, new.sizes.get(label, n)) for label, n in old.sizes.items()}
+    pairs = {label: pair for label, pair in lengths.items() if label[0] in CHANNELS}
+    if "h" in pairs and "k" in pairs:
+        heads, dims = pairs.pop("h"), pairs.pop("k")
+        pairs["h k"] = heads[0] * dims[0], heads[1] * dims[1]
+    pairs["depth"] = old.depth, new.depth
+    texts = []
+    for label, (before, after) in pairs.items():
+        count = steps(before, after)
+        whole = before << count if count >= 0 else -(-before >> -count)
+        if before != after:
+            cut = f", cut from {whole}" if whole != after else ""
+            times = f"{abs(count)} step{'' if abs(count) == 1 else 's'}"
+            texts.append(f"{label} {before} to {after} in {times}{cut}")
+    return f"; {'; '.join(texts)}" if texts else ""

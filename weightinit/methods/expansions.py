@@ -1,0 +1,153 @@
+"""Composable function-preserving expansions: new channels that nothing reads yet.
+
+Gesmundo and Maile, "Composable Function-preserving Expansions for Transformer Architectures",
+https://arxiv.org/abs/2308.06103.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from weightinit.anatomy import Anatomy
+from weightinit.errors import ProjectionError
+from weightinit.methods.carry import Axis
+from weightinit.methods.fresh import fresh_rule, sub_generator
+from weightinit.methods.growth import Growth, claim
+from weightinit.methods.transfer import Place, Source, Transfer, transfer_recipes
+from weightinit.plan import Recipe
+
+__all__ = ["Expansions"]
+
+
+@dataclass(frozen=True)
+class Expansions:
+    """The six expansions, composed as the target needs; there are no options.
+
+    What is not named is free, and drawn by the rule of a fresh parameter:
+
+    1. MLP hidden size: the new columns of W2 are zero (Theorem 3.1).
+    2. Number of heads: their columns of the output projection are zero (3.2).
+    3. Head dim, of values: the new columns of the output projection are zero (3.3).
+    4. Head dim, of keys: the new rows of W^K are zero, and the others grow by sqrt(k' / k) (3.4).
+    5. Residual stream: whatever writes into it writes zeros into the new channels, and the norms'
+       gains shrink by sqrt(h / h') (3.5). Only RMSNorm allows it: LayerNorm's mean would change.
+    6. Depth: an added block writes zeros into the residual stream (3.6).
+
+    The fifth is exact only if the norms' eps is h / h' of the ancestor's, which the paper passes
+    over; the report says to what to set it.
+
+    Examples:
+        >>> import timm, weightinit as wi
+        >>> old, new = (
+        ...     timm.create_model("vit_tiny_patch16_224", embed_dim=d, norm_layer="rmsnorm")
+        ...     for d in (96, 192))
+        >>> print(wi.plan_projection(old, new, method=wi.Expansions()).report().notes[0])
+        Expansions is lossless here if you set the norms' eps to 0.5 of the ancestor's
+    """
+
+    def recipes(
+        self, source: Source, target: Anatomy, *, seed: int = 0, calibration: object = None
+    ) -> list[Recipe]:
+        """Return a recipe for every parameter of a target that is no smaller on any axis.
+
+        Raises:
+            ProjectionError: if the residual stream grows and the norms are not RMSNorm.
+        """
+        growth = _growth(source, target)
+        how, _ = _claim(growth)
+        axes = _Padding(growth, seed)
+        transfer = Transfer(axes, growth.alone(), how, new=growth.silence)
+        return transfer_recipes(source, target, transfer, seed=seed)
+
+    def notes(self, source: Source, target: Anatomy) -> list[str]:
+        """Return whether the function is kept, on which condition, and if not, why."""
+        return _claim(_growth(source, target))[1]
+
+
+def _growth(source: Source, target: Anatomy) -> Growth:
+    growth = Growth("expansions", source.anatomy, target)
+    if not growth.rms and any(label[0] == "d" for label in growth.grown):
+        raise ProjectionError(
+            "the expansions widen the residual stream of RMSNorm models only: zeros in it change "
+            "the mean that LayerNorm subtracts; use method='lemon', which keeps it"
+        )
+    return growth
+
+
+def _claim(growth: Growth) -> tuple[str, list[str]]:
+    old, new = growth.grown.get("d", (1, 1))
+    condition = f" if you set the norms' eps to {old / new:.6g} of the ancestor's"
+    faults = growth.faults(lambda label: label != "d")
+    return claim("Expansions", faults, condition if old < new else "")
+
+
+class _Padding:
+    """New channels after the old ones, of every axis that grows."""
+
+    def __init__(self, growth: Growth, seed: int) -> None:
+        self.growth, self.seed = growth, seed
+
+    def __call__(self, label: str, place: Place) -> Axis | None:
+        """Return what becomes of an axis at a place."""
+        growth = self.growth
+        labels = label.split()
+        if label == "b" and "b" in growth.new.sizes:
+            return Axis(index := torch.tensor([mix[0][0] for mix in growth.depth]), index)
+        if not any(x in growth.grown for x in labels):
+            return None
+        sizes = [growth.sizes[x] for x in labels]
+        if labels[0] == "h" and growth.group is not None:
+            sizes[:1] = [growth.sizes["e"], growth.group]  # heads are those of each key-value head
+        old, new = ([size[i] for size in sizes] for i in (0, 1))
+        key = labels[-1] == "k" and ".k." in place.role
+        silent = label[0] == "d" or labels == ["h"]
+
+        def rows(tensor: Tensor, dim: int) -> Tensor:
+            out = self._zeros(tensor, dim, new) if silent else self._drawn(tensor, dim, new, place)
+            if key:
+                # Products of queries and keys take nothing from the new dims of old heads.
+                heads = out.unflatten(dim, new)
+                for axis, size in enumerate(old[:-1]):
+                    heads = heads.narrow(dim % tensor.dim() + axis, 0, size)
+                heads.zero_()
+                tensor = tensor * (new[-1] / old[-1]) ** 0.5
+            return _placed(tensor, out, dim, old, new)
+
+        def columns(tensor: Tensor, dim: int) -> Tensor:
+            reads = self._drawn if label[0] == "d" else self._zeros
+            out = reads(tensor, dim, new, place)
+            return _placed(tensor, out, dim, old, new)
+
+        def gain(tensor: Tensor, dim: int) -> Tensor:
+            out = self._zeros(tensor, dim, new) + tensor.mean()
+            out = _placed(tensor, out, dim, old, new)
+            norm = label[0] == "d" and "norm" in place.role
+            return out * math.sqrt(old[0] / new[0]) if norm else out
+
+        return Axis(rows, columns, gain)
+
+    def _zeros(self, tensor: Tensor, dim: int, new: list[int], _: Place | None = None) -> Tensor:
+        shape = list(tensor.shape)
+        shape[dim] = math.prod(new)
+        return tensor.new_zeros(shape)
+
+    def _drawn(self, tensor: Tensor, dim: int, new: list[int], place: Place) -> Tensor:
+        out = self._zeros(tensor, dim, new)
+        draw = torch.empty(out.shape)
+        generator = sub_generator(self.seed, f"expansions {place.role} {place.target} {dim}")
+        fresh_rule(place.role, tuple(out.shape))[1](draw, generator)
+        return out.copy_(draw)
+
+
+def _placed(tensor: Tensor, out: Tensor, dim: int, old: list[int], new: list[int]) -> Tensor:
+    """Write a tensor into the first channels of a larger one, and return that."""
+    dim = dim % tensor.dim()
+    view = out.unflatten(dim, new)
+    for axis, size in enumerate(old):
+        view = view.narrow(dim + axis, 0, size)
+    view.copy_(tensor.unflatten(dim, old))
+    return out

@@ -1,0 +1,215 @@
+"""LEMON: a network of any larger size that computes what the small one computes.
+
+Wang et al., "LEMON: Lossless Model Expansion", ICLR 2024, https://arxiv.org/abs/2310.07999.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from weightinit.anatomy import Anatomy
+from weightinit.errors import ProjectionError
+from weightinit.methods.carry import Axis
+from weightinit.methods.copies import Copies, Copying
+from weightinit.methods.fresh import fresh_rule, sub_generator
+from weightinit.methods.growth import Growth, claim
+from weightinit.methods.transfer import Place, Source, Transfer, transfer_recipes
+from weightinit.plan import Recipe
+
+__all__ = ["LEMON"]
+
+Mode = Literal["proj", "net2net"]
+Depth = Literal["copymix_cancel", "copymix_zero"]
+
+
+@dataclass(frozen=True)
+class LEMON:
+    """Options of LEMON.
+
+    Hidden channels of MLPs and whole heads are copied in turn. The residual stream, D wide and D'
+    in the target, holds k = floor(D' / D) copies of the small network's and its mean in the
+    r = D' - k D channels left, so that LayerNorm subtracts the same mean and divides by sqrt(k D /
+    D') as much, which its gains make up for; the channels left then leave it as zeros, and the
+    weights that read them are free. Copies share weights unevenly, W'_c = R_c + (W - sum_c R_c) /
+    k, with R the large model's own random init: that breaks the symmetry between them.
+
+    With r > 0 it is exact only if the norms' eps is k D / D' of the ancestor's. It belongs to the
+    modules, not to a parameter, so it is yours to set; the report says to what. Left as it is, it
+    changes the function by about eps over the variance of the stream.
+
+    Beyond the paper: the mean is of what the layer scales leave; RMSNorm, whose channels left are
+    zeros; heads that grow in size, their queries and keys scaled; more than twice the depth.
+
+    Args:
+        mode: ``"proj"``, or ``"net2net"`` with R = 0, so that copies share evenly.
+        depth: an added block has the weights of the one before it, but for the layers that write
+            into the residual stream: ``"copymix_zero"`` has zeros there, ``"copymix_cancel"``
+            random weights that cancel between copies, or zeros where there is one copy.
+        init: R: parameters of the target's random init by name, as of its ``state_dict()``. None
+            draws what timm does, by the rule of a fresh parameter.
+
+    Raises:
+        ProjectionError: if a value is not one of these.
+
+    Examples:
+        >>> import timm, weightinit as wi
+        >>> old, new = (
+        ...     timm.create_model("vit_tiny_patch16_224", depth=n, embed_dim=d, num_heads=d // 32)
+        ...     for n, d in ((2, 64), (3, 160)))
+        >>> print(wi.plan_projection(old, new, method=wi.LEMON()).report().notes[0])
+        LEMON is lossless here if you set the norms' eps to 0.8 of the ancestor's
+    """
+
+    mode: Mode = "proj"
+    depth: Depth = "copymix_cancel"
+    init: Mapping[str, Tensor] | None = field(default=None, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        for name, allowed in (("mode", get_args(Mode)), ("depth", get_args(Depth))):
+            if getattr(self, name) not in allowed:
+                raise ProjectionError(f"{name}={getattr(self, name)!r}: use one of {allowed}")
+
+    def recipes(
+        self, source: Source, target: Anatomy, *, seed: int = 0, calibration: object = None
+    ) -> list[Recipe]:
+        """Return a recipe for every parameter of a target that is no smaller on any axis."""
+        expansion = _Expansion(self, source, target, seed)
+        growth = expansion.growth
+        how, _ = self._claim(expansion)
+        transfer = Transfer(expansion.axes, growth.depth, how, growth.quiet(), expansion.silence)
+        return transfer_recipes(source, target, transfer, seed=seed)
+
+    def notes(self, source: Source, target: Anatomy) -> list[str]:
+        """Return whether the function is kept, on which condition, and if not, why."""
+        return self._claim(_Expansion(self, source, target, 0))[1]
+
+    def _claim(self, expansion: _Expansion) -> tuple[str, list[str]]:
+        ratio = expansion.ratio
+        condition = f" if you set the norms' eps to {ratio:.6g} of the ancestor's"
+        return claim("LEMON", expansion.faults(), condition if ratio < 1 else "")
+
+
+class _Expansion:
+    def __init__(self, options: LEMON, source: Source, target: Anatomy, seed: int) -> None:
+        self.options, self.source, self.seed = options, source, seed
+        self.growth = Growth("lemon", source.anatomy, target)
+        added = None if options.mode == "net2net" else self._added
+        self.copying = Copying(self.growth, lambda _, old, new: torch.arange(new) % old, added)
+
+    @property
+    def ratio(self) -> float:
+        """K D / D', the part of the stream that holds copies."""
+        old, new = self.growth.grown.get("d", (1, 1))
+        return new // old * old / new
+
+    def faults(self) -> list[str]:
+        """Return why the function changes."""
+        growth = self.growth
+        faults = growth.faults(lambda label: label != "d" and self.copying.uneven(label))
+        if self.ratio == 1:
+            return faults
+        writing = [r for r in ("norm_pre.weight", "patch.norm.weight") if r in growth.new.outside]
+        if growth.new.traits.get("post_norm"):
+            writing.append("norm1.weight")
+        if writing and not growth.rms:
+            faults.append(f"{', '.join(writing)} writes into the stream, and not its mean")
+        if any("ls1" in block for _, block in growth.new.extra_blocks) and not growth.rms:
+            faults.append("blocks off the main stack have layer scales")
+        return faults
+
+    def axes(self, label: str, place: Place) -> Axis | None:
+        """Return what becomes of an axis at a place."""
+        if label == "d" and self.ratio < 1:
+            return Axis(*(self._stream(side, place) for side in ("rows", "columns", "gain")))
+        return self.copying(label, place)
+
+    def _stream(self, side: str, place: Place):
+        old, new = self.growth.grown["d"]
+        copies = Copies(torch.arange(new // old * old) % old)
+        rest = new - len(copies.index)
+        shared = place.role in self.growth.shared
+
+        def rows(tensor: Tensor, dim: int) -> Tensor:
+            whole = copies.share(tensor, dim) if shared else tensor.index_select(dim, copies.index)
+            if self.growth.rms or "norm" in place.role:
+                return _extended(whole, dim, torch.zeros_like(tensor.narrow(dim, 0, 1)), rest)
+            weights = self._weights(place, old).to(tensor)
+            mean = (tensor.movedim(dim, -1) @ weights).unsqueeze(dim)
+            return _extended(whole, dim, mean, rest)
+
+        def gain(tensor: Tensor, dim: int) -> Tensor:
+            whole = copies.share(tensor, dim) if shared else tensor.index_select(dim, copies.index)
+            if "norm" not in place.role:
+                return _extended(whole, dim, tensor.abs().mean().view(1), rest)
+            generator = sub_generator(self.seed, f"lemon gain {place.role} {place.target}")
+            draw = 2 * torch.rand(rest, generator=generator) - 1
+            return torch.cat([whole, draw.to(whole)]) * self.ratio**0.5
+
+        def columns(tensor: Tensor, dim: int) -> Tensor:
+            zeros = torch.zeros_like(tensor.narrow(dim, 0, 1))
+            if self.options.mode == "net2net":
+                return _extended(copies.share(tensor, dim), dim, zeros, rest)
+            full = _extended(tensor.index_select(dim, copies.index), dim, zeros, rest)
+            random = self._added(place, full)
+            first, free = random.split([len(copies.index), rest], dim)
+            return torch.cat([copies.share(tensor, dim, lambda _: first), free], dim)
+
+        return {"rows": rows, "gain": gain, "columns": columns}[side]
+
+    def _weights(self, place: Place, size: int) -> Tensor:
+        """Return the weights of the mean that a layer writes, so that a layer scale leaves it."""
+        scale = self._scale(place)
+        if scale is None or not (total := scale.abs().mean()):
+            return torch.full((size,), 1 / size, dtype=torch.float64)
+        return scale / total / size
+
+    def _scale(self, place: Place) -> Tensor | None:
+        """Return the layer scale after what a block of the ancestor writes, or None."""
+        if place.source < 0 or place.role not in self.growth.ends:
+            return None
+        block = self.source.anatomy.blocks[place.source]
+        branch = place.role.rsplit(".", 2)[0]
+        names = {"attn": ("ls1",), "mlp": ("ls2", "ls1")}.get(branch, (f"{branch}.ls",))
+        piece = next((block[name] for name in names if name in block), None)
+        return None if piece is None else self.source.part(piece).double()
+
+    def silence(self, place: Place, out: Tensor) -> bool:
+        """Fill what an added block writes into the stream, so that it is nothing."""
+        if not self.growth.silence(place, out):
+            return False
+        if out.dim() > 1 and self.options.depth == "copymix_cancel":
+            piece = self.growth.new.blocks[place.target][place.role]
+            copies = self.copying.of(" ".join(piece.axes[1]))
+            if copies is not None:
+                zeros = out.new_zeros(len(out), int(copies.index.max()) + 1)
+                out.copy_(copies.share(zeros, 1, lambda even: self._added(place, even)))
+        return True
+
+    def _added(self, place: Place, even: Tensor, copies: Copies | None = None) -> Tensor:
+        """Return the large model's own random init of a matrix."""
+        given, seen = self.options.init, self.growth.new
+        pieces = seen.outside if place.target < 0 else seen.blocks[place.target]
+        piece = pieces.get(place.role)
+        if given is not None and piece is not None:
+            if piece.spec.name not in given:
+                raise ProjectionError(
+                    f"init= lacks {piece.spec.name}: pass the target's whole state_dict()"
+                )
+            return seen.split(piece.spec, given[piece.spec.name].to(even))[place.role]
+        draw = torch.empty(even.shape)
+        generator = sub_generator(self.seed, f"lemon {place.role} {place.target}")
+        fresh_rule(place.role, tuple(even.shape))[1](draw, generator)
+        return draw.to(even)
+
+
+def _extended(tensor: Tensor, dim: int, one: Tensor, times: int) -> Tensor:
+    """Return a tensor with a slice of length 1 repeated after its end."""
+    shape = list(tensor.shape)
+    shape[dim] = times
+    return torch.cat([tensor, one.expand(shape)], dim)

@@ -1,0 +1,126 @@
+"""Net2Net: wider by copies of channels, deeper by identity blocks.
+
+Chen, Goodfellow and Shlens, "Net2Net: Accelerating Learning via Knowledge Transfer", ICLR 2016,
+https://arxiv.org/abs/1511.05641.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from weightinit.anatomy import Anatomy
+from weightinit.anatomy.axes import Op, along
+from weightinit.errors import ProjectionError
+from weightinit.methods.bert2bert import copies_of
+from weightinit.methods.carry import Axis
+from weightinit.methods.copies import Copying
+from weightinit.methods.fresh import sub_generator
+from weightinit.methods.growth import Growth, claim
+from weightinit.methods.transfer import Place, Source, Transfer, transfer_recipes
+from weightinit.plan import Recipe
+
+__all__ = ["Net2Net"]
+
+Choice = Literal["even", "random"]
+
+
+@dataclass(frozen=True)
+class Net2Net:
+    """Options of Net2Net.
+
+    Wider (Eq. 2 to 5): a map g, the identity on the first n channels, copies whatever makes an
+    axis, U[i] = W[g(i)]; what reads it is divided by the number of copies, U[:, i] = W[:, g(i)] /
+    |{j: g(j) = g(i)}|. That is exact for hidden channels of MLPs and whole heads. The residual
+    stream goes through norms, and is exact only where every channel has as many copies: a multiple
+    of the width, and ``mapping="even"``. The report says which it is; LEMON takes any width.
+
+    Deeper: each added block is a copy of the one before it whose last layers are zero, so that it
+    adds nothing to the residual stream.
+
+    Args:
+        mapping: ``"even"`` draws every channel once before any is drawn again; ``"random"`` is the
+            paper's independent draws.
+        noise: added to the copies of hidden channels and heads, in units of the weights' root mean
+            square, so that they come to differ. Copies that differ change the function a little.
+
+    Raises:
+        ProjectionError: if a value is not allowed.
+
+    Examples:
+        >>> import timm, weightinit as wi
+        >>> old = timm.create_model("vit_tiny_patch16_224", depth=2)
+        >>> new = timm.create_model("vit_tiny_patch16_224", depth=3, mlp_ratio=5)
+        >>> print(wi.plan_projection(old, new, method=wi.Net2Net()).report().notes[0])
+        Net2Net is lossless here
+    """
+
+    mapping: Choice = "even"
+    noise: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if self.mapping not in get_args(Choice):
+            raise ProjectionError(f"mapping={self.mapping!r}: use one of {get_args(Choice)}")
+        if not self.noise >= 0:
+            raise ProjectionError(f"noise={self.noise!r}: use 0 or a small number such as 0.01")
+
+    def recipes(
+        self, source: Source, target: Anatomy, *, seed: int = 0, calibration: object = None
+    ) -> list[Recipe]:
+        """Return a recipe for every parameter of a target that is no smaller on any axis."""
+        copying = self._copying(source, target, seed)
+        growth = copying.growth
+
+        def axes(label: str, place: Place) -> Axis | None:
+            axis = copying(label, place)
+            if axis is None or not self.noise or label[0] not in "hem" or place.target < 0:
+                return axis
+            generator = sub_generator(seed, f"net2net noise {place.role} {place.target}")
+            rows = _noisy(axis, copying, label, self.noise, generator)
+            return Axis(rows, axis.columns, axis.gain)
+
+        how, _ = claim("Net2Net", self._faults(copying))
+        transfer = Transfer(axes, growth.depth, how, growth.quiet(), growth.silence)
+        return transfer_recipes(source, target, transfer, seed=seed)
+
+    def notes(self, source: Source, target: Anatomy) -> list[str]:
+        """Return whether the function is kept, and if not, why."""
+        return claim("Net2Net", self._faults(self._copying(source, target, 0)))[1]
+
+    def _copying(self, source: Source, target: Anatomy, seed: int) -> Copying:
+        def choose(label: str, old: int, new: int) -> Tensor:
+            return copies_of(old, new, self.mapping, sub_generator(seed, f"net2net {label}"))
+
+        return Copying(Growth("net2net", source.anatomy, target), choose)
+
+    def _faults(self, copying: Copying) -> list[str]:
+        faults = copying.growth.faults(copying.uneven)
+        if any(label[0] == "d" and copying.uneven(label) for label in copying.growth.grown):
+            faults.append("method='lemon' keeps the function at any width")
+        if self.noise and any(label[0] in "hem" for label in copying.growth.grown):
+            faults.append(f"the copies differ by noise={self.noise:g}")
+        return faults
+
+
+def _noisy(
+    axis: Axis, copying: Copying, label: str, noise: float, generator: torch.Generator
+) -> Op:
+    """Return rows of which all but the first copy of each channel are noisy."""
+    copies = copying.of(label)
+    assert copies is not None
+
+    def rows(tensor: Tensor, dim: int) -> Tensor:
+        out = along(tensor, dim, axis.rows)
+        if tensor.dim() < 2:
+            return out
+        draw = torch.randn(out.shape, generator=generator)
+        size = noise * tensor.square().mean().sqrt()
+        shape = [-1 if i == dim % out.dim() else 1 for i in range(out.dim())]
+        later = (copies.turns > 0).view(shape)
+        return out + draw.to(out) * size * later
+
+    return rows
