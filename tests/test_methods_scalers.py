@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from weightinit.methods.scalers import (
     linear_scalers,
     size_key,
     start_scalers,
+    stretch_depth,
     widen_scalers,
 )
 from weightinit.methods.templates import HeadDims, compose, scaler_shape
@@ -158,13 +160,28 @@ def test_unknown_scalers_are_named(bundle):
         start_scalers(bundle, anatomy(vit()), "inter")
 
 
-def test_a_much_deeper_target_writes_less_into_the_stream():
+@pytest.mark.parametrize(
+    ("trained", "move"), [([2, 3, 4], interpolate_depth), ([3], stretch_depth)]
+)
+@pytest.mark.parametrize("depth", [2, 4, 12])
+def test_scalers_are_moved_over_depth_as_they_were_trained(trained, move, depth):
+    """A much deeper target also writes less into the stream."""
     bundle = make_bundle()
-    few, many = (anatomy(vit(depth=depth)) for depth in (4, 12))
-    for kind, values in start_scalers(bundle, many, "interpolate").items():
-        whole = interpolate_depth(bundle.tensors[f"scalers.{kind}"].double(), 12)
-        factor = (1.5 * 3 / 12) ** 0.75 if kind in WRITING else 1.0
-        torch.testing.assert_close(values, whole * factor)
-    values = start_scalers(bundle, few, "interpolate")["mlp.fc2.weight"]
-    whole = interpolate_depth(bundle.tensors["scalers.mlp.fc2.weight"].double(), 4)
-    torch.testing.assert_close(values, whole)
+    config = replace(bundle.config, traits={**bundle.config.traits, "trained_depths": trained})
+    bundle = wi.TemplateBundle(config, bundle.tensors, "test")
+    factor = min(1.0, (1.5 * 3 / depth) ** 0.75)
+    for kind, values in start_scalers(bundle, anatomy(vit(depth=depth)), "interpolate").items():
+        whole = move(bundle.tensors[f"scalers.{kind}"].double(), depth)
+        torch.testing.assert_close(values, whole * (factor if kind in WRITING else 1.0))
+
+
+@given(old=st.integers(1, 8), new=st.integers(1, 20))
+def test_stretching_keeps_the_first_half(old, new):
+    scalers = torch.arange(old, dtype=torch.float64)[:, None]
+    out = stretch_depth(scalers, new)
+    assert out.shape == (new, 1)
+    kept = min(new, old // 2 if new > old else old)
+    assert torch.equal(out[:kept], scalers[:kept])
+    assert bool((out.diff(dim=0) >= -1e-12).all()) and float(out[-1]) <= old - 1
+    if new >= old > 1:
+        assert float(out[-1]) == pytest.approx(old - 1)

@@ -1,7 +1,8 @@
 """Weight scalers for a target of any size: fitted, linear padding, or the auxiliary model's.
 
-The default interpolates the auxiliary model's over depth, damped in a much deeper target, and tiles
-them over width so that growing by an integer factor leaves the function unchanged.
+The default interpolates the auxiliary model's over depth (all of them where they were trained at
+several depths, the upper half where not), damps them in a much deeper target, and tiles them over
+width so that growing by an integer factor leaves the function unchanged.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ __all__ = [
     "linear_scalers",
     "size_key",
     "start_scalers",
+    "stretch_depth",
     "widen_scalers",
 ]
 
@@ -58,6 +60,30 @@ def interpolate_depth(scalers: Tensor, depth: int) -> Tensor:
     low = place.floor().long()
     weight = (place - low).view(-1, *(1,) * (scalers.dim() - 1)).to(scalers)
     return torch.lerp(scalers[low], scalers[(low + 1).clamp(max=blocks - 1)], weight)
+
+
+def stretch_depth(scalers: Tensor, depth: int) -> Tensor:
+    """Keep the first half of the scalers, and interpolate the others over the blocks that are left.
+
+    For templates that were trained at one depth, whose first blocks do what no average of blocks
+    does; a shallower target takes the first blocks alone (ours; chosen on validation images).
+
+    Args:
+        scalers: ``[L, ...]`` of the auxiliary model.
+        depth: of the target.
+
+    Returns:
+        ``[depth, ...]``.
+
+    Examples:
+        >>> stretch_depth(torch.tensor([0.0, 1.0, 2.0, 3.0]), 5)
+        tensor([0.0000, 1.0000, 2.0000, 2.5000, 3.0000])
+    """
+    blocks = scalers.shape[0]
+    if depth <= blocks:
+        return scalers[:depth]
+    half = blocks // 2
+    return torch.cat([scalers[:half], interpolate_depth(scalers[half:], depth - half)])
 
 
 def start_scalers(
@@ -138,7 +164,10 @@ def _auxiliary_scalers(bundle: TemplateBundle, kind: str, depth: int) -> Tensor:
     """Return scalers at the auxiliary model's width and the target's depth."""
     config = bundle.template_config
     if config.method == "wave":
-        scalers = interpolate_depth(bundle.tensors[f"scalers.{kind}"].double(), depth)
+        trained = bundle.config.traits.get("trained_depths")
+        several = isinstance(trained, (list, tuple)) and len(trained) > 1
+        move = interpolate_depth if several else stretch_depth
+        scalers = move(bundle.tensors[f"scalers.{kind}"].double(), depth)
         return scalers * damping(depth, bundle.config.depth) if kind in WRITING else scalers
     spec = config.kinds[kind]
     values = closed_form(config.method, spec.number, depth).double()

@@ -64,6 +64,12 @@ class MixedModel(ConstrainedModel):
         finally:
             self.depth_used, model.blocks, model.global_pool = own, blocks, pool
 
+    def to_bundle(self, **options: Any) -> TemplateBundle:
+        """Return the bundle, which says at which depths it was trained."""
+        bundle = super().to_bundle(**options)
+        traits = {**bundle.config.traits, "trained_depths": sorted({*self.depths, self.depth})}
+        return TemplateBundle(replace(bundle.config, traits=traits), bundle.tensors, bundle.source)
+
 
 def build_auxiliary(preset: Preset, data: ImageData, method: str, seed: int) -> MixedModel:
     """Return the untrained auxiliary model of a preset.
