@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -14,6 +14,7 @@ from torch.nn import functional
 import weightinit as wi
 from trials.sources import Lab, Source
 from weightinit.methods.learngene import auto_lg, heur_lg
+from weightinit.project import get_method
 from weightinit.training.augment import batches
 from weightinit.training.images import ImageData
 from weightinit.training.presets import Preset
@@ -29,6 +30,7 @@ class Target:
         data: that it will be trained on.
         seed: of every draw.
         fit_steps: of scalers that are fitted.
+        ancestor: that it inherits from.
     """
 
     model: nn.Module
@@ -36,6 +38,7 @@ class Target:
     data: ImageData
     seed: int
     fit_steps: int = 0
+    ancestor: Source | None = None
 
     @property
     def depth(self) -> int:
@@ -69,6 +72,7 @@ class Method:
         main: whether it is run with every seed.
         trains: whether the target is trained; otherwise its source is the target, with the full
             budget.
+        fits: whether it goes from (width, depth) to another; None is always.
     """
 
     start: Callable[[Target, Lab], Started]
@@ -76,6 +80,7 @@ class Method:
     learned: bool = True
     main: bool = False
     trains: bool = True
+    fits: Callable[[tuple[int, int], tuple[int, int]], bool] | None = None
 
 
 def timm_default(target: Target, lab: Lab) -> Started:
@@ -126,6 +131,32 @@ def outright(target: Target, lab: Lab) -> Started:
     source = lab.model(Source("vit", target.width, target.depth))
     target.model.load_state_dict(source.state_dict())
     return Started(transferred=sum(p.numel() for p in source.parameters()))
+
+
+def truncated(target: Target, lab: Lab) -> Started:
+    """Load the ancestor's first blocks, as timm does for a smaller depth."""
+    assert target.ancestor is not None
+    own = target.model.state_dict()
+    source = {k: v for k, v in lab.model(target.ancestor).state_dict().items() if k in own}
+    target.model.load_state_dict(source)
+    return Started(transferred=sum(value.numel() for value in source.values()))
+
+
+def projected(target: Target, lab: Lab, *, method: str, **options: object) -> Started:
+    """Inherit from the ancestor by one of the methods of project_from."""
+    assert target.ancestor is not None
+    chosen = replace(get_method(method), **options)  # pyright: ignore[reportArgumentType]
+    ancestor = lab.model(target.ancestor)
+    data = lab.data()
+    stream = batches(data, steps=range(10), batch_size=64, augment="none", seed=target.seed)
+    wi.project_from(
+        ancestor,
+        target.model,
+        method=chosen,
+        calibration=[images for images, _ in stream],
+        generator=torch.Generator().manual_seed(target.seed),
+    )
+    return Started(transferred=sum(p.numel() for p in ancestor.parameters()))
 
 
 def _fill(
@@ -210,6 +241,15 @@ OUTSIDE = ("patch", "pos", "norm", "head")
 MATRICES = ("attn.qkv.weight", "attn.proj.weight", "mlp.fc1.weight", "mlp.fc2.weight")
 
 
+def _projected(method: str, fits: Callable[..., bool] | None = None, **options: object) -> Method:
+    return Method(partial(projected, method=method, **options), fits=fits)
+
+
+def _doubled(old: tuple[int, int], new: tuple[int, int]) -> bool:
+    """Whether every size is halved, kept or doubled."""
+    return all(a in (b, 2 * b) or b == 2 * a for a, b in zip(old, new, strict=True))
+
+
 def _parts(*taken: str) -> Method:
     kept = tuple(role for role in BLOCKS + OUTSIDE if role not in taken)
     return _templates("wave", keep=kept)
@@ -245,4 +285,37 @@ METHODS: Mapping[str, Method] = {
     # Table 6: number and size of templates
     "half the templates": _templates("wave-fewer"),
     "four times the templates, of half the size": _templates("wave-smaller"),
+    # one ancestor
+    "timm's truncation": Method(
+        truncated, fits=lambda old, new: old[0] == new[0] and old[1] >= new[1]
+    ),
+    "Weight Selection, as published": _projected("weight_selection", heads="flat"),
+    "Weight Selection, whole heads": _projected("weight_selection", depth="uniform"),
+    "weight subcloning": _projected("subcloning"),
+    "BoT": _projected("bot", _doubled),
+    "activation-aware": _projected("activation"),
+    "stacking": _projected("stacking", lambda old, new: old[0] == new[0], depth="stack"),
+    "interlacing": _projected("stacking", lambda old, new: old[0] == new[0], depth="interlace"),
+    "Net2Net": _projected("net2net"),
+    "bert2BERT, FPI": _projected("bert2bert", mode="fpi"),
+    "bert2BERT, AKI": _projected("bert2bert", mode="aki"),
+    "HyperCloning": _projected(
+        "hypercloning", lambda old, new: new[0] % old[0] == 0 and old[1] == new[1]
+    ),
+    "LEMON": _projected("lemon"),
+    "LiGO, untrained operator": _projected("ligo"),
+    "project_from": _projected("auto"),
 }
+#: In the order of the tables.
+SHRINKING = (
+    "Weight Selection, as published",
+    "Weight Selection, whole heads",
+    "weight subcloning",
+    "BoT",
+    "activation-aware",
+    "project_from",
+)
+GROWING = (
+    "stacking", "interlacing", "Net2Net", "bert2BERT, FPI", "bert2BERT, AKI", "HyperCloning",
+    "LEMON", "BoT", "LiGO, untrained operator", "project_from",
+)  # fmt: skip

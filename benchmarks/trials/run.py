@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from trials.methods import METHODS, Target
-from trials.sources import Lab, Source
+from trials.sources import Lab, Source, sized
 from trials.suites import Case
 from weightinit.training.augment import normalise
 from weightinit.training.images import ImageData, Split
@@ -42,21 +42,19 @@ def accuracy(model: nn.Module, split: Split, data: ImageData) -> tuple[float, fl
 def run_case(case: Case, lab: Lab, *, workers: int = 0) -> dict[str, Any]:
     """Start a target, score it, train it, and score it again."""
     scale, method, data = lab.scale, METHODS[case.method], lab.data(case.data)
-    network = scale.preset(case.templates).auxiliary_at(case.depth)
-    heads = network.kwargs["num_heads"] * case.width // case.templates
-    sizes = {"embed_dim": case.width, "num_heads": heads}
-    network = replace(network, kwargs={**network.kwargs, **sizes})
+    network = sized(scale.preset(case.templates).auxiliary_at(case.depth), case.width)
     model = network.build(data, case.seed)
+    ancestor = case.inherited if case.ancestor[0] else None
     fit_steps = case.fit or scale.fit_steps
     began = time.perf_counter()
-    started = method.start(Target(model, case.templates, data, case.seed, fit_steps), lab)
+    started = method.start(Target(model, case.templates, data, case.seed, fit_steps, ancestor), lab)
     start_seconds = time.perf_counter() - began - started.fit_seconds
     row: dict[str, Any] = {
         **asdict(case),
         "name": case.method,
         "data": case.data or Path(lab.name).stem,
         "data_sha256": lab.data_hash(case.data),
-        "heads": heads,
+        "heads": network.kwargs["num_heads"],
         "parameters": sum(p.numel() for p in model.parameters()),
         "transferred": started.transferred,
         "scalers": started.scalers,

@@ -26,6 +26,10 @@ class Scale:
         seeds: of the main rows; the others take the first.
         widths: of wider targets by template width: the last does not divide.
         packs: of the downstream tasks.
+        depths: of the targets.
+        deeper: of those with many more blocks.
+        shrink_from: width and depth of the ancestors of smaller targets.
+        grow_from: of larger ones.
         source_lr: of single kinds of sources, where validation chose another than the preset's.
     """
 
@@ -41,6 +45,8 @@ class Scale:
     source_lr: Mapping[str, float] | None = None
     depths: tuple[int, ...] = (4, 6, 8, 10, 12)
     deeper: tuple[int, ...] = (24, 36)
+    shrink_from: tuple[tuple[int, int], ...] = ((96, 8),)
+    grow_from: tuple[tuple[int, int], ...] = ((64, 4),)
 
     @property
     def budget(self) -> int:

@@ -22,6 +22,7 @@ from weightinit.training.data import load_data
 from weightinit.training.distill import build_auxiliary, get_ancestor
 from weightinit.training.images import ImageData, ImageFiles, rows
 from weightinit.training.loop import Recipe, accelerator, evaluate, train
+from weightinit.training.presets import Network
 
 
 def _scaled(config: TemplateConfig, *, times: float) -> TemplateConfig:
@@ -53,16 +54,19 @@ class Source:
             the shipped bundles are; or ``"vit"`` for a plain model.
         width: of its templates, which names the preset.
         depth: of a plain model; template sets have the auxiliary model's.
+        embed: width of a plain model; 0 is that of the templates.
     """
 
     kind: str
     width: int
     depth: int = 0
+    embed: int = 0
 
     @property
     def name(self) -> str:
         """Of its folder."""
-        return f"{self.kind}-w{self.width}" + (f"-d{self.depth}" if self.depth else "")
+        name = f"{self.kind}-w{self.width}" + (f"-d{self.depth}" if self.depth else "")
+        return name + (f"-e{self.embed}" if self.embed else "")
 
 
 class Lab:
@@ -137,7 +141,8 @@ class Lab:
         """Return the untrained model of a source."""
         preset = self.scale.preset(source.width)
         depth = source.depth or preset.auxiliary.kwargs["depth"]
-        model = preset.auxiliary_at(depth).build(self.data(), 0)
+        network = sized(preset.auxiliary_at(depth), source.embed or source.width)
+        model = network.build(self.data(), 0)
         if source.kind == "vit":
             return model
         if source.kind == "wave-mixed":
@@ -189,6 +194,13 @@ class Lab:
         model = self.build(source)
         load_weights(self.path(source) / "checkpoint.safetensors", model)
         return model
+
+
+def sized(network: Network, width: int) -> Network:
+    """Return a network of another width, its head dim kept."""
+    kwargs = network.kwargs
+    heads = kwargs["num_heads"] * width // kwargs["embed_dim"]
+    return replace(network, kwargs={**kwargs, "embed_dim": width, "num_heads": heads})
 
 
 def _padded(data: ImageData, size: int) -> ImageData:

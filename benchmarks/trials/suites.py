@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from trials.methods import METHODS
+from trials.methods import GROWING, METHODS, SHRINKING
 from trials.scales import Scale
 from trials.sources import Source
 
@@ -29,6 +29,7 @@ class Case:
         lr: of the training; 0 takes the scale's.
         test: whether the row is final: read on test images, once.
         fit: steps of fitted scalers; 0 takes the scale's.
+        ancestor: width and depth of the plain model that the target inherits from.
     """
 
     suite: str
@@ -43,17 +44,26 @@ class Case:
     lr: float = 0.0
     test: bool = True
     fit: int = 0
+    ancestor: tuple[int, int] = (0, 0)
 
     @property
     def name(self) -> str:
         """Of its result file."""
-        given = {key: value for key, value in asdict(self).items() if key != "fit" or value}
+        later = {"fit": 0, "ancestor": (0, 0)}
+        given = {key: value for key, value in asdict(self).items() if later.get(key) != value}
         text = json.dumps(given, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def sources(self, scale: Scale) -> tuple[Source, ...]:
         """Return what must be trained before it."""
-        return METHODS[self.method].sources(scale.preset(self.templates), self.depth)
+        own = METHODS[self.method].sources(scale.preset(self.templates), self.depth)
+        return (*own, self.inherited) if self.ancestor[0] else own
+
+    @property
+    def inherited(self) -> Source:
+        """Return the plain model that the target inherits from."""
+        width, depth = self.ancestor
+        return Source("vit", self.templates, depth, embed=width if width != self.templates else 0)
 
 
 RANDOM = ("He", "timm default", "Mimetic")
@@ -115,10 +125,12 @@ def templates(scale: Scale) -> Iterator[Case]:
 
 
 def transfer(scale: Scale) -> Iterator[Case]:
-    """Table 3: downstream tasks from the one template set, at 6 blocks."""
+    """Table 3: downstream tasks from the one template set, at 6 blocks; fitted ones once."""
     methods = ("timm default", "Mimetic", "Auto-LG", "TLEG", *WAVES, "all blocks")
     for pack in scale.packs:
-        yield from _cases(scale, "transfer", methods, lambda w: [(w, 6)], data=pack)
+        for case in _cases(scale, "transfer", methods, lambda w: [(w, 6)], data=pack):
+            if case.seed == scale.seeds[0] or "fitted" not in case.method:
+                yield case
 
 
 def curves(scale: Scale) -> Iterator[Case]:
@@ -149,13 +161,64 @@ def fit(scale: Scale) -> Iterator[Case]:
 def tune(scale: Scale) -> Iterator[Case]:
     """Learning rates of targets, on validation images alone."""
     for method in ("timm default", "TLEG", *WAVES[:2]):
-        for lr in (1e-3, 2e-3, 4e-3):
+        for lr in (5e-4, 1e-3, 2e-3, 4e-3):
             for case in _cases(scale, "tune", [method], lambda w: [(w, 8)], lr=lr, test=False):
                 if case.seed == scale.seeds[0]:
                     yield case
 
 
+def shrink(scale: Scale) -> Iterator[Case]:
+    """From one ancestor to half and two thirds of its width, half its depth, and both."""
+    for old in scale.shrink_from:
+        width, depth = old
+        sizes = [
+            (width // 2, depth), (width * 2 // 3, depth), (width, depth // 2),
+            (width // 2, depth // 2),
+        ]  # fmt: skip
+        names = ("timm default", "timm's truncation", *SHRINKING)
+        yield from _inherited(scale, "shrink", names, old, sizes)
+
+
+def grow(scale: Scale) -> Iterator[Case]:
+    """From one ancestor to twice and one and a half times its width, twice its depth, and both."""
+    for old in scale.grow_from:
+        width, depth = old
+        sizes = [
+            (width * 2, depth), (width * 3 // 2, depth), (width, depth * 2),
+            (width * 2, depth * 2),
+        ]  # fmt: skip
+        yield from _inherited(scale, "grow", ("timm default", *GROWING), old, sizes)
+
+
+def _inherited(
+    scale: Scale,
+    suite: str,
+    methods: Sequence[str],
+    ancestor: tuple[int, int],
+    sizes: Sequence[tuple[int, int]],
+) -> Iterator[Case]:
+    templates = scale.presets[0].width
+    for method in methods:
+        for size in sizes:
+            fits = METHODS[method].fits
+            if fits is None or fits(ancestor, size):
+                for seed in scale.seeds:
+                    yield Case(suite, method, templates, *size, seed, ancestor=ancestor)
+
+
 SUITES: Mapping[str, Callable[[Scale], Iterator[Case]]] = {
     suite.__name__: suite
-    for suite in (depth, width, deeper, components, templates, fit, transfer, curves, tune)
+    for suite in (
+        depth,
+        width,
+        deeper,
+        components,
+        templates,
+        fit,
+        transfer,
+        curves,
+        shrink,
+        grow,
+        tune,
+    )
 }
