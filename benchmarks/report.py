@@ -1,29 +1,26 @@
-"""Fill the README's tables from the committed result files and the shipped bundles.
+"""Fill the tables of the README and of docs/benchmarks.md from the committed result files.
 
-python benchmarks/report.py                   # or: make bench-report
+    python benchmarks/report.py                   # or: make bench-report
+
+It also draws docs/plots.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import schema
+from trials import plots
+from trials.tables import accuracies, mean, steps_saved, table
 
 from weightinit import TemplateBundle, list_templates
-
-README = schema.ROOT / "README.md"
 
 
 def results(suite: str) -> dict[str, Any]:
     """The newest result file of a suite."""
     files = [schema.load(path) for path in schema.RESULTS.glob(f"{suite}--*.json")]
     return max(files, key=lambda result: result["timestamp"])
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A Markdown table, numbers to the right."""
-    lines = [header, ["---", *["--:"] * (len(header) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
 def origin(result: dict[str, Any]) -> str:
@@ -132,16 +129,113 @@ def kernel_table(result: dict[str, Any]) -> str:
     )
 
 
-def filled(text: str) -> str:
-    """The README with every generated part made anew."""
-    for make in (demo, bundles, benchmarks):
+def learngene() -> str:
+    """The README's summary of how targets of other depths fare."""
+    result = results("learngene-depth-micro")
+    shown = ("timm default", "TLEG", "WAVE, linear + fitted", "WAVE, interpolate", "outright")
+    rows = [row for row in result["rows"] if row["name"] in shown]
+    rows.sort(key=lambda row: (shown.index(row["name"]), row["depth"]))
+    steps = min(row["steps"] for row in rows)
+    full = max(row["steps"] for row in rows)
+    return (
+        f"Test accuracy in percent on CIFAR-10 after {steps} steps, in brackets before them (on\n"
+        f"validation images); width 64, by depth. `outright`: the same model trained for {full}\n"
+        "steps, from the same ancestor's labels as the templates.\n\n"
+        + accuracies(rows, lambda row: f"{row['depth']} blocks", costs=False)
+        + f"\n\n{origin(result)}"
+    )
+
+
+def _suite(name: str, column: Callable[[Mapping[str, Any]], str], **options: Any) -> str:
+    result = results(f"learngene-{name}-micro")
+    return accuracies(result["rows"], column, **options) + f"\n\n{origin(result)}"
+
+
+def depth() -> str:
+    """Table 1."""
+    return _suite("depth", lambda row: f"{row['depth']} blocks")
+
+
+def width() -> str:
+    """Table 2."""
+    return _suite("width", lambda row: f"width {row['width']}")
+
+
+def deeper() -> str:
+    """Table D.2."""
+    return _suite("deeper", lambda row: f"{row['depth']} blocks")
+
+
+def components() -> str:
+    """Table 5."""
+    return _suite("components", lambda row: "accuracy", costs=False)
+
+
+def templates() -> str:
+    """Table 6."""
+    whole = [r for r in results("learngene-depth-micro")["rows"]
+             if r["name"] == "WAVE, interpolate" and r["depth"] == 6]  # fmt: skip
+    result = results("learngene-templates-micro")
+    return accuracies([*whole, *result["rows"]], lambda row: "accuracy") + f"\n\n{origin(result)}"
+
+
+def fit() -> str:
+    """How long scalers must be fitted."""
+    return _suite("fit", lambda row: f"{row['fit_steps']} steps", costs=False)
+
+
+def transfer() -> str:
+    """Table 3, with the mean over the tasks."""
+    result = results("learngene-transfer-micro")
+    text = accuracies(result["rows"], lambda row: row["data"], costs=False)
+    names = list(dict.fromkeys(row["name"] for row in result["rows"]))
+    means = {n: mean([r for r in result["rows"] if r["name"] == n], "trained") for n in names}
+    lines = [[name, f"{value:.1f}"] for name, value in means.items()]
+    balanced = {
+        name: mean([r for r in result["rows"] if (r["name"], r["data"]) == (name, "clothing")],
+                   "balanced")
+        for name in names
+    }  # fmt: skip
+    lines = [[*line, f"{balanced[line[0]]:.1f}"] for line in lines]
+    means_table = table(["", "mean of the tasks", "clothing, balanced accuracy"], lines)
+    return f"{text}\n\n{means_table}\n\n{origin(result)}"
+
+
+def curves() -> str:
+    """What a start is worth in steps from scratch."""
+    result = results("learngene-curves-micro")
+    return steps_saved(result["rows"])[0] + f"\n\n{origin(result)}"
+
+
+def tune() -> str:
+    """The learning rates that were tried."""
+    result = results("learngene-tune-micro")
+    return _suite("tune", lambda row: f"lr {row['lr']:g}", costs=False) if result else ""
+
+
+PARTS: Mapping[Path, Sequence[Callable[[], str]]] = {
+    schema.ROOT / "README.md": (demo, bundles, learngene, benchmarks),
+    schema.ROOT / "docs" / "benchmarks.md": (
+        depth, width, deeper, components, templates, fit, transfer, curves, tune,
+    ),
+}  # fmt: skip
+
+
+def filled(text: str, parts: Sequence[Callable[[], str]]) -> str:
+    """A document with every generated part made anew."""
+    for make in parts:
         name = make.__name__
         pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
         found = re.search(pattern, text, re.DOTALL)
-        assert found, f"the README has no <!-- {name} --> part"
+        assert found, f"there is no <!-- {name} --> part"
         text = text[: found.end(1)] + make() + "\n" + text[found.start(2) :]
     return text
 
 
 if __name__ == "__main__":
-    README.write_text(filled(README.read_text()))
+    for path, parts in PARTS.items():
+        path.write_text(filled(path.read_text(), parts))
+    plots.draw(
+        {suite: results(f"learngene-{suite}-micro")["rows"] for suite in plots.SUITES},
+        schema.ROOT / "docs" / "plots",
+    )
