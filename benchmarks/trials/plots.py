@@ -39,11 +39,12 @@ def _figure(
 ) -> Path:
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(6.4, 4.2))
+    figure, axes = pyplot.subplots(figsize=(8.4, 4.2))
+    axes.set_prop_cycle(color=pyplot.colormaps["tab20"].colors)  # more methods than the default's
     plot(axes)
     axes.set(xlabel=x, ylabel=y)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.tight_layout()
     figure.savefig(file, metadata={"Date": None})
     pyplot.close(figure)
@@ -69,15 +70,14 @@ def _sizes(axes: Any, rows: Rows, size: str) -> None:
 
 
 def _curves(axes: Any, rows: Rows) -> None:
-    for (name, steps), own in _pairs(rows).items():
-        start = [own["at_once"]] if own["name"] != "timm default" else []
-        at = [0] * len(start) + own["at"]
-        axes.plot(at, start + own["val"], label=f"{name}, {steps} steps", alpha=0.8)
+    for color, (name, runs) in zip(
+        ("C0", "C1", "C2", "C3"), _by(rows, "name").items(), strict=False
+    ):
+        for own in sorted(runs, key=lambda row: row["steps"]):
+            at, values = [0, *own["at"]], [own["at_once"], *own["val"]]
+            label = name if own is min(runs, key=lambda row: row["steps"]) else None
+            axes.plot(at, values, color=color, label=label, alpha=0.8)
     axes.set_xscale("symlog", linthresh=50)
-
-
-def _pairs(rows: Rows) -> dict[tuple[str, int], Mapping[str, Any]]:
-    return {(row["name"], row["steps"]): row for row in rows}
 
 
 def _scalers(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
