@@ -174,6 +174,8 @@ def test_it_reaches_every_parameter(sizes, tied):
 def test_a_new_head_is_fresh_and_images_are_resampled():
     model = small_vit(36, 3, 2, num_classes=7, img_size=32)
     rows = fill(model, small_vit(24, 3, 2), LiGO()).rows
+    told = {row.name: row.source for row in rows}
+    assert told["blocks.1.attn.proj.bias"].startswith("attn.proj.bias of all blocks, mixed")
     assert [row.name for row in rows if row.action == "fresh"] == ["head.weight", "head.bias"]
 
 

@@ -126,9 +126,15 @@ class LiGO:
         transfer = Transfer(
             operator_axes(operator, target, tied=self.tied),
             [((index, 1.0),) for index in range(target.depth)],
-            "a mixture of all blocks, widened by LiGO's operator",
+            "LiGO",
         )
-        return transfer_recipes(mixed, target, transfer, seed=seed)
+        blocks = {piece.spec.name for block in target.blocks for piece in block.values()}
+        return [
+            replace(recipe, source=f"{recipe.spec.role} of all blocks, mixed and widened (LiGO)")
+            if recipe.spec.name in blocks and recipe.action == "written"
+            else recipe
+            for recipe in transfer_recipes(mixed, target, transfer, seed=seed)
+        ]
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the options and the operator into a safetensors file, whole or not at all.

@@ -49,8 +49,9 @@ def fit_ligo(
         operator = wi.fit_ligo(ancestor, model, step)
         wi.project_from(ancestor, model, method=operator)
 
-    As in the published code: AdamW with an epsilon of 1e-6, gradients clipped to a norm of 1, no
-    decay of what composes biases and norms, and a rate that falls linearly to zero.
+    As in the published code: AdamW with an epsilon of 1e-6, gradients clipped to a norm of 1, and a
+    rate that falls linearly to zero. What composes biases and norms has no weight decay, as the
+    published code intends (its name patterns match no operator, so it decays them).
 
     Args:
         ancestor: whatever :func:`weightinit.project_from` takes.
