@@ -64,7 +64,10 @@ def options(lab):
 
 def test_every_method_makes_a_row_that_the_schema_takes(trials, tiny, lab, tmp_path):
     cases = [
-        trials["suites"].Case("depth", name, 16, 16, 6, 1) for name in trials["methods"].METHODS
+        trials["suites"].Case(
+            "depth", name, 16, 16, 6, 1, ancestor=(16, 6) if method.inherits else (0, 0)
+        )
+        for name, method in trials["methods"].METHODS.items()
     ]
     rows = trials["run"].run(cases, options(lab))
     assert [row["name"] for row in rows] == list(trials["methods"].METHODS)
@@ -86,9 +89,9 @@ def test_all_suites_name_known_methods_and_no_case_twice(trials, tiny):
             assert all(case.suite == name for case in cases)
             assert len({case.name for case in cases}) == len(cases)
             assert all(case.sources(scale) is not None for case in cases)
-            heads = scale.presets[0].auxiliary.kwargs["num_heads"]
+            heads = {preset.width: preset.auxiliary.kwargs["num_heads"] for preset in scale.presets}
             for case in cases:
-                assert not case.width * heads % case.templates
+                assert not case.width * heads[case.templates] % case.templates
 
 
 def test_a_run_that_is_there_is_not_run_again(trials, tiny, lab, monkeypatch):

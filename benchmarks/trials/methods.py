@@ -73,6 +73,7 @@ class Method:
         trains: whether the target is trained; otherwise its source is the target, with the full
             budget.
         fits: whether it goes from (width, depth) to another; None is always.
+        inherits: whether it needs an ancestor.
     """
 
     start: Callable[[Target, Lab], Started]
@@ -81,6 +82,7 @@ class Method:
     main: bool = False
     trains: bool = True
     fits: Callable[[tuple[int, int], tuple[int, int]], bool] | None = None
+    inherits: bool = False
 
 
 def timm_default(target: Target, lab: Lab) -> Started:
@@ -242,7 +244,7 @@ MATRICES = ("attn.qkv.weight", "attn.proj.weight", "mlp.fc1.weight", "mlp.fc2.we
 
 
 def _projected(method: str, fits: Callable[..., bool] | None = None, **options: object) -> Method:
-    return Method(partial(projected, method=method, **options), fits=fits)
+    return Method(partial(projected, method=method, **options), fits=fits, inherits=True)
 
 
 def _doubled(old: tuple[int, int], new: tuple[int, int]) -> bool:
@@ -287,13 +289,11 @@ METHODS: Mapping[str, Method] = {
     "four times the templates, of half the size": _templates("wave-smaller"),
     # one ancestor
     "timm's truncation": Method(
-        truncated, fits=lambda old, new: old[0] == new[0] and old[1] >= new[1]
+        truncated, fits=lambda old, new: old[0] == new[0] and old[1] >= new[1], inherits=True
     ),
     "Weight Selection, as published": _projected("weight_selection", heads="flat"),
     "Weight Selection, whole heads": _projected("weight_selection", depth="uniform"),
-    "weight subcloning": _projected("subcloning"),
     "BoT": _projected("bot", _doubled),
-    "activation-aware": _projected("activation"),
     "stacking": _projected("stacking", lambda old, new: old[0] == new[0], depth="stack"),
     "interlacing": _projected("stacking", lambda old, new: old[0] == new[0], depth="interlace"),
     "Net2Net": _projected("net2net"),
@@ -310,9 +310,7 @@ METHODS: Mapping[str, Method] = {
 SHRINKING = (
     "Weight Selection, as published",
     "Weight Selection, whole heads",
-    "weight subcloning",
     "BoT",
-    "activation-aware",
     "project_from",
 )
 GROWING = (

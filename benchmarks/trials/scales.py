@@ -45,8 +45,8 @@ class Scale:
     source_lr: Mapping[str, float] | None = None
     depths: tuple[int, ...] = (4, 6, 8, 10, 12)
     deeper: tuple[int, ...] = (24, 36)
-    shrink_from: tuple[tuple[int, int], ...] = ((96, 8),)
-    grow_from: tuple[tuple[int, int], ...] = ((64, 4),)
+    shrink_from: tuple[tuple[int, int], ...] = ()
+    grow_from: tuple[tuple[int, int], ...] = ()
 
     @property
     def budget(self) -> int:
@@ -110,6 +110,8 @@ SCALES = {
             seeds=(1, 2, 3),
             source_lr={"tleg": 8e-4, "share": 6e-3, "vit": 1.5e-3},
             widths={64: (128, 192, 96)},
+            shrink_from=((96, 8),),
+            grow_from=((64, 4),),
             packs=("gtsrb", "clothing", "omniglot_small", "spoken_digits", "pneumonia"),
         ),
         Scale(
@@ -127,6 +129,8 @@ SCALES = {
             fit_lr=2e-2,
             seeds=(1, 2, 3),
             widths={192: (384, 576, 320), 384: (768, 1152, 512)},
+            shrink_from=((384, 12),),
+            grow_from=((128, 6),),
             packs=("gtsrb", "clothing", "omniglot_small", "spoken_digits", "pneumonia"),
         ),
         Scale(

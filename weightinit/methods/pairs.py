@@ -30,10 +30,10 @@ def check_pair(ancestor: Anatomy, target: Anatomy) -> list[str]:
     Examples:
         >>> import timm, weightinit as wi
         >>> old, new = (
-        ...     wi.anatomy(timm.create_model("vit_tiny_patch16_224", depth=1, embed_dim=d))
-        ...     for d in (1152, 192))
+        ...     wi.anatomy(timm.create_model("vit_tiny_patch16_224", depth=n, embed_dim=96))
+        ...     for n in (6, 1))
         >>> check_pair(old, new)
-        ['d differs by a factor of 6: an ancestor closer in size gives more']
+        ['depth differs by a factor of 6: an ancestor closer in size gives more']
     """
     if ancestor.family != target.family:
         raise ProjectionError(
