@@ -112,9 +112,7 @@ def test_a_gated_mlp_comes_along():
 
 @pytest.mark.parametrize("config", [None, TemplateConfig.wave(12)])
 def test_a_bundle_fills_other_sizes(config, tmp_path):
-    ancestor = timm.models.VisionTransformer(
-        img_size=32, patch_size=8, embed_dim=24, depth=4, num_heads=3, num_classes=5
-    )
+    ancestor = small_vit(24, 3, 4, img_size=32)
     wi.extract_templates(ancestor, config).save_pretrained(tmp_path)
     bundle = wi.TemplateBundle.from_pretrained(tmp_path)
     for width, heads, depth in ((24, 3, 7), (48, 6, 2), (16, 2, 4), (40, 5, 5)):
@@ -186,7 +184,18 @@ def test_what_does_not_fit_raises():
     ):
         with pytest.raises(ProjectionError, match=match):
             wi.extract_templates(ancestor, **options)
-    with torch.device("meta"):
-        convnext = timm.create_model("convnext_atto")
+    convnext = timm.create_model("convnext_atto", depths=(1, 1, 1, 1), dims=(8, 8, 16, 16))
     with pytest.raises(ProjectionError, match="a width for every stage"):
         wi.extract_templates(convnext)
+
+
+@pytest.mark.parametrize("tile", [(24, 24), (2, 2)])
+def test_a_block_of_zeros_stays_zero(tile):
+    """Untrained networks have zero biases, and some zero the end of every branch."""
+    ancestor, model = small_vit(24, 3, 3), small_vit(24, 3, 3)
+    with torch.no_grad():
+        ancestor.blocks[1].mlp.fc2.weight.zero_()
+    config = TemplateConfig("wave", tile[0], {"mlp.fc2.weight": TemplateKind(3, tile)})
+    wi.init_from_templates(model, wi.extract_templates(ancestor, config))
+    assert float(model.blocks[1].mlp.fc2.weight.detach().abs().max()) < 1e-6
+    assert float(model.blocks[0].mlp.fc2.weight.detach().abs().max()) > 1e-2

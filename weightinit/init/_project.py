@@ -61,6 +61,6 @@ def project_(
 
 
 def _moved(factor: "Factor", device: torch.device) -> "Factor":
-    if isinstance(factor, tuple):
-        return factor[0].to(device), factor[1].to(device)
-    return None if factor is None else factor.to(device)
+    if factor is None or isinstance(factor, Tensor):
+        return None if factor is None else factor.to(device)
+    return tuple(part.to(device) for part in factor)  # pyright: ignore[reportReturnType]

@@ -214,9 +214,8 @@ class _Tiles:
             parts, unit, count = parts.unsqueeze(-2), (1, *unit), (1, *count)
         tiles = kron.blocks(parts, unit, count, self.order)  # [parts, s1, w1, s2, w2]
         order = (1, 3, 0, 2, 4) if self.spans else (0, 1, 3, 2, 4)
-        return tiles.permute(order).reshape(
-            -1, (self.parts if self.spans else 1) * unit[0] * unit[1]
-        )
+        spanned = self.parts if self.spans else 1
+        return tiles.permute(order).reshape(-1, spanned * unit[0] * unit[1])
 
     def scalers(self, rows: Tensor, depth: int) -> Tensor:
         """Return the weights of the rows ``[depth tiles, N]`` as ``[depth, N, *s]``."""

@@ -6,7 +6,7 @@ https://arxiv.org/abs/2409.19289: W_l = U diag(s_l) V^T, with U and V of one rol
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -52,10 +52,11 @@ def factorize(weights: Tensor, rank: int | None = None) -> Factors:
     """Return shared singular vectors of several matrices, and a spectrum for each.
 
     Least squares over orthonormal U and V. They start as singular vectors of the matrices side by
-    side and on top of one another, and are then refined in turns: with V and the spectra fixed the
-    best U is the polar factor of sum_l W_l V diag(s_l), and likewise V; the spectra are the
-    diagonals of U^T W_l V. Each turn explains more of the matrices, and the last sweep less than
-    a thousandth more. Matrices that have shared singular vectors are recovered.
+    side and on top of one another, or of the mean where these explain more, and are then refined in
+    turns: with V and the spectra fixed the best U is the polar factor of sum_l W_l V diag(s_l), and
+    likewise V; the spectra are the diagonals of U^T W_l V. Every turn explains more of the
+    matrices, the last sweep less than a thousandth more. Matrices that have shared singular vectors
+    are recovered.
 
     Args:
         weights: ``[depth, out, in]``.
@@ -68,9 +69,10 @@ def factorize(weights: Tensor, rank: int | None = None) -> Factors:
         True
     """
     number = min(rank or min(weights.shape[1:]), *weights.shape[1:])
-    left = torch.linalg.eigh((weights @ weights.mT).sum(0)).eigenvectors.flip(1)[:, :number]
-    right = torch.linalg.eigh((weights.mT @ weights).sum(0)).eigenvectors.flip(1)[:, :number]
-    spectra = (left * (weights @ right)).sum(1)
+    starts = [(left[:, :number], right[:, :number]) for left, right in _starts(weights)]
+    found = [(left * (weights @ right)).sum(1) for left, right in starts]
+    best = max(range(len(found)), key=lambda i: float(found[i].square().sum()))
+    (left, right), spectra = starts[best], found[best]
     total, explained = float(weights.square().sum()), 0.0
     for _ in range(SWEEPS):
         across = weights @ right
@@ -84,6 +86,15 @@ def factorize(weights: Tensor, rank: int | None = None) -> Factors:
     rest = weights - Factors(left, right, spectra).weight(spectra)
     error = float(rest.norm()) / total**0.5 if total else 0.0
     return Factors(left, right, spectra, error)
+
+
+def _starts(weights: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield singular vectors of the matrices stacked either way, and of their mean."""
+    squares = (weights @ weights.mT).sum(0), (weights.mT @ weights).sum(0)
+    left, right = (torch.linalg.eigh(square).eigenvectors.flip(1) for square in squares)
+    yield left, right
+    u, _, vh = torch.linalg.svd(weights.mean(0), full_matrices=False)
+    yield u, vh.mT
 
 
 def _polar(matrix: Tensor) -> Tensor:

@@ -96,7 +96,9 @@ class _Composer:
         for kind in kinds:
             source = self._glu_source(kind, block)
             scaler = self.scalers.get(source)
-            if scaler is not None and bool(scaler[index].any()):
+            # A row of zeros of the closed forms is a block that they leave random.
+            trained = self.config.method == "wave"
+            if scaler is not None and (trained or bool(scaler[index].any())):
                 number = self.config.kinds[source].number
                 texts.append(f"{number} templates of {source}, {self.how} scalers")
                 fills.append(self._compose(kind, source, index))
