@@ -40,7 +40,9 @@ def _figure(
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(8.4, 4.2))
-    axes.set_prop_cycle(color=pyplot.colormaps["tab20"].colors)  # more methods than the default's
+    axes.set_prop_cycle(
+        color=pyplot.colormaps["tab20"](range(20))
+    )  # more methods than the default's
     plot(axes)
     axes.set(xlabel=x, ylabel=y)
     axes.grid(alpha=0.3)
