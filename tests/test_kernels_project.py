@@ -112,7 +112,7 @@ def test_gradients_equal_those_of_the_formula(case):
     want = gradients(lambda *parts: reference(*parts), double(case), weight.double())
     for ours, theirs in zip(got, want, strict=True):
         assert ours.dtype == case[0].dtype
-        close(ours, theirs, ours.dtype)
+        close(ours, theirs, ours.dtype, slack=4)  # sums over layers may cancel
 
 
 def double(case):
