@@ -28,7 +28,7 @@ def test_spectra_are_fitted_and_used():
 
     before, held = state_hash(model), state_hash(ancestor)
     state = torch.get_rng_state()
-    fitted = wi.fit_fine(ancestor, model, recorded, steps=40, lr=0.1)
+    fitted = wi.fit_fine(ancestor, model, recorded, steps=40)
     assert state_hash(model) == before and state_hash(ancestor) == held
     assert torch.equal(state, torch.get_rng_state())
     assert float(losses[-1].detach()) < 0.8 * float(losses[0].detach())

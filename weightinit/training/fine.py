@@ -32,7 +32,7 @@ def fit_fine(
     *,
     rank: int | None = None,
     steps: int = 400,
-    lr: float = 2e-2,
+    lr: float = 0.2,
     options: FINE | None = None,
     progress: bool | None = None,
 ) -> FINE:
