@@ -48,3 +48,11 @@ def test_a_head_dim_that_changes_among_others_is_refused():
 def test_changes_are_named():
     old, new = anatomy(small_vit(24, 3, 2)), anatomy(small_vit(16, 2, 3, mlp_ratio=8.0))
     assert [set(names) for names in changes(old, new)] == [{"m", "depth"}, {"d", "h"}]
+
+
+def test_a_head_of_other_classes_is_fresh():
+    report = fill(small_vit(48, 6, 1, num_classes=3), small_vit(24, 3, 2), Auto())
+    assert {row.name for row in report.rows if row.action == "fresh"} == {
+        "head.weight",
+        "head.bias",
+    }

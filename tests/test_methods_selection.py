@@ -82,3 +82,11 @@ def test_growing_is_refused_by_name():
         fill(small_vit(24, 3, 1), small_vit(12, 3, 1), WeightSelection())
     with pytest.raises(ProjectionError, match="elements='best'"):
         WeightSelection(elements="best")
+
+
+def test_a_head_of_other_classes_is_fresh():
+    report = fill(small_vit(12, 3, 1, num_classes=3), small_vit(24, 6, 1), WeightSelection())
+    assert {row.name for row in report.rows if row.action == "fresh"} == {
+        "head.weight",
+        "head.bias",
+    }

@@ -35,6 +35,10 @@ class Source(Protocol):
         ...
 
 
+#: First letters of the labels that methods act on; classes, tokens and patches are none of them.
+CHANNELS = "dhkme"
+
+
 @dataclass(frozen=True)
 class Place:
     """Where an operator acts.
@@ -224,7 +228,8 @@ class _Inheritance:
         if own is None or own.axes != piece.axes:
             return None
         for old, new, labels in zip(own.size, piece.size, piece.axes, strict=True):
-            if old != new and self.transfer.axes(" ".join(labels), place) is None:
+            channels = all(label[0] in CHANNELS for label in labels)
+            if old != new and (not channels or self.transfer.axes(" ".join(labels), place) is None):
                 return None
         text = f"{piece.role} ({self.transfer.how})"
         return text, lambda out: out.copy_(self._moved(self.source.part(own).to(out), own, place))
