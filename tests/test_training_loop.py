@@ -246,8 +246,10 @@ def test_torchrun_is_seen_without_an_accelerator(tmp_path):
     """accelerate takes a torchrun on a machine without GPUs for single processes."""
     worker = tmp_path / "worker.py"
     worker.write_text(
+        "import os\n"
         "from weightinit.training.loop import accelerator\n"
-        "print('processes:', accelerator().num_processes)\n"
+        # one write, which the other process cannot come between
+        "os.write(1, f'processes: {accelerator().num_processes}\\n'.encode())\n"
     )
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(worker)]
     done = subprocess.run(

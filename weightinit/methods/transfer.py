@@ -35,8 +35,9 @@ class Source(Protocol):
         ...
 
 
-#: First letters of the labels that methods act on; classes, tokens and patches are none of them.
-CHANNELS = "dhkme"
+#: First letters of the labels that methods act on; b is the blocks that one table serves. Classes,
+#: tokens and patches are none of them.
+CHANNELS = "dhkmeb"
 
 
 @dataclass(frozen=True)
