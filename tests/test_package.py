@@ -20,8 +20,10 @@ LAYERS = [
     {"ancestor", "_ancestor_files", "_ancestor_pair", "_ancestor_models", "_ancestor_open"},
     {"plan"},
     {"methods"},
+    {"hypernet"},
     {"api", "training"},
     {"project"},
+    {"generate"},
     {"demo"},
     {"cli", "__main__"},
 ]

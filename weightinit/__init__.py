@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     )
     from weightinit.bundle import TemplateBundle, list_templates
     from weightinit.config import TemplateConfig, TemplateKind
+    from weightinit.generate import PITH, init_from_hypernet, plan_hypernet
+    from weightinit.hypernet.config import HyperConfig
+    from weightinit.hypernet.files import HyperNetwork
+    from weightinit.methods.activation import ActivationAware
     from weightinit.methods.bert2bert import Bert2BERT
     from weightinit.methods.bot import BoT
     from weightinit.methods.expansions import Expansions
@@ -34,6 +38,7 @@ if TYPE_CHECKING:
     from weightinit.methods.mimetic import Mimetic
     from weightinit.methods.net2net import Net2Net
     from weightinit.methods.stacking import Stacking
+    from weightinit.methods.subcloning import Subcloning
     from weightinit.plan import Plan, Recipe
     from weightinit.project import plan_projection, project_from
     from weightinit.report import Report
@@ -56,6 +61,7 @@ _LAZY = {
     "TemplateConfig": "config",
     "TemplateKind": "config",
     "Mimetic": "methods.mimetic",
+    "ActivationAware": "methods.activation",
     "Bert2BERT": "methods.bert2bert",
     "BoT": "methods.bot",
     "extract_templates": "methods.extract",
@@ -66,10 +72,16 @@ _LAZY = {
     "LEMON": "methods.lemon",
     "Net2Net": "methods.net2net",
     "Stacking": "methods.stacking",
+    "Subcloning": "methods.subcloning",
+    "HyperConfig": "hypernet.config",
+    "HyperNetwork": "hypernet.files",
     "Plan": "plan",
     "Recipe": "plan",
     "plan_projection": "project",
     "project_from": "project",
+    "PITH": "generate",
+    "init_from_hypernet": "generate",
+    "plan_hypernet": "generate",
     "Report": "report",
     "ConstrainedModel": "training",
     "constrain": "training",
@@ -81,6 +93,8 @@ _LAZY = {
 __all__ = [
     "FINE",
     "LEMON",
+    "PITH",
+    "ActivationAware",
     "Anatomy",
     "AnatomyError",
     "Ancestor",
@@ -90,6 +104,8 @@ __all__ = [
     "ConstrainedModel",
     "Expansions",
     "HyperCloning",
+    "HyperConfig",
+    "HyperNetwork",
     "LiGO",
     "Mimetic",
     "Net2Net",
@@ -100,6 +116,7 @@ __all__ = [
     "Report",
     "Rule",
     "Stacking",
+    "Subcloning",
     "TemplateBundle",
     "TemplateConfig",
     "TemplateKind",
@@ -112,10 +129,12 @@ __all__ = [
     "fit_ligo",
     "fit_scalers",
     "init",
+    "init_from_hypernet",
     "init_from_templates",
     "init_mimetic",
     "kernels",
     "list_templates",
+    "plan_hypernet",
     "plan_mimetic",
     "plan_projection",
     "plan_templates",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
 from importlib import resources
 from pathlib import Path
@@ -23,9 +24,18 @@ def _builtin() -> dict[str, Path]:
     return {entry.name: Path(str(entry)) for entry in root.iterdir() if entry.is_dir()}
 
 
-def names() -> list[str]:
-    """Return the names of the bundles that ship with weightinit or are known on the Hub."""
-    return sorted([*_builtin(), *_hub.KNOWN])
+def names(kind: str = "") -> list[str]:
+    """Return the names of the bundles that ship with weightinit or are known on the Hub.
+
+    Args:
+        kind: of the bundles; all if empty. Those on the Hub are template bundles.
+    """
+    shipped = [
+        name
+        for name, folder in _builtin().items()
+        if not kind or json.loads((folder / CONFIG).read_text())["kind"] == kind
+    ]
+    return sorted([*shipped, *(_hub.KNOWN if kind in ("", "templates") else ())])
 
 
 def locate(

@@ -282,4 +282,4 @@ def list_templates() -> list[str]:
         >>> isinstance(list_templates(), list)
         True
     """
-    return names()
+    return names("templates")

@@ -24,6 +24,7 @@ AncestorLike = str | os.PathLike[str] | nn.Module | Mapping[str, Tensor] | Ances
 
 #: From the name that ``method=`` takes to where its options live.
 METHODS: Mapping[str, str] = {
+    "activation": "weightinit.methods.activation:ActivationAware",
     "auto": "weightinit.methods.auto:Auto",
     "bert2bert": "weightinit.methods.bert2bert:Bert2BERT",
     "bot": "weightinit.methods.bot:BoT",
@@ -33,7 +34,9 @@ METHODS: Mapping[str, str] = {
     "lemon": "weightinit.methods.lemon:LEMON",
     "ligo": "weightinit.methods.ligo:LiGO",
     "net2net": "weightinit.methods.net2net:Net2Net",
+    "pith": "weightinit.generate:PITH",
     "stacking": "weightinit.methods.stacking:Stacking",
+    "subcloning": "weightinit.methods.subcloning:Subcloning",
     "weight_selection": "weightinit.methods.selection:WeightSelection",
 }
 
@@ -134,6 +137,9 @@ def plan_projection(
     seen = anatomy(target, rules=tuple(rules))
     notes = check_pair(source.anatomy, seen)
     chosen = get_method(method)
+    if pick := getattr(chosen, "choose", None):
+        chosen = pick(source.anatomy, seen, calibration)
+        notes.append(f"method 'auto' picked {chosen}")
     recipes = chosen.recipes(source, seen, seed=base_seed(generator), calibration=calibration)
     if say := getattr(chosen, "notes", None):
         notes += say(source, seen)

@@ -10,6 +10,7 @@ import torch
 
 from weightinit.anatomy import Anatomy
 from weightinit.errors import ProjectionError
+from weightinit.methods.activation import ActivationAware, suits
 from weightinit.methods.carry import Axis, tiled
 from weightinit.methods.depth import mixes
 from weightinit.methods.lemon import LEMON
@@ -24,9 +25,11 @@ __all__ = ["Auto", "Mixed"]
 class Auto:
     """Pick the method by what the pair needs.
 
-    A target that is nowhere smaller grows without loss (:class:`LEMON`); one that is nowhere larger
-    keeps whole heads and evenly chosen channels and blocks (:class:`WeightSelection`); one that
-    is both, on different axes, gets each axis its own rule (:class:`Mixed`).
+    A target that is nowhere smaller grows without loss (:class:`LEMON`). One that is nowhere larger
+    is fitted to what the ancestor does on the calibration batches (:class:`ActivationAware`);
+    without them, or with blocks of another kind, it keeps whole heads and evenly chosen channels
+    and blocks (:class:`WeightSelection`). One that is both, on different axes, gets each axis its
+    own rule (:class:`Mixed`).
 
     Examples:
         >>> import timm, weightinit as wi
@@ -39,18 +42,21 @@ class Auto:
 
     def choose(
         self, old: Anatomy, new: Anatomy, calibration: object = None
-    ) -> LEMON | WeightSelection | Mixed:
+    ) -> LEMON | ActivationAware | WeightSelection | Mixed:
         """Return the method, with its options.
 
         Args:
             old: anatomy of the ancestor.
             new: anatomy of the target.
-            calibration: whether there is any.
+            calibration: the batches, if there are any.
         """
         grows, shrinks = changes(old, new)
         if grows and shrinks:
             return Mixed()
-        return LEMON() if grows else WeightSelection(depth="uniform")
+        if grows:
+            return LEMON()
+        fitted = calibration is not None and shrinks and suits(old, new)
+        return ActivationAware() if fitted else WeightSelection(depth="uniform")
 
     def recipes(
         self,
@@ -64,12 +70,6 @@ class Auto:
         chosen = self.choose(source.anatomy, target, calibration)
         return chosen.recipes(source, target, seed=seed, calibration=calibration)
 
-    def notes(self, source: Source, target: Anatomy) -> list[str]:
-        """Say what was picked, and what that method says."""
-        chosen = self.choose(source.anatomy, target)
-        say = getattr(chosen, "notes", None)
-        return [f"method 'auto' picked {chosen}", *(say(source, target) if say else [])]
-
 
 @dataclass(frozen=True)
 class Mixed:
@@ -82,7 +82,10 @@ class Mixed:
         self, source: Source, target: Anatomy, *, seed: int = 0, calibration: object = None
     ) -> list[Recipe]:
         """Return a recipe for every parameter of a target of any size."""
-        old, new = source.anatomy, target
+        return transfer_recipes(source, target, self.transfer(source.anatomy, target), seed=seed)
+
+    def transfer(self, old: Anatomy, new: Anatomy) -> Transfer:
+        """Return what is done along every axis, and over depth."""
 
         def find(label: str, place: Place) -> Axis | None:
             parts = label.split()
@@ -101,8 +104,7 @@ class Mixed:
             )
 
         depth = mixes("uniform" if new.depth < old.depth else "interlace", old, new)
-        transfer = Transfer(find, depth, "chosen or repeated, axis by axis")
-        return transfer_recipes(source, target, transfer, seed=seed)
+        return Transfer(find, depth, "chosen or repeated, axis by axis")
 
 
 def changes(old: Anatomy, new: Anatomy) -> tuple[list[str], list[str]]:

@@ -1,0 +1,134 @@
+"""One matrix for the residual stream: its principal directions, as norms see them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from weightinit.errors import ProjectionError
+
+__all__ = ["Stream", "centres", "groups_of", "normalise", "principal"]
+
+
+def centres(norm: nn.Module) -> bool:
+    """Return whether a norm subtracts the mean of the channels; raise if it is unknown.
+
+    Examples:
+        >>> centres(nn.LayerNorm(2)), centres(nn.RMSNorm(2))
+        (True, False)
+    """
+    if isinstance(norm, nn.LayerNorm) or "LayerNorm" in type(norm).__name__:
+        return True
+    if "rms" in type(norm).__name__.lower():
+        return False
+    raise ProjectionError(
+        f"the stream is normalised by a {type(norm).__name__}, and only LayerNorm and RMSNorm are "
+        "understood: use method='weight_selection'"
+    )
+
+
+def normalise(x: Tensor, norm: nn.Module) -> Tensor:
+    """Return what a norm makes of the stream ``[..., d]`` before its gain and bias."""
+    if centres(norm):
+        x = x - x.mean(-1, keepdim=True)
+    eps = getattr(norm, "eps", None) or getattr(norm, "variance_epsilon", 0.0)
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """How the residual stream of a target lies in the ancestor's.
+
+    The rows of P are orthogonal; those of a centring norm map the ones direction to the ones
+    direction, and all that is orthogonal to it to what is orthogonal to it again: the mean of the
+    channels is taken off on both sides alike. They have length (d'/d)^1/2. The variance over d'
+    channels is then |P x|^2 / d' = |V^T x|^2 / d, the ancestor's but for what is lost, so that the
+    norm's eps weighs as much. Norms commute with P: norm(P x) = P norm(V V^T x).
+
+    Args:
+        write: P, float64 ``[d', d]``: what is written into the stream is multiplied by it.
+        read: P^+ = P^T d / d', float64 ``[d, d']``: what reads the stream is multiplied by it.
+    """
+
+    write: Tensor
+    read: Tensor
+
+    @classmethod
+    def of(cls, write: Tensor) -> Stream:
+        """Return the stream of a matrix P."""
+        return cls(write, write.T * (write.shape[1] / write.shape[0]))
+
+
+def principal(moment: Tensor, size: int, *, centred: bool) -> Stream:
+    """Return the stream of the directions that hold most of what norms see.
+
+    Of all bases of their span, the target's channels take the one that is nearest to channels of
+    the ancestor: at the same width P is the identity.
+
+    Args:
+        moment: second moments of the normalised stream, float64 ``[d, d]``.
+        size: d', the target's width.
+        centred: whether norms subtract the mean.
+
+    Examples:
+        >>> principal(torch.eye(3, dtype=torch.float64), 3, centred=True).write.round(decimals=6)
+        tensor([[1., 0., 0.],
+                [0., 1., 0.],
+                [0., 0., 1.]], dtype=torch.float64)
+    """
+    width = len(moment)
+    if size == width:
+        return Stream.of(torch.eye(width, dtype=moment.dtype, device=moment.device))
+    inside, outside = _free(width, moment, centred), _free(size, moment, centred)
+    _, vectors = torch.linalg.eigh(inside.T @ moment @ inside)
+    kept = inside @ vectors[:, len(vectors) - outside.shape[1] :]
+    nearest = kept.square().sum(1).sort(descending=True, stable=True).indices[:size].sort().values
+    left, _, right = torch.linalg.svd(outside.T @ kept[nearest])
+    write = outside @ left @ right @ kept.T
+    if centred:
+        write = write + 1 / (size * width) ** 0.5
+    return Stream.of(write * (size / width) ** 0.5)
+
+
+def _free(size: int, like: Tensor, centred: bool) -> Tensor:
+    """Return an orthonormal basis of the vectors of mean zero, or of all."""
+    eye = torch.eye(size, dtype=like.dtype, device=like.device)
+    if not centred:
+        return eye
+    ones = torch.ones_like(eye[:, :1])
+    return torch.linalg.qr(torch.cat([ones, eye[:, 1:]], 1))[0][:, 1:]
+
+
+def groups_of(similarity: Tensor, number: int) -> list[list[int]]:
+    """Return which neighbouring blocks become one: those between which the stream changes least.
+
+    All blocks of a group are computed from the stream at its beginning, and the sum of how far
+    the stream has moved by then is what is minimised. No group has more than old / new blocks,
+    rounded up, because its heads and neurons share the room of one.
+
+    Args:
+        similarity: mean cosine of the streams that two blocks are given, ``[old, old]``.
+        number: of groups.
+
+    Examples:
+        >>> groups_of(torch.tensor([[1, 0.9, 0.1], [0.9, 1, 0.5], [0.1, 0.5, 1]]), 2)
+        [[0, 1], [2]]
+    """
+    old = len(similarity)
+    most = -(-old // number)
+    moved = 1.0 - similarity.double()
+    best: list[dict[int, tuple[float, Sequence[int]]]] = [{0: (0.0, ())}]
+    for _ in range(number):
+        reached: dict[int, tuple[float, Sequence[int]]] = {}
+        for start, (cost, cuts) in best[-1].items():
+            for end in range(start + 1, min(start + most, old) + 1):
+                total = cost + float(moved[start, start:end].sum())
+                if end not in reached or total < reached[end][0] - 1e-12:
+                    reached[end] = total, (*cuts, end)
+        best.append(reached)
+    cuts = [0, *best[-1][old][1]]
+    return [list(range(a, b)) for a, b in pairwise(cuts)]

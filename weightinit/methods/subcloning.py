@@ -1,0 +1,204 @@
+"""Weight subcloning: keep the channels that a pretrained network's activations rank first.
+
+Samragh et al., "Weight subcloning: direct initialization of transformers using larger pretrained
+ones", https://arxiv.org/abs/2312.09299.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from weightinit.anatomy import Anatomy, Piece
+from weightinit.anatomy.axes import along
+from weightinit.errors import ProjectionError
+from weightinit.methods.activations import Runnable, Running, exact, watching
+from weightinit.methods.carry import Axis
+from weightinit.methods.depth import Depth, mixes
+from weightinit.methods.transfer import Axes, Place, Transfer, side, transfer_recipes
+from weightinit.plan import Recipe
+
+__all__ = ["Subcloning", "mean_inputs", "shrinking"]
+
+
+@dataclass(frozen=True)
+class Subcloning:
+    """Rank channels by their mean absolute activation, and keep the first.
+
+    The residual stream has one ranking that all blocks share, over all that reads it; hidden
+    neurons and whole heads have one a block. Needs ``calibration=``, a few unlabelled batches. No
+    code was published; what the paper leaves open is as said here.
+
+    Args:
+        depth: which blocks: ``"uniform"`` keeps the first and the last and drops evenly between.
+        rescale: multiplies what reads a shortened axis by the root of the ratio of its lengths, to
+            make up for the summands that are gone.
+
+    Examples:
+        >>> import timm, torch, weightinit as wi
+        >>> old, new = (
+        ...     timm.create_model("vit_tiny_patch16_224", depth=2, embed_dim=d, num_heads=d // 32,
+        ...                       img_size=32, num_classes=5) for d in (96, 64))
+        >>> batches = [torch.randn(2, 3, 32, 32)]
+        >>> wi.project_from(old, new, method=Subcloning(), calibration=batches) is new
+        True
+    """
+
+    depth: Depth = "uniform"
+    rescale: bool = True
+
+    def recipes(
+        self,
+        source: Runnable,
+        target: Anatomy,
+        *,
+        seed: int = 0,
+        calibration: Iterable[Any] | None = None,
+    ) -> list[Recipe]:
+        """Return a recipe for every parameter of a target that is no larger on any axis.
+
+        Raises:
+            ProjectionError: if it is larger, differs in what has no ranking, or if there is no
+                calibration.
+        """
+        shrinking(source.anatomy, target, "weight subcloning")
+        running = Running(source, calibration)
+        axes = self._axes(mean_inputs(running), source.anatomy, target)
+        depth = mixes(self.depth, source.anatomy, target)
+        transfer = Transfer(axes, depth, "ranked by activation")
+        return transfer_recipes(source, target, transfer, seed=seed)
+
+    def _axes(self, means: Mapping[tuple[int, str], Tensor], old: Anatomy, new: Anatomy) -> Axes:
+        known: dict[tuple[int, str], Axis | None] = {}
+
+        def find(label: str, place: Place) -> Axis | None:
+            key = (-1 if label[0] == "d" else place.source), label
+            if key not in known:
+                known[key] = self._axis(means, key, old, new)
+            return known[key]
+
+        return find
+
+    def _axis(
+        self,
+        means: Mapping[tuple[int, str], Tensor],
+        key: tuple[int, str],
+        old: Anatomy,
+        new: Anatomy,
+    ) -> Axis | None:
+        index, label = key
+        parts = label.split()
+        if any(part not in old.sizes or part not in new.sizes for part in parts):
+            return None
+        if all(old.sizes[part] == new.sizes[part] for part in parts):
+            return None
+        unit = old.sizes[parts[1]] if len(parts) > 1 else 1
+        # Of heads alone, their tables and gates are chosen as their channels are.
+        name = "h k" if label == "h" else label
+        found = [
+            mean / mean.mean().clamp_min(torch.finfo(mean.dtype).tiny)
+            for (block, labels), mean in means.items()
+            if labels == name and (label[0] == "d" or block == index)
+        ]
+        if not found:
+            raise ProjectionError(
+                f"nothing tells which of {label} to keep ({old.sizes[parts[0]]} -> "
+                f"{new.sizes[parts[0]]}): use method='weight_selection', which needs no activations"
+            )
+        mean = torch.stack(found).mean(0)
+        if name == "h k":
+            mean = mean.view(old.sizes["h"], -1).mean(1)
+        size = new.sizes[parts[0]]
+        order = mean.sort(descending=True, stable=True).indices[:size]
+        index_ = (order[:, None] * unit + torch.arange(unit)).flatten()
+        scale = (old.sizes[parts[0]] / size) ** 0.5
+        if not self.rescale:
+            return Axis(index_, index_)
+        return Axis(index_, lambda tensor, dim: along(tensor, dim, index_) * scale)
+
+
+def mean_inputs(running: Running) -> dict[tuple[int, str], Tensor]:
+    """Return the mean absolute value of each channel of what matrices read, in float64.
+
+    Args:
+        running: the ancestor.
+
+    Returns:
+        From (block of the main stack, or -1 outside, and the axis' labels, ``"m"``, ``"h k"``) to
+        ``[channels]``, averaged over batches, and over matrices that read the same axis there.
+    """
+    totals: dict[tuple[int, str], list[Tensor]] = {}
+    seen = running.anatomy
+    places = [(-1, piece) for piece in seen.outside.values()]
+    places += [(i, piece) for i, block in enumerate(seen.blocks) for piece in block.values()]
+    watched: dict[nn.Module, list[tuple[int, Piece]]] = {}
+    for index, piece in places:
+        matrix = len(piece.axes) > 1 and side(piece.role, 1, len(piece.axes)) == "columns"
+        if matrix and piece.role != "patch.weight":
+            watched.setdefault(running.owner(piece), []).append((index, piece))
+
+    def see(module: nn.Module, x: Tensor) -> None:
+        x = exact(x.movedim(1, -1) if isinstance(module, nn.Conv2d) else x).abs()
+        start = 0
+        for index, piece in watched[module]:
+            width = piece.size[1]
+            # Matrices stored side by side read one after the other.
+            begin = start if start + width <= x.shape[-1] and x.shape[-1] != width else 0
+            start = begin + width
+            mean = x[..., begin:start].flatten(0, -2).sum(0), x[..., 0].numel()
+            key = index, " ".join(piece.axes[1])
+            entry = totals.setdefault(key, [torch.zeros_like(mean[0]), torch.zeros(())])
+            entry[0] += mean[0]
+            entry[1] += mean[1]
+
+    with watching({module: lambda x, m=module: see(m, x) for module in watched}):
+        for number in range(len(running.calls)):
+            running.run(number)
+    return {key: running.check(total / count).cpu() for key, (total, count) in totals.items()}
+
+
+def shrinking(old: Anatomy, new: Anatomy, method: str) -> None:
+    """Raise ProjectionError if a target is larger on some axis, or its heads are of another size.
+
+    Args:
+        old: anatomy of the ancestor.
+        new: of the target.
+        method: in words.
+    """
+    sizes = {
+        label: (old.sizes[label], new.sizes[label]) for label in old.sizes if label in new.sizes
+    }
+    sizes["depth"] = old.depth, new.depth
+    larger = [
+        f"{label} {before} -> {after}"
+        for label, (before, after) in sizes.items()
+        if after > before and (label == "depth" or label[0] in "dhkme")
+    ]
+    if larger:
+        raise ProjectionError(
+            f"{method} only shrinks, and the target is larger in {', '.join(larger)}: use "
+            "method='auto', which grows too"
+        )
+    for label in ("k", "e", "j"):
+        before, after = sizes.get(label, (0, 0))
+        if before != after:
+            raise ProjectionError(
+                f"{method} keeps whole heads, and {_NAMES[label]} {before} -> {after} differs: "
+                "keep the ancestor's in the target, or use method='weight_selection'"
+            )
+    if "e" in sizes and sizes["h"][0] != sizes["h"][1]:
+        raise ProjectionError(
+            f"{method} keeps whole heads, and the ancestor's share keys and values: keep its "
+            f"{sizes['h'][0]} heads in the target"
+        )
+
+
+_NAMES = {
+    "k": "the head dim (embed_dim / num_heads)",
+    "e": "the number of key heads",
+    "j": "the head dim of a map",
+}
