@@ -3,15 +3,18 @@ import json
 
 import pytest
 from test_training_distill import TINY
+from test_training_hypernet_run import LOGAH
 
 from weightinit.cli import main
-from weightinit.training.cli import add_train_arguments
+from weightinit.training.cli import add_hypernet_arguments, add_train_arguments
+from weightinit.training.hypernet_presets import HYPERNET_PRESETS
 from weightinit.training.presets import PRESETS
 
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch):
     monkeypatch.setitem(PRESETS, "tiny", TINY)
+    monkeypatch.setitem(HYPERNET_PRESETS, "tiny", LOGAH)
 
 
 def call(tmp_path, *more):
@@ -65,3 +68,47 @@ def test_defaults():
     add_train_arguments(parser)
     found = parser.parse_args(["--preset", "digits-w32", "--out", "x"])
     assert (found.method, found.seed, found.steps, found.resume) == ("wave", 0, None, False)
+
+
+def train(tmp_path, *more):
+    out = ["-o", str(tmp_path / "mine"), "--cache-dir", str(tmp_path / "cache")]
+    return main(["train-hypernet", "--preset", "tiny", *out, *more])
+
+
+def test_a_hypernetwork_is_made_and_summed_up(tmp_path, capsys):
+    assert train(tmp_path, "--steps", "2") == 0
+    text = capsys.readouterr().out
+    assert "zero-shot validation accuracy" in text and "48x3" in text
+    assert (tmp_path / "mine" / "config.json").exists()
+
+
+def test_json_of_a_hypernetwork(tmp_path, capsys):
+    assert train(tmp_path, "--json", "--steps", "2", "--data", "digits", "--seed", "3") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["command"] == (
+        "weightinit train-hypernet --preset tiny --data digits -o mine --steps 2 --seed 3"
+    )
+    assert str(tmp_path) not in (tmp_path / "mine" / "config.json").read_text()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--preset", "nope"),
+        ("--preset", "micro-tal-tasks"),
+        ("--data", "no/such/data"),
+        ("--steps", "0"),
+        ("--mixed-precision", "fp8"),
+    ],
+)
+def test_a_users_error_in_meta_training_ends_with_code_2(tmp_path, capsys, options):
+    assert train(tmp_path, *options) == 2
+    assert "weightinit: " in capsys.readouterr().err
+    assert not (tmp_path / "mine").exists()
+
+
+def test_defaults_of_meta_training():
+    parser = argparse.ArgumentParser()
+    add_hypernet_arguments(parser)
+    found = parser.parse_args(["--preset", "micro-logah", "-o", "x"])
+    assert (found.data, found.ancestor, found.start, found.resume) == ([], None, None, False)

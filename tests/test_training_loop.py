@@ -138,8 +138,15 @@ def test_rate_warms_up_and_falls_along_a_cosine():
     assert recipe.lr_at(110) == pytest.approx(0.2)
 
 
+def test_a_users_steps_scale_the_warm_up():
+    recipe = Recipe(steps=100, warmup_steps=10, precision="bf16", seed=1)
+    assert recipe.planned() == recipe
+    found = recipe.planned(steps=50, seed=0, precision="no")
+    assert (found.steps, found.warmup_steps, found.seed, found.precision) == (50, 5, 0, "no")
+
+
 def test_vectors_and_excluded_names_have_no_decay():
-    from weightinit.training.loop import _optimizer
+    from weightinit.training.loop import optimizer_of
 
     class Module(nn.Module):
         def __init__(self):
@@ -154,7 +161,7 @@ def test_vectors_and_excluded_names_have_no_decay():
             return {"pos"}
 
     module = Module()
-    optimizer = _optimizer(module, Recipe(steps=1, weight_decay=0.3, scaler_lr=5.0))
+    optimizer = optimizer_of(module, Recipe(steps=1, weight_decay=0.3, scaler_lr=5.0))
     found = {
         id(p): (group["weight_decay"], group["scale"])
         for group in optimizer.param_groups

@@ -77,9 +77,25 @@ def _parser() -> argparse.ArgumentParser:
     command("templates", _templates, "List the template bundles that can be named.")
 
     train = command("train-templates", _train_templates, "Train weight templates on images.")
-    from weightinit.training.cli import add_train_arguments
+    from weightinit.training.cli import add_hypernet_arguments, add_train_arguments
 
     add_train_arguments(train)
+
+    hypernet = command("train-hypernet", _train_hypernet, "Train a hypernetwork on images.")
+    add_hypernet_arguments(hypernet)
+
+    convert = command("convert", _convert, "Turn a published hypernetwork's file into a bundle.")
+    convert.add_argument(
+        "old", metavar="OLD", help="file of joblib.dump or torch.save; none of it runs"
+    )
+    convert.add_argument("folder", metavar="DIR", help="of the bundle")
+    convert.add_argument("--kind", help="ghn3, logah, tal or pith; default: whichever it is")
+    convert.add_argument("--key", help="of the state dict in the file, e.g. ema_state_dict")
+    convert.add_argument(
+        "--max-shape", type=int, metavar="N", help="that it was trained to predict"
+    )
+    convert.add_argument("--num-classes", type=int, metavar="N", help="that it was trained on")
+    convert.add_argument("--licence", default="other", help="SPDX identifier of the weights")
 
     demo = command("demo", _demo, "Initialise five ViTs from one bundle and compare with random.")
     demo.add_argument("-o", "--output", type=Path, default=Path("weightinit-demo.png"))
@@ -233,6 +249,27 @@ def _train_templates(arguments: argparse.Namespace) -> tuple[str, Any] | None:
     from weightinit.training.cli import run
 
     return run(arguments)
+
+
+def _train_hypernet(arguments: argparse.Namespace) -> tuple[str, Any] | None:
+    from weightinit.training.cli import run_hypernet
+
+    return run_hypernet(arguments)
+
+
+def _convert(arguments: argparse.Namespace) -> tuple[str, Any]:
+    from weightinit.hypernet.convert import convert
+
+    done = convert(
+        arguments.old,
+        arguments.folder,
+        kind=arguments.kind,
+        key=arguments.key,
+        max_shape=arguments.max_shape,
+        num_classes=arguments.num_classes,
+        licence=arguments.licence,
+    )
+    return str(done), done.to_dict()
 
 
 def _demo(arguments: argparse.Namespace) -> tuple[str, Any]:

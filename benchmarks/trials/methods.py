@@ -12,12 +12,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import weightinit as wi
+from trials.peers import pruned
 from trials.sources import Lab, Source
 from weightinit.methods.learngene import auto_lg, heur_lg
+from weightinit.project import Method as ProjectionMethod
 from weightinit.project import get_method
 from weightinit.training.augment import batches
 from weightinit.training.images import ImageData
 from weightinit.training.presets import Preset
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @dataclass(frozen=True)
@@ -144,21 +148,56 @@ def truncated(target: Target, lab: Lab) -> Started:
     return Started(transferred=sum(value.numel() for value in source.values()))
 
 
-def projected(target: Target, lab: Lab, *, method: str, **options: object) -> Started:
+#: Images that methods may look at, without labels: a part of the short budget's 15,360.
+CALIBRATION = {"steps": range(10), "batch_size": 128, "augment": "none"}
+
+
+def projected(
+    target: Target, lab: Lab, *, method: str, calibrated: bool = True, **options: object
+) -> Started:
     """Inherit from the ancestor by one of the methods of project_from."""
     assert target.ancestor is not None
     chosen = replace(get_method(method), **options)  # pyright: ignore[reportArgumentType]
+    return _inherit(target, lab, chosen, calibrated=calibrated)
+
+
+def _inherit(target: Target, lab: Lab, method: ProjectionMethod, *, calibrated: bool) -> Started:
+    assert target.ancestor is not None
     ancestor = lab.model(target.ancestor)
-    data = lab.data()
-    stream = batches(data, steps=range(10), batch_size=64, augment="none", seed=target.seed)
+    stream = batches(lab.data(), **CALIBRATION, seed=target.seed)
     wi.project_from(
         ancestor,
         target.model,
-        method=chosen,
-        calibration=[images for images, _ in stream],
+        method=method,
+        calibration=[images for images, _ in stream] if calibrated else None,
         generator=torch.Generator().manual_seed(target.seed),
     )
     return Started(transferred=sum(p.numel() for p in ancestor.parameters()))
+
+
+def trained(target: Target, lab: Lab, *, fit: Callable[..., ProjectionMethod]) -> Started:
+    """Inherit by a method whose own parameters are trained first: LiGO, FINE."""
+    assert target.ancestor is not None
+    began = time.perf_counter()
+    method = fit(lab.model(target.ancestor), target.model, _steps(target, lab, 100), steps=100)
+    seconds = time.perf_counter() - began
+    started = _inherit(target, lab, method, calibrated=False)
+    return replace(started, fit_seconds=seconds)
+
+
+def extracted(target: Target, lab: Lab) -> Started:
+    """Compose the target from templates that were found in the ancestor without data."""
+    assert target.ancestor is not None
+    return _fill(target, lab, wi.extract_templates(lab.model(target.ancestor)))
+
+
+def torch_pruning(target: Target, lab: Lab) -> Started:
+    """Start from what Torch-Pruning leaves of the ancestor; it sees the images' labels too."""
+    assert target.ancestor is not None
+    stream = list(batches(lab.data(), **CALIBRATION, seed=target.seed))
+    state = pruned(lab.model(target.ancestor), target.model, stream)
+    target.model.load_state_dict(state)
+    return Started(transferred=sum(value.numel() for value in state.values()))
 
 
 def _fill(
@@ -190,24 +229,11 @@ def transferred(bundle: wi.TemplateBundle) -> int:
 def fitted(target: Target, lab: Lab, bundle: wi.TemplateBundle, scalers: str) -> wi.TemplateBundle:
     """Fit scalers to a target's size with cross-entropy (Eq. 8)."""
     scale = lab.scale
-    stream: Iterator[tuple[Tensor, Tensor]] = batches(
-        target.data,
-        steps=range(target.fit_steps),
-        batch_size=scale.short.batch_size,
-        augment="light",
-        seed=1000 + target.seed,
-    )
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-
-    def step(module: nn.Module) -> Tensor:
-        images, targets = (tensor.to(device) for tensor in next(stream))
-        return functional.cross_entropy(module(images), targets)
-
-    target.model.to(device)
+    target.model.to(DEVICE)
     found = wi.fit_scalers(
         target.model,
         bundle,
-        step,
+        _steps(target, lab, target.fit_steps),
         steps=target.fit_steps,
         lr=scale.fit_lr,
         scalers=scalers,
@@ -215,6 +241,23 @@ def fitted(target: Target, lab: Lab, bundle: wi.TemplateBundle, scalers: str) ->
     )
     target.model.cpu()
     return found
+
+
+def _steps(target: Target, lab: Lab, steps: int) -> Callable[[nn.Module], Tensor]:
+    """Return a step of cross-entropy on the next batch, for as many steps."""
+    stream: Iterator[tuple[Tensor, Tensor]] = batches(
+        target.data,
+        steps=range(steps),
+        batch_size=lab.scale.short.batch_size,
+        augment="light",
+        seed=1000 + target.seed,
+    )
+
+    def step(module: nn.Module) -> Tensor:
+        images, targets = (tensor.to(DEVICE) for tensor in next(stream))
+        return functional.cross_entropy(module(images), targets)
+
+    return step
 
 
 def _set(kind: str) -> Callable[[Preset, int], tuple[Source, ...]]:
@@ -245,6 +288,11 @@ MATRICES = ("attn.qkv.weight", "attn.proj.weight", "mlp.fc1.weight", "mlp.fc2.we
 
 def _projected(method: str, fits: Callable[..., bool] | None = None, **options: object) -> Method:
     return Method(partial(projected, method=method, **options), fits=fits, inherits=True)
+
+
+def _narrower(old: tuple[int, int], new: tuple[int, int]) -> bool:
+    """Whether the width shrinks and the depth stays."""
+    return new[0] < old[0] and new[1] == old[1]
 
 
 def _doubled(old: tuple[int, int], new: tuple[int, int]) -> bool:
@@ -304,16 +352,44 @@ METHODS: Mapping[str, Method] = {
     ),
     "LEMON": _projected("lemon"),
     "LiGO, untrained operator": _projected("ligo"),
-    "project_from": _projected("auto"),
+    "Weight Selection, consecutive": _projected(
+        "weight_selection", elements="consecutive", depth="uniform"
+    ),
+    "Weight Selection, random": _projected("weight_selection", elements="random", depth="uniform"),
+    "Weight Selection, first blocks": _projected("weight_selection"),
+    "Weight Selection, rescaled": _projected("weight_selection", depth="uniform", rescale=True),
+    "weight subcloning": _projected("subcloning"),
+    "activation-aware (ours)": _projected("activation"),
+    "FINE": Method(
+        partial(trained, fit=wi.fit_fine),
+        fits=lambda old, new: old[0] == new[0],
+        inherits=True,
+    ),
+    "LiGO, 100 steps": Method(partial(trained, fit=wi.fit_ligo), inherits=True),
+    "templates of the ancestor": Method(extracted, inherits=True),
+    "Torch-Pruning": Method(torch_pruning, fits=_narrower, inherits=True),
+    "project_from": _projected("auto", calibrated=False),
+    "project_from, calibrated": _projected("auto"),
 }
 #: In the order of the tables.
 SHRINKING = (
     "Weight Selection, as published",
     "Weight Selection, whole heads",
+    "Weight Selection, consecutive",
+    "Weight Selection, random",
+    "Weight Selection, first blocks",
+    "Weight Selection, rescaled",
     "BoT",
+    "FINE",
+    "templates of the ancestor",
+    "Torch-Pruning",
+    "weight subcloning",
+    "activation-aware (ours)",
     "project_from",
+    "project_from, calibrated",
 )
 GROWING = (
     "stacking", "interlacing", "Net2Net", "bert2BERT, FPI", "bert2BERT, AKI", "HyperCloning",
-    "LEMON", "BoT", "LiGO, untrained operator", "project_from",
+    "LEMON", "BoT", "FINE", "LiGO, untrained operator", "LiGO, 100 steps",
+    "templates of the ancestor", "project_from",
 )  # fmt: skip

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,39 @@ from torch import nn
 
 from weightinit.errors import WeightInitError
 
-__all__ = ["load_checkpoint", "load_weights", "save_checkpoint"]
+__all__ = [
+    "History",
+    "load_checkpoint",
+    "load_weights",
+    "restore",
+    "save_checkpoint",
+    "store",
+]
+
+
+@dataclass
+class History:
+    """What a training run did.
+
+    Args:
+        recipe: that was followed.
+        rows: one ``{"step", "loss", "lr"}`` a few times an epoch, with ``"val"`` (accuracy in
+            percent) where it was measured.
+        seconds: spent, over all resumed parts.
+    """
+
+    recipe: dict[str, Any]
+    rows: list[dict[str, float]] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def val(self) -> float:
+        """The last validation accuracy in percent, nan if none was measured."""
+        return next((row["val"] for row in reversed(self.rows) if "val" in row), math.nan)
+
+    def save(self, path: Path) -> None:
+        """Write the history as JSON."""
+        path.write_text(json.dumps(asdict(self), indent=1) + "\n")
 
 
 def save_checkpoint(
@@ -73,3 +107,46 @@ def load_checkpoint(
 def load_weights(path: Path, module: nn.Module) -> dict[str, Any]:
     """Read a checkpoint's weights alone; return its state."""
     return load_checkpoint(path, module)
+
+
+def store(
+    path: Path,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    history: History,
+    step: int,
+) -> None:
+    """Write where a training stands to ``path``, and its history beside it as history.json."""
+    record = {"step": step, "history": asdict(history), "scaler": scaler.state_dict()}
+    save_checkpoint(path, module, optimizer, record)
+    history.save(path.with_name("history.json"))
+
+
+def restore(
+    path: Path,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    history: History,
+) -> tuple[History, int]:
+    """Read :func:`store`'s file into ``module`` and the others; return its history and step.
+
+    Args:
+        path: of the file.
+        module: whose weights are read.
+        optimizer: whose state is read.
+        scaler: of gradients, likewise.
+        history: of the run that goes on; its recipe must be the same.
+
+    Raises:
+        WeightInitError: if it is no such file, or the recipe is another.
+    """
+    state = load_checkpoint(path, module, optimizer)
+    if state["history"]["recipe"] != history.recipe:
+        raise WeightInitError(
+            f"{path} was trained by another recipe ({state['history']['recipe']}): resume with the "
+            "same options, or start in another folder"
+        )
+    scaler.load_state_dict(state["scaler"])
+    return History(**state["history"]), state["step"]

@@ -1,4 +1,4 @@
-"""The arguments and the work of ``weightinit train-templates``."""
+"""The arguments and the work of ``weightinit train-templates`` and ``train-hypernet``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-__all__ = ["add_train_arguments", "run"]
+__all__ = ["add_hypernet_arguments", "add_train_arguments", "run", "run_hypernet"]
 
 
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,15 +67,90 @@ def run(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]] | None:
     return text, {"out": str(arguments.out), **found}
 
 
+def add_hypernet_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``train-hypernet`` to a parser."""
+    parser.add_argument(
+        "--preset", required=True, help="micro-pith-rule, micro-logah, paper-tal, ..."
+    )
+    parser.add_argument(
+        "--data",
+        nargs="+",
+        default=[],
+        help="cifar10, a *.safetensors pack or its name, a folder of images; several are tasks",
+    )
+    parser.add_argument(
+        "--ancestor", help="timm name, org/name@revision, a safetensors file or folder"
+    )
+    parser.add_argument("--start", metavar="B", help="bundle to go on from: TAL's first stage")
+    parser.add_argument(
+        "-o", "--out", required=True, type=Path, metavar="DIR", help="of the bundle"
+    )
+    parser.add_argument("--steps", type=int, help="of the training; default: the preset's")
+    parser.add_argument("--seed", type=int, default=0, help="of everything")
+    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in DIR")
+    parser.add_argument("--mixed-precision", help="no, bf16 or fp16; default: the preset's")
+    parser.add_argument("--workers", type=int, default=0, help="processes that augment images")
+    parser.add_argument("--cache-dir", type=Path, help="of decoded data and ancestors")
+
+
+def run_hypernet(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]] | None:
+    """Train a hypernetwork; return what to print, in the main process alone."""
+    from weightinit.training.hypernet_run import train_hypernet
+    from weightinit.training.loop import accelerator
+
+    bundle = train_hypernet(
+        arguments.preset,
+        arguments.data,
+        out=arguments.out,
+        ancestor=arguments.ancestor,
+        start=arguments.start,
+        steps=arguments.steps,
+        seed=arguments.seed,
+        resume=arguments.resume,
+        precision=arguments.mixed_precision,
+        workers=arguments.workers,
+        cache_dir=arguments.cache_dir,
+        command=_hypernet_command(arguments),
+    )
+    if not accelerator().is_main_process:
+        return None
+    found = bundle.config.provenance
+    lines = [
+        f"{arguments.out}: {len(bundle.tensors)} tensors; zero-shot validation accuracy in percent"
+    ]
+    lines += [f"{name:24} {value:6.2f}" for name, value in found["zero_shot"].items()]
+    return "\n".join(lines), {"out": str(arguments.out), **found}
+
+
+def _hypernet_command(arguments: argparse.Namespace) -> str:
+    """Return the command that makes the same bundle, without this machine's paths."""
+    words = ["weightinit", "train-hypernet", "--preset", arguments.preset]
+    if arguments.data:
+        words += ["--data", *(Path(data).name for data in arguments.data)]
+    if arguments.ancestor:
+        path = Path(arguments.ancestor).expanduser()
+        words += ["--ancestor", path.name if path.exists() else arguments.ancestor]
+    if arguments.start:
+        words += ["--start", Path(arguments.start).name]
+    words += ["-o", arguments.out.name, *_changed(arguments), "--seed", str(arguments.seed)]
+    return shlex.join(words)
+
+
+def _changed(arguments: argparse.Namespace) -> list[str]:
+    """Return the options that change a preset's recipe."""
+    words = []
+    for name in ("steps", "mixed_precision"):
+        if getattr(arguments, name) is not None:
+            words += [f"--{name.replace('_', '-')}", str(getattr(arguments, name))]
+    return words
+
+
 def _command(arguments: argparse.Namespace) -> str:
     """Return the command that makes the same bundle, without this machine's paths."""
     words = ["weightinit", "train-templates", "--preset", arguments.preset]
     if arguments.data:
         words += ["--data", Path(arguments.data).name]
-    words += ["--out", arguments.out.name, "--method", arguments.method]
-    for name in ("steps", "mixed_precision"):
-        if getattr(arguments, name) is not None:
-            words += [f"--{name.replace('_', '-')}", str(getattr(arguments, name))]
+    words += ["--out", arguments.out.name, "--method", arguments.method, *_changed(arguments)]
     words += ["--seed", str(arguments.seed)]
     if arguments.fp16:
         words.append("--fp16")

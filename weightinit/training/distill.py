@@ -22,9 +22,9 @@ from weightinit.training.constrain import ConstrainedModel, constrain
 from weightinit.training.data import load_data
 from weightinit.training.images import ImageData, ImageFiles
 from weightinit.training.loop import History, accelerator, evaluate, train
-from weightinit.training.presets import Network, Preset, get_preset
+from weightinit.training.presets import Network, Preset, Taught, get_preset
 
-__all__ = ["MixedModel", "build_auxiliary", "get_ancestor", "train_templates"]
+__all__ = ["MixedModel", "build_auxiliary", "get_ancestor", "train_templates", "versions"]
 
 METHODS = {"wave": 0, "tleg": 2, "share": 1}
 
@@ -105,7 +105,7 @@ def build_auxiliary(preset: Preset, data: ImageData, method: str, seed: int) -> 
 
 
 def get_ancestor(
-    preset: Preset,
+    preset: Taught,
     data: ImageData,
     *,
     cache_dir: Path,
@@ -196,10 +196,7 @@ def train_templates(
     folder = Path(out).expanduser()
     cache = Path(cache_dir or Path.home() / ".cache" / "weightinit").expanduser()
     data = _data(preset, data, seed, cache)
-    recipe = replace(preset.recipe, seed=seed, precision=precision or preset.recipe.precision)
-    if steps is not None:
-        warmup = round(recipe.warmup_steps * steps / recipe.steps)
-        recipe = replace(recipe, steps=steps, warmup_steps=warmup)
+    recipe = preset.recipe.planned(steps=steps, seed=seed, precision=precision)
     ancestor, ancestor_card = get_ancestor(
         preset, data, cache_dir=cache, seed=seed, progress=progress
     )
@@ -230,7 +227,7 @@ def train_templates(
             "val": scores(auxiliary, data),
             "test": round(evaluate(auxiliary, data.test, data), 2),
         },
-        "versions": _versions(),
+        "versions": versions(),
     }
     bundle = auxiliary.to_bundle(provenance=json.loads(json.dumps(provenance)), dtype=dtype)
     if accelerator().is_main_process:
@@ -280,7 +277,8 @@ def _as_pretrained(network: Network, data: ImageData) -> ImageData:
     return replace(data, mean=tuple(config.mean), std=tuple(config.std))
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Return the versions of what a training depends on."""
     import accelerate
     import timm
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +15,11 @@ from torch.nn import functional
 
 from weightinit.errors import WeightInitError
 from weightinit.training.augment import batches, normalise, seeded, subseed
-from weightinit.training.checkpoint import load_checkpoint, save_checkpoint
+from weightinit.training.checkpoint import History, restore, store
 from weightinit.training.images import ImageData, Split
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["History", "Recipe", "evaluate", "train"]
 
@@ -77,37 +79,25 @@ class Recipe:
                 f"steps={self.steps} and batch_size={self.batch_size} must be at least 1"
             )
 
+    def planned(
+        self, *, steps: int | None = None, seed: int | None = None, precision: str | None = None
+    ) -> Self:
+        """Return the recipe with what a user asks for; the warm-up is scaled along with steps."""
+        steps = self.steps if steps is None else steps
+        return replace(
+            self,
+            steps=steps,
+            warmup_steps=round(self.warmup_steps * steps / self.steps),
+            seed=self.seed if seed is None else seed,
+            precision=precision or self.precision,
+        )
+
     def lr_at(self, step: int) -> float:
         """Return the learning rate of a step: linear warm-up, then half a cosine."""
         if step < self.warmup_steps:
             return self.warmup_lr + (self.lr - self.warmup_lr) * step / self.warmup_steps
         done = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
         return self.min_lr + (self.lr - self.min_lr) * (1 + math.cos(math.pi * done)) / 2
-
-
-@dataclass
-class History:
-    """What a training run did.
-
-    Args:
-        recipe: that was followed.
-        rows: one ``{"step", "loss", "lr"}`` a few times an epoch, with ``"val"`` (accuracy in
-            percent) where it was measured.
-        seconds: spent, over all resumed parts.
-    """
-
-    recipe: dict[str, Any]
-    rows: list[dict[str, float]] = field(default_factory=list)
-    seconds: float = 0.0
-
-    @property
-    def val(self) -> float:
-        """The last validation accuracy in percent, nan if none was measured."""
-        return next((row["val"] for row in reversed(self.rows) if "val" in row), math.nan)
-
-    def save(self, path: Path) -> None:
-        """Write the history as JSON."""
-        path.write_text(json.dumps(asdict(self), indent=1) + "\n")
 
 
 @torch.no_grad()
@@ -196,27 +186,14 @@ def train(
     module.to(device)
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(recipe.precision)
     scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
-    optimizer = _optimizer(module, recipe)
+    optimizer = optimizer_of(module, recipe)
     if ancestor is not None:
         ancestor.to(device).eval()
     history, start = History(asdict(recipe)), 0
     file = out / "checkpoint.safetensors" if out else None
     if file and resume and file.exists():
-        state = load_checkpoint(file, module, optimizer)
-        if state["history"]["recipe"] != history.recipe:
-            raise WeightInitError(
-                f"{file} was trained by another recipe ({state['history']['recipe']}): resume with "
-                "the same options, or start in another folder"
-            )
-        history, start = History(**state["history"]), state["step"]
-        scaler.load_state_dict(state["scaler"])
+        history, start = restore(file, module, optimizer, scaler, history)
     wrapped = fleet.prepare_model(module)
-
-    def save(step: int) -> None:
-        if file and fleet.is_main_process:
-            record = {"step": step, "history": asdict(history), "scaler": scaler.state_dict()}
-            save_checkpoint(file, module, optimizer, record)
-            history.save(file.with_name("history.json"))
 
     cuda = (device.index or 0,) if device.type == "cuda" else ()
     parameters = [p for p in module.parameters() if p.requires_grad]
@@ -234,7 +211,7 @@ def train(
         world=fleet.num_processes,
         workers=workers,
     )
-    bar = _bar(recipe.steps, start, progress, fleet.is_main_process)
+    bar = progress_bar(recipe.steps, start, progress, fleet.is_main_process)
     for step, (images, targets) in enumerate(source, start):
         for group in optimizer.param_groups:
             group["lr"] = recipe.lr_at(step) * group["scale"]
@@ -267,7 +244,8 @@ def train(
             mean = []
         history.seconds = time.monotonic() - began
         if done == recipe.steps or not done % save_every:
-            save(done)
+            if file and fleet.is_main_process:
+                store(file, module, optimizer, scaler, history, done)
     bar.close()
     fleet.wait_for_everyone()
     fleet.unwrap_model(wrapped, keep_fp32_wrapper=False)
@@ -286,7 +264,7 @@ def accelerator() -> Any:
     return Accelerator(cpu=not torch.accelerator.is_available())
 
 
-def _optimizer(module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+def optimizer_of(module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """AdamW; vectors, and what the module itself excludes, have no weight decay, as in timm."""
     excluded = set(getattr(module, "no_weight_decay", set)())
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
@@ -305,7 +283,8 @@ def _optimizer(module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     )
 
 
-def _bar(total: int, start: int, progress: bool | None, main: bool) -> Any:
+def progress_bar(total: int, start: int, progress: bool | None, main: bool) -> Any:
+    """Return a bar over steps, for the main process: on a terminal only, unless told."""
     from tqdm import tqdm
 
     shown = sys.stderr.isatty() if progress is None else progress

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from weightinit.training.augment import seeded
 from weightinit.training.images import ImageData
 from weightinit.training.loop import Recipe
 
-__all__ = ["PRESETS", "Network", "Preset", "get_preset"]
+__all__ = ["PRESETS", "Network", "Preset", "Taught", "get_preset"]
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,20 @@ class Fed(nn.Module):
         images = images.contiguous(memory_format=torch.channels_last)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
             return self.model(images).float()
+
+
+class Taught(Protocol):
+    """A preset that has an ancestor."""
+
+    @property
+    def ancestor(self) -> Network:
+        """The network."""
+        ...
+
+    @property
+    def ancestor_recipe(self) -> Recipe | None:
+        """Of its training; None where it is pretrained."""
+        ...
 
 
 @dataclass(frozen=True)

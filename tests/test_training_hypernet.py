@@ -1,0 +1,237 @@
+import json
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import state_hash, vit
+from test_training_hypernet_loss import hypernet
+
+from weightinit.errors import WeightInitError
+from weightinit.hypernet.samplers import Sampler, micro
+from weightinit.training import hypernet as module
+from weightinit.training.data import load_data
+from weightinit.training.hypernet import meta_train
+from weightinit.training.hypernet_loss import MetaRecipe
+from weightinit.training.images import rows
+from weightinit.training.targets import zero_shot
+from weightinit.training.tasks import in_shape, task_embedding
+
+TINY = Sampler("tiny", {2: (32, 48)}, "sixteenths", {8: (4,)}, class_token=False)
+ONE = micro(32, 2, image_size=8) | {"patch_size": 4}
+RECIPE = MetaRecipe(steps=6, batch_size=16, lr=1e-3, label_smoothing=0.0)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_data("digits")
+
+
+@pytest.fixture(scope="module")
+def tasks(digits):
+    """Two tasks: all ten digits, and 400 images of whether a digit is even."""
+    cut = rows(digits.train, torch.arange(400))
+    parts = {
+        part: replace(split, labels=split.labels % 2)
+        for part, split in (("train", cut), ("val", digits.val), ("test", digits.test))
+    }
+    return [digits, replace(digits, name="parity", classes=2, **parts)]
+
+
+def bits(net):
+    return {k: v.clone() for k, v in net.state_dict().items()}
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_it_learns_to_predict_and_reports(digits, tmp_path):
+    """From the rule's projection of a random network to one that reads digits."""
+    ancestor = vit(embed_dim=32, num_classes=10, patch_size=4)
+    before = state_hash(ancestor)
+    net = hypernet("pith", start="rule")
+    recipe = replace(RECIPE, steps=150, batch_size=64, lr=1e-2, warmup_steps=10)
+    sampler = Sampler("one", {2: (32,)}, "sixteenths", {8: (4,)}, class_token=False)
+    options = {"sampler": sampler, "ancestor": ancestor, "watch": [ONE]}
+    history = meta_train(net, digits, recipe, out=tmp_path, eval_every=75, **options)
+    assert history.val > 40
+    assert history.rows[-1]["loss"] < 0.8 * history.rows[0]["loss"]
+    assert [row["step"] for row in history.rows if "val" in row] == [75, 150]
+    assert history.rows[-1]["val"] == history.rows[-1]["val 32x2"]
+    found = zero_shot(net, ONE, digits, ancestor=ancestor)
+    assert found == pytest.approx(history.val, abs=0.01)
+    saved = json.loads((tmp_path / "history.json").read_text())
+    assert saved["recipe"]["sampler"] == "one" and saved["rows"] == history.rows
+    assert state_hash(ancestor) == before
+
+
+@pytest.mark.parametrize("kind", ["ghn3", "logah", "tal", "pith"])
+def test_every_kind_trains(digits, kind):
+    changes = {"tal": {"task_dim": 16}, "ghn3": {"rank": 0, "max_shape": (16, 16, 8)}}.get(kind, {})
+    net = hypernet(kind, **changes)
+    before = bits(net)
+    options = {"ancestor": vit(num_classes=10)} if kind in ("tal", "pith") else {}
+    recipe = replace(RECIPE, steps=3, guide=0.2 if kind == "tal" else 0.0, architectures=2)
+    history = meta_train(net, digits, recipe, sampler=TINY, watch=[ONE], **options)
+    after = bits(net)
+    trained = {name for name in before if not torch.equal(before[name], after[name])}
+    assert {"embed.weight", "ln.weight", "gnn.0.attn.to_qkv.weight"} <= trained
+    assert 0 <= history.val <= 100 and all(torch.isfinite(v).all() for v in after.values())
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_killed_run_resumes_bit_for_bit(digits, tasks, tmp_path, monkeypatch, several):
+    data = tasks if several else digits
+    options = {
+        "sampler": TINY, "save_every": 2, "eval_every": 3, "watch": [ONE],
+        "embeddings": torch.ones(2, 5) if several else None,
+    }  # fmt: skip
+    kind = ("tal", {"task_dim": 5}) if several else ("logah", {})
+    whole, cut, resumed = (hypernet(kind[0], seed=seed, **kind[1]) for seed in (0, 0, 1))
+    expected = meta_train(whole, data, RECIPE, **options)
+    loss, calls = module.meta_loss, []
+
+    def mortal(*arguments):
+        calls.append(1)
+        if len(calls) == 6:
+            raise Killed
+        return loss(*arguments)
+
+    monkeypatch.setattr(module, "meta_loss", mortal)
+    with pytest.raises(Killed):
+        meta_train(cut, data, RECIPE, out=tmp_path, **options)
+    monkeypatch.setattr(module, "meta_loss", loss)
+    history = meta_train(resumed, data, RECIPE, out=tmp_path, resume=True, **options)
+    assert equal(bits(resumed), bits(whole))
+    assert history.rows[-1] == expected.rows[-1]
+    with pytest.raises(WeightInitError, match="trained by another recipe"):
+        meta_train(resumed, data, replace(RECIPE, lr=1.0), out=tmp_path, resume=True, **options)
+
+
+def test_several_architectures_are_averaged(digits, monkeypatch):
+    """One step with two architectures is the mean of their gradients."""
+    drawn = [micro(32, 2, image_size=8), micro(48, 2, image_size=8)]
+    seen = {}
+
+    def gradients(kwargs):
+        net, left = hypernet(), list(kwargs)
+        monkeypatch.setattr(module, "sample", lambda *_, **__: left.pop(0))
+        recipe = replace(RECIPE, steps=1, architectures=len(kwargs), clip_grad=0.0, batch_size=8)
+        real = torch.optim.AdamW.step
+
+        def step(self, *arguments, **options):
+            found = {n: p.grad.clone() for n, p in net.named_parameters() if p.grad is not None}
+            seen["grads"] = found
+            return real(self, *arguments, **options)
+
+        monkeypatch.setattr(torch.optim.AdamW, "step", step)
+        meta_train(net, digits, recipe, sampler=TINY)
+        monkeypatch.setattr(torch.optim.AdamW, "step", real)
+        return seen["grads"]
+
+    both, first, second = gradients(drawn), gradients(drawn[:1]), gradients(drawn[1:])
+    for name, value in both.items():
+        wanted = (first[name] + second[name]) / 2
+        assert torch.allclose(value, wanted, atol=1e-6, rtol=1e-4), name
+
+
+def test_the_second_stage_trains_what_the_paper_trains(tasks):
+    net = hypernet("tal", task_dim=16)
+    before = bits(net)
+    ancestor = vit(num_classes=10)
+    recipe = replace(RECIPE, frozen=True, steps=8)
+    history = meta_train(net, tasks, recipe, sampler=TINY, ancestor=ancestor, watch=[ONE])
+    after = bits(net)
+    trained = {name for name in before if not torch.equal(before[name], after[name])}
+    layers = {name for name in before if name.startswith("gnn.")}
+    film = {name for name in layers if ".TEN." in name}
+    assert film and film <= trained and not (layers - film) & trained
+    assert {"embed.weight", "ln.weight", "decoder.l2.weight"} <= trained
+    assert all(p.requires_grad for p in net.parameters())
+    assert {"val 32x2 digits", "val 32x2 parity"} <= set(history.rows[-1])
+    rows = torch.stack([task_embedding(ancestor, task) for task in tasks])
+    again = hypernet("tal", task_dim=16)
+    meta_train(again, tasks, recipe, sampler=TINY, embeddings=rows)
+    assert equal(bits(again), after)
+
+
+def test_bad_input_is_refused(digits, tasks):
+    with pytest.raises(WeightInitError, match="pass ancestor="):
+        meta_train(hypernet(), digits, replace(RECIPE, guide=0.2), sampler=TINY)
+    with pytest.raises(WeightInitError, match="bring them to one square shape"):
+        meta_train(hypernet(), [tasks[0], in_shape(tasks[1], 8)], RECIPE, sampler=TINY)
+    with pytest.raises(WeightInitError, match="trains no vision transformers"):
+        meta_train(hypernet(), digits, RECIPE, sampler="gpts-1k")
+
+
+def test_a_loss_that_is_not_finite_raises(digits):
+    net = hypernet()
+    with torch.no_grad():
+        net.decoder.l2.weight.fill_(float("nan"))
+    with pytest.raises(WeightInitError, match="the loss is nan at step 0: use a lower lr"):
+        meta_train(net, digits, RECIPE, sampler=TINY)
+
+
+def test_the_global_generator_is_left_alone(digits):
+    before = torch.get_rng_state()
+    meta_train(hypernet(), digits, replace(RECIPE, steps=2), sampler=TINY)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_mixed_precision(digits, precision):
+    net = hypernet()
+    history = meta_train(net, digits, replace(RECIPE, precision=precision), sampler=TINY)
+    assert all(torch.isfinite(p).all() for p in net.parameters())
+    assert history.rows[0]["loss"] > 0
+
+
+def _port():
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
+
+
+WORKER = """
+import sys, torch
+from test_training_hypernet import *
+net = hypernet(seed=int(os.environ["RANK"]))
+recipe = replace(RECIPE, steps=3)
+history = meta_train(net, load_data("digits"), recipe, sampler=TINY, out=Path(sys.argv[1]))
+total = sum(float(p.detach().double().sum()) for p in net.parameters())
+print("sum", os.environ["RANK"], total, flush=True)
+"""
+
+
+def test_processes_share_the_batch_and_end_alike(tmp_path):
+    """Two processes draw architectures of their own, and hold the same weights afterwards."""
+    script = tmp_path / "worker.py"
+    script.write_text(WORKER)
+    environment = os.environ | {
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_port()), "WORLD_SIZE": "2",
+        "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+    runs = [
+        subprocess.Popen(
+            [sys.executable, str(script), str(tmp_path / "out")],
+            env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    found = [run.communicate(timeout=170) for run in runs]
+    assert all(run.returncode == 0 for run in runs), [text for _, text in found]
+    sums = [next(line for line in out.splitlines() if line.startswith("sum")) for out, _ in found]
+    assert sums[0].split()[2] == sums[1].split()[2]
+    assert (tmp_path / "out" / "checkpoint.safetensors").exists()

@@ -1,0 +1,133 @@
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import vit
+from safetensors.torch import load_file, save_file
+from test_training_hypernet_loss import SMALL, hypernet
+
+from weightinit.errors import WeightInitError
+from weightinit.hypernet.config import HyperConfig
+from weightinit.hypernet.files import HyperNetwork
+from weightinit.hypernet.samplers import micro
+from weightinit.training.data import load_data
+from weightinit.training.hypernet_loss import MetaRecipe
+from weightinit.training.hypernet_presets import HyperPreset
+from weightinit.training.hypernet_run import train_hypernet, warm_start
+from weightinit.training.images import rows
+from weightinit.training.loop import Recipe
+from weightinit.training.presets import Network
+from weightinit.training.targets import zero_shot
+
+ONE = micro(48, 3, image_size=8)
+LOGAH = HyperPreset(
+    name="tiny",
+    config=HyperConfig("logah", **SMALL),
+    recipe=MetaRecipe(steps=4, batch_size=16, warmup_steps=2),
+    sampler="micro",
+    data=("digits",),
+    image_size=8,
+    watch=(ONE,),
+)
+OWN = {
+    "ancestor": Network("vit_tiny_patch16_224", micro(32, 2, image_size=8)),
+    "ancestor_recipe": Recipe(steps=5, batch_size=32),
+}
+PITH = replace(LOGAH, config=HyperConfig("pith", **SMALL), **OWN)
+TAL = replace(
+    LOGAH,
+    config=HyperConfig("tal", task_dim=32, **SMALL),
+    recipe=replace(LOGAH.recipe, frozen=True),
+    channels=3,
+    stage1="tiny",
+    **OWN,
+)
+
+
+@pytest.fixture(scope="module")
+def tasks():
+    """All ten digits, and 300 of them as another task."""
+    digits = load_data("digits")
+    part = rows(digits.train, torch.arange(300))
+    return [digits, replace(digits, name="part", train=part)]
+
+
+def run(tmp_path, preset=LOGAH, name="out", **options):
+    return train_hypernet(preset, out=tmp_path / name, cache_dir=tmp_path / "cache", **options)
+
+
+def test_a_hypernetwork_is_trained_saved_and_described(tmp_path):
+    bundle = run(tmp_path, command="weightinit train-hypernet ...", seed=3)
+    loaded = HyperNetwork.from_pretrained(tmp_path / "out")
+    assert all(torch.equal(t, loaded.tensors[n]) for n, t in bundle.tensors.items())
+    found = loaded.config.provenance
+    assert found["recipe"]["seed"] == 3 and found["preset"] == "tiny" and found["command"]
+    assert found["ancestor"] is None and set(found["zero_shot"]) == {"48x3"}
+    measured = zero_shot(loaded.module(), ONE, load_data("digits", seed=3))
+    assert measured == pytest.approx(found["zero_shot"]["48x3"], abs=0.6)
+    assert (tmp_path / "out" / "training" / "history.json").exists()
+    assert str(tmp_path) not in json.dumps(found)
+
+
+def test_the_ancestor_is_trained_once_or_given(tmp_path):
+    first = run(tmp_path, PITH).config.provenance["ancestor"]
+    assert first["recipe"]["steps"] == 5 and 0 <= first["test"] <= 100
+    again = run(tmp_path, PITH, "again").config.provenance["ancestor"]
+    assert again == first
+    model = vit(num_classes=10)
+    file = tmp_path / "mine.safetensors"
+    save_file(model.state_dict(), file, metadata={
+        "format": "pt", "architecture": "vit_tiny_patch16_224", "model_args": json.dumps(
+            {"img_size": 8, "patch_size": 2, "in_chans": 1, "num_classes": 10, "embed_dim": 16,
+             "depth": 3, "num_heads": 2, "class_token": False, "global_pool": "avg",
+             "fc_norm": False})})  # fmt: skip
+    a = run(tmp_path, PITH, "file", ancestor=file)
+    b = run(tmp_path, PITH, "module", ancestor=model)
+    assert a.config.provenance["ancestor"] == {"source": "mine.safetensors"}
+    assert all(torch.equal(a.tensors[n], b.tensors[n]) for n in a.tensors)
+
+
+def test_tals_two_stages(tmp_path, tasks):
+    first = replace(LOGAH, recipe=replace(LOGAH.recipe, guide=0.2), channels=3, **OWN)
+    stage1 = run(tmp_path, first, "first")
+    with pytest.raises(WeightInitError, match=r"goes on from 'tiny': train that one first"):
+        run(tmp_path, TAL, "second")
+    bundle = run(tmp_path, TAL, "second", data=tasks, start=tmp_path / "first")
+    start = bundle.config.provenance["start"]
+    assert start["name"] == "first" and all(".TEN." in name for name in start["fresh"])
+    name = "gnn.0.attn.to_qkv.weight"
+    assert torch.equal(bundle.tensors[name], stage1.tensors[name]), "frozen"
+    assert not torch.equal(bundle.tensors["decoder.l2.weight"], stage1.tensors["decoder.l2.weight"])
+    found = load_file(tmp_path / "second" / "training" / "tasks.safetensors")
+    assert {name: value.shape for name, value in found.items()} == {"digits": (32,), "part": (32,)}
+    assert set(bundle.config.provenance["zero_shot"]) == {"48x3 digits", "48x3 part"}
+    with pytest.raises(WeightInitError, match="two tasks have one name"):
+        run(tmp_path, TAL, "twice", data=["digits", "digits"], start=tmp_path / "first")
+    wide = vit(embed_dim=24, in_chans=3, num_classes=10)
+    other = run(tmp_path, TAL, "wide", start=tmp_path / "first", ancestor=wide)
+    assert other.config.options["task_dim"] == 24
+
+
+def test_steps_scale_the_warm_up_and_a_run_resumes(tmp_path):
+    bundle = run(tmp_path, steps=8)
+    recipe = bundle.config.provenance["recipe"]
+    assert (recipe["steps"], recipe["warmup_steps"]) == (8, 4)
+    again = run(tmp_path, steps=8, resume=True)
+    assert all(torch.equal(t, again.tensors[n]) for n, t in bundle.tensors.items())
+    assert again.config.provenance["seconds"] == bundle.config.provenance["seconds"]
+
+
+def test_a_warm_start_copies_what_fits():
+    old, new = hypernet(seed=1), hypernet("tal", task_dim=5)
+    found = warm_start(new, old)
+    assert torch.equal(new.decoder.l2.weight, old.decoder.l2.weight)
+    assert len(found["fresh"]) == 8 and found["copied"] == len(old.state_dict())
+    with pytest.raises(WeightInitError, match="shares no weights"):
+        warm_start(hypernet(hid=32, rank=8, max_ck=512, num_classes=11, dead_layer=False), _Other())
+
+
+class _Other(type(hypernet())):
+    def __init__(self):
+        torch.nn.Module.__init__(self)
+        self.alien = torch.nn.Parameter(torch.zeros(3))

@@ -1,0 +1,132 @@
+"""What a hypernetwork is trained by: its recipe, and the loss of one predicted network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+from torch.nn import functional
+
+from weightinit.errors import WeightInitError
+from weightinit.training.loop import Recipe, loss_of
+from weightinit.training.targets import GUIDE, Target, Targets
+from weightinit.training.tasks import captured
+
+__all__ = ["MetaRecipe", "guidance", "meta_loss"]
+
+
+@dataclass(frozen=True)
+class MetaRecipe(Recipe):
+    """How to train a hypernetwork; the defaults are those of LoGAH, TAL and PITH.
+
+    Args:
+        penalty: times the sum of the Frobenius norms of all predicted parameters.
+        architectures: drawn at each step by each process; their gradients are averaged.
+        guide: weight of TAL's KL between features of target and ancestor, that of the CE being the
+            rest; 0 for no guide. The paper takes 0.2.
+        guide_temperature: T of its softmax.
+        faithful: reverse the KL and scale it as the released code does.
+        frozen: keep the encoder's layers, but for FiLM, as TAL's second stage does.
+        task_temperature: T of the sampling of tasks.
+    """
+
+    lr: float = 3e-4
+    weight_decay: float = 1e-2
+    label_smoothing: float = 0.1
+    clip_grad: float = 5.0
+    penalty: float = 3e-5
+    architectures: int = 1
+    guide: float = 0.0
+    guide_temperature: float = 3.0
+    faithful: bool = False
+    frozen: bool = False
+    task_temperature: float = 2.0
+
+    def __post_init__(self) -> None:
+        """Check the values that a command line can set."""
+        super().__post_init__()
+        if self.loss != "ce":
+            raise WeightInitError(f"loss {self.loss!r} trains no hypernetwork: use 'ce' and guide=")
+        if self.architectures < 1 or not 0 <= self.guide <= 1 or self.guide_temperature <= 0:
+            raise WeightInitError(
+                f"architectures={self.architectures}, guide={self.guide} and guide_temperature="
+                f"{self.guide_temperature}: use at least 1, 0 to 1, and more than 0"
+            )
+
+    def autocast(self, device: torch.device) -> Any:
+        """Return the precision that targets and ancestor compute in, as a context."""
+        half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
+        if half is torch.bfloat16 and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+            half = None
+        return torch.autocast(device.type, half, enabled=half is not None)
+
+
+def guidance(
+    student: Tensor, teacher: Tensor, temperature: float = 3.0, *, faithful: bool = False
+) -> Tensor:
+    """Return TAL's Eq. 4, KL(student || teacher) of softmax(feature / T), averaged over images.
+
+    Args:
+        student: projected features of the target ``[B, d]``.
+        teacher: features of the ancestor ``[B, d]``.
+        temperature: T.
+        faithful: the released code's: KL(teacher || student) times T^2 / 1000.
+
+    Examples:
+        >>> a = torch.tensor([[0.0, 3.0]])
+        >>> float(guidance(a, a)), float(guidance(a, -a)) > 0
+        (0.0, True)
+    """
+    p, q = (
+        functional.log_softmax(feature.float() / temperature, -1) for feature in (student, teacher)
+    )
+    if faithful:
+        divergence = functional.kl_div(p, q, reduction="batchmean", log_target=True)
+        return divergence * temperature**2 / 1000
+    return functional.kl_div(q, p, reduction="batchmean", log_target=True)
+
+
+def meta_loss(
+    targets: Targets,
+    target: Target,
+    images: Tensor,
+    labels: Tensor,
+    task: Tensor | None,
+    wanted: Tensor | None,
+    recipe: MetaRecipe,
+) -> Tensor:
+    """Return CE, or TAL's mix of it and the guide, and the penalty on what is predicted.
+
+    Args:
+        targets: makes the prediction.
+        target: whose weights are predicted.
+        images: ``[B, C, H, W]``.
+        labels: distributions over the classes ``[B, n]``.
+        task: TAL's task embedding ``[task_dim]``.
+        wanted: the ancestor's features ``[B, d]``, where there is a guide.
+        recipe: names the terms.
+    """
+    prediction = targets.predict(target, task)
+    weights = prediction.parameters()
+    with recipe.autocast(images.device):
+        if wanted is None:
+            logits, feature = functional_call(target.model, weights, (images,)), None
+        else:
+            with captured(target.model, target.anatomy) as found:
+                logits = functional_call(target.model, weights, (images,))
+            feature = found[0]
+    loss = loss_of("ce", logits, labels, None)
+    predicted = [weight for weight in weights.values() if weight.requires_grad]
+    if wanted is not None and feature is not None:
+        guide = prediction.weights[-1, GUIDE]
+        predicted.append(guide)
+        kl = guidance(
+            feature.float() @ guide.T, wanted, recipe.guide_temperature, faithful=recipe.faithful
+        )
+        loss = recipe.guide * kl + (1 - recipe.guide) * loss
+    if recipe.penalty:
+        loss = loss + recipe.penalty * torch.stack([weight.norm() for weight in predicted]).sum()
+    return loss

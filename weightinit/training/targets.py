@@ -1,0 +1,167 @@
+"""The networks that a hypernetwork trains on: built once, without weights of their own."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from weightinit.anatomy import Anatomy, Piece, anatomy
+from weightinit.ancestor import Ancestor
+from weightinit.hypernet.graph import Graph, graph_of
+from weightinit.hypernet.network import Hypernet
+from weightinit.hypernet.predict import Prediction
+from weightinit.hypernet.rule import Rule
+from weightinit.training.images import ImageData, Split
+from weightinit.training.loop import evaluate
+
+if TYPE_CHECKING:
+    from weightinit.project import AncestorLike
+
+__all__ = ["GUIDE", "Target", "Targets", "zero_shot"]
+
+#: TAL's M, which takes a target's feature to the ancestor's width: a node of the graph.
+GUIDE = "guide.weight"
+
+
+@dataclass(frozen=True)
+class Target:
+    """An architecture, ready to be given weights.
+
+    Args:
+        model: on the meta device, in training mode.
+        anatomy: of it.
+        graph: of it, with TAL's M where there is a guide.
+        rule: that its weights start at, where they do.
+    """
+
+    model: nn.Module
+    anatomy: Anatomy
+    graph: Graph
+    rule: Rule | None = None
+
+
+class Targets:
+    """Architectures with their anatomies, graphs and rules, each built once.
+
+    Args:
+        hypernet: that predicts them, where it computes.
+        ancestor: passed on to it, if it is PITH.
+        guide: width of the feature that TAL's M projects to; 0 for no M.
+    """
+
+    def __init__(
+        self, hypernet: Hypernet, ancestor: Ancestor | None = None, guide: int = 0
+    ) -> None:
+        self.hypernet, self.guide = hypernet, guide
+        self.ancestor = ancestor if hypernet.config.kind == "pith" else None
+        self.device = hypernet.embed.weight.device
+        self._held = _Held(self.ancestor, self.device) if self.ancestor else None
+        self._built: dict[str, Target] = {}
+
+    def __call__(self, kwargs: Mapping[str, Any], data: ImageData) -> Target:
+        """Return the timm model of ``kwargs`` for the classes and channels of ``data``."""
+        import timm
+
+        known: dict[str, Any] = {"num_classes": data.classes, "in_chans": len(data.mean), **kwargs}
+        key = json.dumps(known, sort_keys=True)
+        if key not in self._built:
+            with torch.device("meta"):
+                model = timm.create_model("vit_tiny_patch16_224", **known).train()
+            if self.device.type == "cpu":
+                _unfuse(model)
+            seen = anatomy(model)
+            extra = {GUIDE: (self.guide, seen.sizes["d"])} if self.guide else None
+            started = self.ancestor is not None and self.hypernet.config.start == "rule"
+            rule = Rule(seen, self.ancestor) if started and self.ancestor else None
+            self._built[key] = Target(model, seen, graph_of(seen, extra=extra), rule)
+        return self._built[key]
+
+    def predict(self, target: Target, task: Tensor | None = None) -> Prediction:
+        """Return the prediction of a target's weights.
+
+        Args:
+            target: of this object.
+            task: TAL's task embedding ``[task_dim]``.
+        """
+        return Prediction(
+            self.hypernet,
+            target.anatomy,
+            task=task,
+            ancestor=self._held,
+            graph=target.graph,
+            rule=target.rule,
+        )
+
+    @torch.no_grad()
+    def accuracy(
+        self,
+        kwargs: Mapping[str, Any],
+        data: ImageData,
+        split: Split | None = None,
+        task: Tensor | None = None,
+    ) -> float:
+        """Return what :func:`zero_shot` does, of this object's hypernetwork and ancestor."""
+        target = self(kwargs, data)
+        model = copy.deepcopy(target.model)
+        weights = self.predict(target, task).parameters()
+        model.load_state_dict(weights, strict=False, assign=True)
+        return evaluate(model, data.val if split is None else split, data)
+
+
+def zero_shot(
+    hypernet: Hypernet,
+    kwargs: Mapping[str, Any],
+    data: ImageData,
+    *,
+    split: Split | None = None,
+    task: Tensor | None = None,
+    ancestor: AncestorLike | None = None,
+) -> float:
+    """Return the accuracy in percent of a network whose weights are predicted, never trained.
+
+    Args:
+        hypernet: that predicts.
+        kwargs: of the timm model, as :func:`weightinit.hypernet.samplers.sample` gives them.
+        data: to score it on.
+        split: of it; None is the validation images.
+        task: TAL's task embedding ``[task_dim]``.
+        ancestor: that PITH inherits from.
+
+    Raises:
+        ProjectionError: if architecture, task or ancestor does not fit the hypernetwork.
+    """
+    source = None if ancestor is None else Ancestor.open(ancestor)
+    return Targets(hypernet, source).accuracy(kwargs, data, split, task)
+
+
+def _unfuse(model: nn.Module) -> None:
+    """Compute attention in plain matrix products: of few tokens a fifth of a step faster."""
+    for module in model.modules():
+        if hasattr(module, "fused_attn"):
+            vars(module)["fused_attn"] = False
+
+
+class _Held:
+    """An ancestor whose parts are read once and stay where they are computed with."""
+
+    def __init__(self, source: Ancestor, device: torch.device) -> None:
+        self.source, self.device = source, device
+        self._parts: dict[tuple[str, str], Tensor] = {}
+
+    @property
+    def anatomy(self) -> Anatomy:
+        """Of the ancestor."""
+        return self.source.anatomy
+
+    def part(self, piece: Piece) -> Tensor:
+        """Return a canonical part."""
+        key = piece.spec.name, piece.role
+        if key not in self._parts:
+            self._parts[key] = self.source.part(piece).to(self.device)
+        return self._parts[key]

@@ -1,0 +1,204 @@
+"""Several data sets at once: one shape for all, a task a step, and what tells tasks apart."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from weightinit.anatomy import Anatomy, anatomy
+from weightinit.errors import WeightInitError
+from weightinit.training.augment import batches, normalise, subseed
+from weightinit.training.images import ImageData, ImageFiles, Split
+
+__all__ = ["TaskBatches", "captured", "in_shape", "probabilities", "task_embedding"]
+
+
+def in_shape(data: ImageData, size: int, channels: int = 3) -> ImageData:
+    """Return the data with images of one size, and grey images in as many channels as colour ones.
+
+    Args:
+        data: whose images are square or not; they are resized bilinearly, with antialiasing.
+        size: of both sides in pixels.
+        channels: 3, or what the data has.
+
+    Raises:
+        WeightInitError: if colour images would have to become grey.
+    """
+    own = len(data.mean)
+    if own not in (1, channels):
+        raise WeightInitError(
+            f"{data.name} has {own} channels and {channels} are asked for: use channels={own}"
+        )
+    parts = {part: _in_shape(getattr(data, part), size, channels) for part in _PARTS}
+    wide = channels // own
+    return replace(data, mean=data.mean * wide, std=data.std * wide, **parts)
+
+
+_PARTS = ("train", "val", "test")
+
+
+def _in_shape(split: Split, size: int, channels: int) -> Split:
+    images = split.images
+    if isinstance(images, ImageFiles):
+        return Split(replace(images, size=size, channels=channels), split.labels)
+    if images.shape[1:3] != (size, size):
+        resized = [_resized(part, size) for part in images.split(1000)]
+        images = torch.cat(resized) if resized else images.new_empty(0, size, size, images.shape[3])
+    return Split(images.expand(-1, -1, -1, channels).contiguous(), split.labels)
+
+
+def _resized(images: Tensor, size: int) -> Tensor:
+    planes = images.permute(0, 3, 1, 2).float()
+    planes = functional.interpolate(planes, (size, size), mode="bilinear", antialias=True)
+    return planes.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+
+
+def probabilities(sizes: Sequence[int], temperature: float = 2.0) -> Tensor:
+    """Return how often each task is drawn: p_i proportional to (N_i / sum N)^(1/T) (TAL, stage 2).
+
+    Args:
+        sizes: N, numbers of training images.
+        temperature: T; 1 draws every image equally often, infinity every task.
+
+    Examples:
+        >>> probabilities([900, 100]).tolist()
+        [0.75, 0.25]
+    """
+    if not sizes or min(sizes) < 1 or not temperature > 0:
+        raise WeightInitError(
+            f"sizes {list(sizes)[:8]} and temperature {temperature} must all be positive"
+        )
+    share = torch.tensor(sizes, dtype=torch.float64) / sum(sizes)
+    share = share ** (1 / temperature)
+    return share / share.sum()
+
+
+class TaskBatches:
+    """One task a step, drawn by temperature, and its next batch, without end.
+
+    Every step is a function of the seed and its number alone, so that a resumed run goes on with
+    the same bits, and all processes agree on the task.
+
+    Args:
+        tasks: to draw from.
+        temperature: of :func:`probabilities`.
+        options: of :func:`weightinit.training.augment.batches`: ``batch_size``, ``augment``,
+            ``seed``, ``label_smoothing``, ``rank``, ``world``, ``workers``.
+
+    Raises:
+        WeightInitError: if there are no tasks.
+    """
+
+    def __init__(
+        self, tasks: Sequence[ImageData], *, temperature: float = 2.0, **options: Any
+    ) -> None:
+        self.tasks, self.options = tuple(tasks), options
+        sizes = [len(task.train) for task in self.tasks]
+        self._edges = probabilities(sizes, temperature).cumsum(0)
+
+    def task_at(self, step: int) -> int:
+        """Return which task a step trains on."""
+        if len(self.tasks) == 1:
+            return 0
+        generator = torch.Generator().manual_seed(subseed(self.options["seed"], 6, step))
+        drawn = torch.rand((), dtype=torch.float64, generator=generator)
+        return min(int(torch.searchsorted(self._edges, drawn)), len(self.tasks) - 1)
+
+    def batches(self, steps: range) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Yield one (task, images ``[B, C, H, W]``, targets ``[B, classes]``) a step.
+
+        Args:
+            steps: which, counted from the start of the training.
+        """
+        before = Counter(self.task_at(step) for step in range(steps.start))
+        drawn = [self.task_at(step) for step in steps]
+        counts = Counter(drawn)
+        options = dict(self.options)
+        seed = options.pop("seed")
+        # A single task sees its images in the order of plain training.
+        sources = {
+            task: batches(
+                self.tasks[task],
+                steps=range(before[task], before[task] + counts[task]),
+                seed=subseed(seed, 7, task) if len(self.tasks) > 1 else seed,
+                **options,
+            )
+            for task in counts
+        }
+        for task in drawn:
+            yield task, *next(sources[task])
+
+
+@contextmanager
+def captured(model: nn.Module, seen: Anatomy | None = None) -> Iterator[list[Tensor]]:
+    """Collect what the classifier of ``model`` reads in each forward inside the block.
+
+    That is the final class token, or the pooled patches, after the final norm. A model without a
+    classifier returns it itself.
+
+    Args:
+        model: of any library that the anatomy explains.
+        seen: its anatomy; None reads it.
+
+    Yields:
+        The features ``[B, d]`` of each forward.
+    """
+    found: list[Tensor] = []
+    head = (seen or anatomy(model)).outside.get("head.weight")
+
+    def result(_: nn.Module, given: Any, out: Tensor) -> None:
+        found.append(out)
+
+    def argument(_: nn.Module, given: tuple[Tensor, ...]) -> None:
+        found.append(given[0])
+
+    if head is None:
+        handle = model.register_forward_hook(result)
+    else:
+        module = model.get_submodule(head.spec.name.rpartition(".")[0])
+        handle = module.register_forward_pre_hook(argument)
+    try:
+        yield found
+    finally:
+        handle.remove()
+
+
+@torch.no_grad()
+def task_embedding(ancestor: nn.Module, data: ImageData, *, batch_size: int = 500) -> Tensor:
+    """Return TAL's description of a task: the ancestor's mean feature over its training images.
+
+    Args:
+        ancestor: maps images ``[B, C, H, W]`` to logits, or to features; its mode is put back.
+        data: of the task, in the shape that the ancestor takes.
+        batch_size: images at a time.
+
+    Returns:
+        The mean of the final class token (or of the pooled patches), fp32 ``[d]`` on the CPU.
+
+    Examples:
+        >>> import timm
+        >>> from weightinit.training.data import load_data
+        >>> model = timm.create_model(
+        ...     "vit_tiny_patch16_224", img_size=8, patch_size=4, in_chans=1, embed_dim=32,
+        ...     num_heads=2, depth=1)
+        >>> task_embedding(model, load_data("digits")).shape
+        torch.Size([32])
+    """
+    modes = [(m, m.training) for m in ancestor.modules()]
+    device = next((p.device for p in ancestor.parameters()), torch.device("cpu"))
+    ancestor.eval()
+    total = torch.zeros((), dtype=torch.float64)
+    with captured(ancestor) as found:
+        for rows in torch.arange(len(data.train)).split(batch_size):
+            ancestor(normalise(data.train.images[rows], data, device))
+            total = total + found.pop().double().sum(0).cpu()
+    for m, mode in modes:
+        m.training = mode
+    return (total / len(data.train)).float()
