@@ -1,0 +1,135 @@
+"""What a hypernetwork looks like: its kind, and the sizes of encoder and decoders."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal, get_args
+
+from weightinit.errors import BundleError
+
+__all__ = ["HyperConfig"]
+
+Kind = Literal["ghn3", "logah", "tal", "pith"]
+Expansion = Literal["none", "original", "both"]
+Pathway = Literal["dual", "shared"]
+Start = Literal["scratch", "rule"]
+
+
+@dataclass(frozen=True)
+class HyperConfig:
+    """The sizes of a hypernetwork; the defaults are LoGAH-Small's, of which TAL and PITH are made.
+
+    Args:
+        kind: ``ghn3``, ``logah``, ``tal``, ``pith``.
+        hid: width of the node embeddings.
+        layers: of the encoder.
+        heads: of its attention.
+        max_shape: rows, columns and kernel size that the published rules clip at; of GHN-3 also the
+            size of the decoder.
+        num_classes: of the images it was trained on: a row of the shape embedding, and GHN-3's
+            class layer.
+        layernorm: whether a norm follows the encoder.
+        primitives: rows of the embedding of node types.
+        rank: r, of the low-rank decoders.
+        max_ck: rows and columns that they can decode.
+        task_dim: length of TAL's task embedding; 0 conditions on no task.
+        dead_layer: whether decoders hold the published layer that nothing uses.
+        pathway: PITH: ``"dual"`` decodes P and Q by a decoder of their own, ``"shared"`` by another
+            head of one MLP.
+        expansion: PITH: which decoders widen their latents progressively, r to 2 r to 4 r.
+        separate: PITH: whether P and Q have factors of their own, as the paper writes; the released
+            code crops both out of one matrix.
+        heads_apart: PITH: whether q, k and v are projected each by its own part of P.
+        start: PITH: ``"scratch"`` is published; ``"rule"`` adds what is generated to the matrices
+            of a closed-form projection.
+
+    Raises:
+        BundleError: if a value is not one of the allowed ones, or the sizes do not fit each other.
+
+    Examples:
+        >>> HyperConfig("ghn3", hid=64, layers=3, heads=8, max_shape=(64, 64, 16)).rank
+        0
+    """
+
+    kind: Kind = "logah"
+    hid: int = 128
+    layers: int = 5
+    heads: int = 16
+    max_shape: tuple[int, int, int] = (2048, 2048, 16)
+    num_classes: int = 1000
+    layernorm: bool = True
+    primitives: int = 15
+    rank: int = 0
+    max_ck: int = 32768
+    task_dim: int = 0
+    dead_layer: bool = True
+    pathway: Pathway = "dual"
+    expansion: Expansion = "none"
+    separate: bool = False
+    heads_apart: bool = False
+    start: Start = "scratch"
+
+    def __post_init__(self) -> None:
+        """Check every field: a config may come from a stranger's file."""
+        for name, choices in (
+            ("kind", get_args(Kind)),
+            ("pathway", get_args(Pathway)),
+            ("expansion", get_args(Expansion)),
+            ("start", get_args(Start)),
+        ):
+            if getattr(self, name) not in choices:
+                raise BundleError(
+                    f"{name} {getattr(self, name)!r} is unknown: use one of {choices}"
+                )
+        if self.kind != "ghn3" and not self.rank:
+            object.__setattr__(self, "rank", 90)
+        if not isinstance(self.max_shape, (tuple, list)) or len(self.max_shape) != 3:
+            raise BundleError(f"max_shape is {self.max_shape!r}: use rows, columns, kernel size")
+        object.__setattr__(self, "max_shape", tuple(self.max_shape))
+        least = {"rank": self.kind != "ghn3", "task_dim": 0, "heads": 1}
+        numbers = {
+            name: getattr(self, name)
+            for name in (
+                "hid", "layers", "heads", "num_classes", "primitives", "rank", "max_ck", "task_dim"
+            )
+        }  # fmt: skip
+        numbers |= {f"max_shape[{i}]": size for i, size in enumerate(self.max_shape)}
+        for name, value in numbers.items():
+            if type(value) is not int or not int(least.get(name, 1)) <= value < 2**20:
+                raise BundleError(f"{name} is {value!r}: use a whole number below {2**20}")
+        if self.hid % self.heads or self.hid % 4:
+            raise BundleError(f"hid {self.hid}: use a multiple of 4 and of heads, {self.heads}")
+        if self.kind == "tal" and not self.task_dim:
+            raise BundleError("kind 'tal' needs task_dim: use the length of its task embedding")
+        if self.primitives not in (15, 18):
+            raise BundleError(f"primitives is {self.primitives}: use 15, or 18 for language models")
+        for name in ("layernorm", "dead_layer", "separate", "heads_apart"):
+            if type(getattr(self, name)) is not bool:
+                raise BundleError(f"{name} is {getattr(self, name)!r}: use true or false")
+
+    @classmethod
+    def pith(cls, **changes: Any) -> HyperConfig:
+        """Return PITH as released: progressive expansion of the original path alone.
+
+        Examples:
+            >>> HyperConfig.pith(separate=True, expansion="both").max_shape
+            (4096, 4096, 16)
+        """
+        return replace(cls("pith", max_shape=(4096, 4096, 16), expansion="original"), **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {**asdict(self), "max_shape": list(self.max_shape)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> HyperConfig:
+        """Return the config of :meth:`to_dict`'s values.
+
+        Raises:
+            BundleError: if a key is unknown, or a value is not sound.
+        """
+        known = {field.name for field in fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise BundleError(f"unknown options {unknown[:5]}: use {sorted(known)}")
+        return cls(**values)

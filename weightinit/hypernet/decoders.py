@@ -1,0 +1,246 @@
+"""From node embeddings to weights: the convolutional decoder of GHN-3, the low-rank one of LoGAH.
+
+Both compute only the part of their output that is asked for: of the low-rank decoder's 2 r latent
+rows a tensor needs one or a few.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from weightinit.errors import ProjectionError
+from weightinit.hypernet.config import HyperConfig
+
+__all__ = ["ConvDecoder", "Latents", "LowRank", "LowRankDecoder", "VectorDecoder"]
+
+
+class LowRank(NamedTuple):
+    """Matrices A B^T that are not multiplied out, plus a base if there is one.
+
+    Args:
+        a: A ``[..., rows, r]``.
+        b: B ``[..., columns, r]``.
+        base: ``[rows, columns]``, of one matrix only.
+    """
+
+    a: Tensor
+    b: Tensor
+    base: Tensor | None = None
+
+    def dense(self) -> Tensor:
+        """Return the product ``[..., rows, columns]``, differentiable."""
+        if self.base is None:
+            return self.a @ self.b.mT
+        return torch.addmm(self.base, self.a, self.b.mT)
+
+    def write(self, out: Tensor) -> None:
+        """Multiply out into a tensor, without gradients and without another copy of it."""
+        if out.dtype == self.a.dtype and out.device == self.a.device and self.base is None:
+            torch.mm(self.a, self.b.mT, out=out)
+        else:
+            out.copy_(self.dense())
+
+
+class _MLP(nn.Module):
+    """A stack of linear layers with ReLU between them, under its published name."""
+
+    def __init__(self, *sizes: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for old, new in itertools.pairwise(sizes):
+            layers += [nn.Linear(old, new), nn.ReLU()]
+        self.fc = nn.Sequential(*layers[:-1])
+
+
+class LowRankDecoder(nn.Module):
+    """LoGAH's decoder: factors A and B of every tensor, W = A B^T (Zhou et al., arXiv 2405.16287).
+
+    The published code computes latents Y ``[2 r, ck]`` and reads them as ``[2 ck, r]``: entry (i,
+    j) of A is Y's entry of flat index i r + j, and B begins at latent row r. So few rows and
+    columns need few latents, and only those are computed.
+
+    Args:
+        config: of the hypernetwork.
+        expand: whether latents widen progressively, r to 2 r to 4 r (PITH).
+        heads: pairs of factors decoded from one MLP (PITH's shared pathway has two).
+    """
+
+    def __init__(self, config: HyperConfig, *, expand: bool = False, heads: int = 1) -> None:
+        super().__init__()
+        hid, self.rank, self.max_ck = config.hid, config.rank, config.max_ck
+        rank = self.rank
+        self.mlp = _MLP(hid, 4 * hid, 8 * hid, 2 * rank * rank)
+        self.names = [f"l2{'' if head == 0 else f'_{head}'}" for head in range(heads)]
+        if config.dead_layer:
+            for head in range(heads):
+                self.add_module(f"l1{'' if head == 0 else f'_{head}'}", nn.Linear(rank, rank))
+        self.steps = 2 if expand else 0
+        for name in self.names:
+            wide = rank
+            for step in range(self.steps):
+                self.add_module(f"{name}_step{step + 1}", nn.Linear(wide, 2 * wide))
+                wide *= 2
+            last = f"{name}_step{self.steps + 1}" if expand else name
+            self.add_module(last, nn.Linear(wide, config.max_ck))
+
+    def factors(self, x: Tensor, rows: int, columns: int, head: int = 0) -> LowRank:
+        """Return A ``[N, rows, r]`` and B ``[N, columns, r]`` of node embeddings ``[N, hid]``.
+
+        Raises:
+            ProjectionError: if more rows or columns are asked for than the decoder has.
+        """
+        return Latents(self, x).factors(list(range(len(x))), rows, columns, head)
+
+    def forward(self, x: Tensor, rows: int, columns: int, head: int = 0) -> Tensor:
+        """Return A B^T ``[N, rows, columns]``."""
+        return self.factors(x, rows, columns, head).dense()
+
+    def last(self, head: int = 0) -> nn.Linear:
+        """Return the layer that latents end in."""
+        name = self.names[head]
+        layer = self.get_submodule(f"{name}_step{self.steps + 1}" if self.steps else name)
+        assert isinstance(layer, nn.Linear)
+        return layer
+
+    def hidden(self, x: Tensor, count: int) -> Tensor:
+        """Return the first ``count`` latents of both factors before they widen, ``[N, 2, c, r]``."""
+        rank, layer = self.rank, self.mlp.fc[-1]
+        assert isinstance(layer, nn.Linear)
+        weight = layer.weight.unflatten(0, (2, rank, rank))[:, :count].flatten(0, 2)
+        bias = layer.bias.unflatten(0, (2, rank, rank))[:, :count].flatten()
+        y = functional.linear(self.mlp.fc[:-1](x), weight, bias)
+        return y.unflatten(-1, (2, count, rank)).relu()
+
+    def entries(self, y: Tensor, begin: int, end: int, head: int) -> Tensor:
+        """Return entries of a factor, read along its latents ``[N, c, r]``: ``[N, end - begin]``."""
+        for step in range(self.steps):
+            y = self.get_submodule(f"{self.names[head]}_step{step + 1}")(y).relu()
+        last, found = self.last(head), []
+        at = begin
+        while at < end:
+            latent, column = divmod(at, self.max_ck)
+            whole = 1 if column else max(1, (end - at) // self.max_ck)
+            stop = min(end, (latent + whole) * self.max_ck)
+            part, some = y[:, latent : latent + whole], slice(column, column + stop - at)
+            full = column == 0 and stop - at >= self.max_ck
+            weight, bias = (
+                (last.weight, last.bias) if full else (last.weight[some], last.bias[some])
+            )
+            found.append(functional.linear(part, weight, bias).flatten(1))
+            at = stop
+        return found[0] if len(found) == 1 else torch.cat(found, 1)
+
+
+class Latents:
+    """The latents of all nodes of one pass; decoded are only those that somebody asks for.
+
+    Args:
+        decoder: whose they are.
+        x: embeddings of the nodes ``[n, hid]``.
+    """
+
+    def __init__(self, decoder: LowRankDecoder, x: Tensor) -> None:
+        self.decoder, self.x = decoder, x
+        self._hidden = x[:, None, None, :0].expand(-1, 2, 0, -1)
+
+    def factor(
+        self, members: list[int], which: int, count: int, *, first: int = 0, head: int = 0
+    ) -> Tensor:
+        """Return rows of A (``which`` 0) or B (1) of some nodes, ``[N, count, r]``.
+
+        Raises:
+            ProjectionError: if the decoder has fewer.
+        """
+        decoder = self.decoder
+        rank, most = decoder.rank, decoder.max_ck
+        if first + count > most:
+            raise ProjectionError(
+                f"a tensor needs {first + count} {('rows', 'columns')[which]}, and the decoder has "
+                f"{most}: use a hypernetwork with a larger max_ck, or a smaller target"
+            )
+        begin, end = first * rank, (first + count) * rank
+        latents = -(-end // most)
+        if self._hidden.shape[2] < latents:
+            self._hidden = decoder.hidden(self.x, latents)
+        y = self._hidden[members, which]
+        return decoder.entries(y, begin, end, head).unflatten(-1, (count, rank))
+
+    def factors(self, members: list[int], rows: int, columns: int, head: int = 0) -> LowRank:
+        """Return both factors of some nodes."""
+        a, b = ((rows, 0), (columns, 1))
+        return LowRank(*(self.factor(members, i, n, head=head) for n, i in (a, b)))
+
+
+class ConvDecoder(nn.Module):
+    """GHN-3's decoder of tensors of up to ``max_shape``, and of the classifier's weight.
+
+    Args:
+        config: of the hypernetwork.
+    """
+
+    def __init__(self, config: HyperConfig) -> None:
+        super().__init__()
+        hid = config.hid
+        self.rows, self.columns, self.side = config.max_shape
+        self.fc = nn.Sequential(nn.Linear(hid, 4 * hid * self.side**2), nn.ReLU())
+        self.conv = nn.Sequential(
+            nn.Linear(4 * hid, 8 * hid), nn.ReLU(), nn.Linear(8 * hid, self.rows * self.columns)
+        )
+        self.class_layer_predictor = nn.Sequential(
+            nn.ReLU(), nn.Linear(self.rows, config.num_classes)
+        )
+
+    def forward(self, x: Tensor, rows: int, columns: int, height: int, width: int) -> Tensor:
+        """Return tensors ``[N, rows, columns, height, width]`` of embeddings ``[N, hid]``.
+
+        A kernel larger than the decoder's is interpolated.
+        """
+        side, first = self.side, self.fc[0]
+        assert isinstance(first, nn.Linear)
+        cut = []
+        for size in (height, width):
+            kept = min(size, side)
+            start = max(0, side // 2 - kept // 2)
+            cut.append(slice(start, side // 2 + -(-kept // 2)))
+        weight = first.weight.unflatten(0, (-1, side, side))[:, cut[0], cut[1]]
+        bias = first.bias.unflatten(0, (-1, side, side))[:, cut[0], cut[1]]
+        hidden = torch.einsum("nh,fpqh->npqf", x, weight) + bias.movedim(0, -1)
+        last = self.conv[2]
+        assert isinstance(last, nn.Linear)
+        grid = (self.rows, self.columns)
+        weight = last.weight.unflatten(0, grid)[:rows, :columns].flatten(0, 1)
+        bias = last.bias.unflatten(0, grid)[:rows, :columns].flatten()
+        y = functional.linear(self.conv[1](self.conv[0](hidden.relu())), weight, bias)
+        y = y.movedim(-1, 1)
+        if y.shape[2:] != (height, width):
+            y = functional.interpolate(y, (height, width), mode="bilinear")
+        return y.unflatten(1, (rows, columns))
+
+    def classes(self, x: Tensor, columns: int) -> Tensor:
+        """Return the classifier's weight ``[N, num_classes, columns]``."""
+        whole = self(x, self.rows, columns, 1, 1)[..., 0, 0]
+        return self.class_layer_predictor(whole.mT).mT
+
+
+class VectorDecoder(nn.Module):
+    """GHN-3's decoder of vectors: row 0 is a weight, row 1 a bias.
+
+    Args:
+        config: of the hypernetwork.
+    """
+
+    def __init__(self, config: HyperConfig) -> None:
+        super().__init__()
+        hid, self.size = config.hid, max(config.max_shape[:2])
+        self.fc = nn.Sequential(
+            nn.Linear(hid, 2 * hid), nn.ReLU(), nn.Linear(2 * hid, 2 * self.size)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``[N, 2, size]`` of embeddings ``[N, hid]``."""
+        return self.fc(x).unflatten(-1, (2, self.size))

@@ -1,0 +1,133 @@
+"""Hypernetworks as files: config.json and model.safetensors in a folder or on the Hub."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+
+from weightinit._bundle_config import BundleConfig
+from weightinit._checks import Shape, some
+from weightinit.bundle import _Bundle
+from weightinit.errors import BundleError
+from weightinit.hypernet.config import HyperConfig
+from weightinit.hypernet.network import Hypernet
+
+__all__ = ["HyperNetwork"]
+
+#: Bounds of what a stranger's config may make us build, before its tensors are compared.
+MOST = {"layers": 256, "hid": 8192, "rank": 4096, "heads": 1024}
+
+
+def _config(config: BundleConfig) -> HyperConfig:
+    """Return the hypernetwork's own config, checked."""
+    found = HyperConfig.from_dict(config.options)
+    for name, most in MOST.items():
+        if getattr(found, name) > most:
+            raise BundleError(
+                f"{name} of the hypernetwork is {getattr(found, name)}: it must be at most {most}"
+            )
+    if found.kind != config.method:
+        raise BundleError(
+            f"the bundle's method is {config.method!r} and its options are of {found.kind!r}: "
+            "use the same"
+        )
+    return found
+
+
+def _check_tensors(config: BundleConfig, shapes: Mapping[str, Shape]) -> None:
+    with torch.device("meta"):
+        wanted = {k: tuple(v.shape) for k, v in Hypernet(_config(config)).state_dict().items()}
+    lacking, unknown = wanted.keys() - shapes.keys(), shapes.keys() - wanted.keys()
+    if lacking or unknown:
+        raise BundleError(
+            f"the hypernetwork lacks tensors [{some(lacking)}] and has unknown ones "
+            f"[{some(unknown)}]: use a bundle that save_pretrained or `weightinit convert` wrote"
+        )
+    for name, shape in wanted.items():
+        if tuple(shapes[name]) != shape:
+            raise BundleError(
+                f"tensor {name} has shape {tuple(shapes[name])}, its config calls for {shape}: "
+                "use another bundle"
+            )
+
+
+def _check_expansion(
+    config: BundleConfig, shapes: Mapping[str, Shape], nbytes: int, max_bytes: int
+) -> None:
+    """What is predicted has the size of the user's own model: nothing can be a bomb."""
+
+
+class HyperNetwork(_Bundle):
+    """A hypernetwork's weights and configuration; :meth:`module` is the network.
+
+    Frozen. ``tensors`` is the network's state dict, under the published names.
+
+    Args:
+        config: see :class:`BundleConfig`; its ``options`` are a :class:`HyperConfig`'s.
+        tensors: by name.
+        source: where they come from, with the resolved commit.
+        card: text of README.md; default: generated on saving.
+
+    Raises:
+        BundleError: if a tensor is missing, unknown, or of another shape than the config says.
+
+    Examples:
+        >>> import tempfile
+        >>> small = HyperConfig("logah", hid=16, layers=1, heads=2, rank=4, max_ck=512)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     HyperNetwork.of(Hypernet(small)).save_pretrained(folder)
+        ...     HyperNetwork.from_pretrained(folder).hyper_config.rank
+        4
+    """
+
+    kind: ClassVar[str] = "hypernetwork"
+
+    @property
+    def hyper_config(self) -> HyperConfig:
+        """Its kind and sizes."""
+        return _config(self.config)
+
+    @classmethod
+    def of(
+        cls,
+        hypernet: Hypernet,
+        *,
+        licence: str = "Apache-2.0",
+        provenance: Mapping[str, Any] | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> HyperNetwork:
+        """Return the bundle of a network, its weights copied.
+
+        Args:
+            hypernet: a network.
+            licence: SPDX identifier.
+            provenance: of the training, plain JSON.
+            dtype: of the bundle's tensors.
+        """
+        options = hypernet.config
+        config = BundleConfig(
+            kind=cls.kind,
+            method=options.kind,
+            options=options.to_dict(),
+            sizes={"hid": options.hid, **({"rank": options.rank} if options.rank else {})},
+            depth=options.layers,
+            licence=licence,
+            provenance=dict(provenance or {}),
+        )
+        tensors = {
+            name: value.detach().cpu().to(dtype).clone()
+            for name, value in hypernet.state_dict().items()
+        }
+        return cls(config, tensors)
+
+    def module(self) -> Hypernet:
+        """Return the network, on the CPU, fp32, in eval mode."""
+        with torch.device("meta"):
+            network = Hypernet(self.hyper_config)
+        network.load_state_dict({k: v.float() for k, v in self.tensors.items()}, assign=True)
+        return network.eval()
+
+    _check_tensors = staticmethod(_check_tensors)
+    _check_expansion = staticmethod(_check_expansion)

@@ -1,0 +1,287 @@
+"""The hypernetworks: GHN-3, LoGAH, TAL and PITH are one encoder with different decoders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from weightinit.errors import ProjectionError
+from weightinit.hypernet.config import HyperConfig
+from weightinit.hypernet.decoders import (
+    ConvDecoder,
+    Latents,
+    LowRank,
+    LowRankDecoder,
+    VectorDecoder,
+)
+from weightinit.hypernet.encoder import Encoder
+from weightinit.hypernet.graph import Graph, Node
+from weightinit.hypernet.shapes import limited, scale_of, tiled, vector
+
+__all__ = ["Decoded", "Hypernet", "Pass", "Weights"]
+
+Decoded = Tensor | LowRank
+
+
+class Weights(Mapping[tuple[int, str], Tensor]):
+    """From block (-1 outside) and canonical role to a canonical part, multiplied out when read."""
+
+    def __init__(self, parts: Mapping[tuple[int, str], Decoded]) -> None:
+        self.parts = dict(parts)
+
+    def __getitem__(self, key: tuple[int, str]) -> Tensor:
+        value = self.parts[key]
+        return value.dense() if isinstance(value, LowRank) else value
+
+    def __iter__(self) -> Iterator[tuple[int, str]]:
+        return iter(self.parts)
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+
+class Pass:
+    """One run of a hypernetwork: the embeddings of all nodes, and what is decoded from them.
+
+    Args:
+        hypernet: that runs.
+        x: embeddings ``[n, hid]``.
+    """
+
+    def __init__(self, hypernet: Hypernet, x: Tensor) -> None:
+        self.hypernet, self.x = hypernet, x
+        own, other = hypernet.decoder, getattr(hypernet, "decoderpq", None)
+        self.latents = Latents(own, x) if isinstance(own, LowRankDecoder) else None
+        self._others = Latents(other, x) if other is not None else self.latents
+
+    def pair(
+        self, members: list[int], left: tuple[int, int], right: tuple[int, int]
+    ) -> tuple[LowRank, LowRank]:
+        """Return PITH's P ``[N, *left]`` and Q ``[N, *right]`` of some nodes."""
+        config, latents = self.hypernet.config, self._others
+        assert latents is not None
+        first = int(config.pathway == "shared")
+        if config.separate:
+            return latents.factors(members, *left, first), latents.factors(
+                members, *right, first + 1
+            )
+        rows, columns = (max(sizes) for sizes in zip(left, right, strict=True))
+        a, b, _ = latents.factors(members, rows, columns, first)
+        p, q = (LowRank(a[:, : sizes[0]], b[:, : sizes[1]]) for sizes in (left, right))
+        return p, q
+
+
+#: Changes decoded matrices of some nodes: given the run, their indices and ``[N, ...]`` values.
+Fuse = Callable[[Pass, list[int], Decoded], Decoded]
+
+
+class Hypernet(Encoder):
+    """A network that predicts the weights of another one.
+
+    Its state dict has the names of the published checkpoints, without their aliases.
+
+    Args:
+        config: its kind and sizes.
+
+    Examples:
+        >>> with torch.device("meta"):
+        ...     logah = Hypernet(HyperConfig(rank=90))
+        >>> sum(p.numel() for p in logah.parameters())
+        21412794
+    """
+
+    def __init__(self, config: HyperConfig) -> None:
+        super().__init__(config)
+        self.config = config
+        if config.kind == "ghn3":
+            self.decoder = ConvDecoder(config)
+            self.decoder_1d = VectorDecoder(config)
+            self.bias_class = nn.Sequential(
+                nn.ReLU(), nn.Linear(self.decoder_1d.size, config.num_classes)
+            )
+            for last in (
+                self.decoder.conv[2],
+                self.decoder.class_layer_predictor[1],
+                self.decoder_1d.fc[2],
+            ):
+                assert isinstance(last, nn.Linear)
+                nn.init.zeros_(last.bias)
+                with torch.no_grad():
+                    last.weight /= 5
+            return
+        projections = 1 + config.separate
+        shared = config.kind == "pith" and config.pathway == "shared"
+        self.decoder = LowRankDecoder(
+            config,
+            expand=config.expansion != "none",
+            heads=1 + projections if shared else 1,
+        )
+        # not used, and part of the published checkpoints
+        self.decoder_1d = nn.Sequential(nn.Linear(1, 1))
+        self.bias_class = nn.Sequential(nn.ReLU(), nn.Linear(1, 1))
+        if config.kind == "pith":
+            self.fusion_weight = nn.Parameter(torch.tensor(-1.5))
+            if not shared:
+                self.decoderpq = LowRankDecoder(
+                    config, expand=config.expansion == "both", heads=projections
+                )
+            if config.start == "rule":
+                # of what is added to the rule's weights: from the original path, by P, and by Q
+                self.gates = nn.Parameter(torch.full((3,), 0.02))
+
+    def forward(
+        self,
+        graph: Graph,
+        *,
+        task: Tensor | None = None,
+        fuse: Fuse | None = None,
+        faithful: bool = False,
+    ) -> Weights:
+        """Return every weight that the graph has a node for, differentiable.
+
+        Args:
+            graph: of the target.
+            task: TAL's task embedding ``[task_dim]``.
+            fuse: changes matrices before they are scaled.
+            faithful: clip and tile as the published code does.
+
+        Returns:
+            Canonical parts, fp32.
+
+        Raises:
+            ProjectionError: if the task does not fit, or the target is larger than can be decoded.
+        """
+        self.check_task(task)
+        x = self.encode(graph, task)
+        if faithful or self.config.kind == "ghn3":
+            limits = self.config.max_shape
+        else:
+            limits = None
+            self._check_sizes(graph)
+        groups: dict[Any, list[int]] = {}
+        for index, node in enumerate(graph.nodes):
+            if node.roles:
+                flat = node.op if node.op in ("bias", "ln") else ""
+                groups.setdefault((flat, node.head, node.shape), []).append(index)
+        run, found = Pass(self, x), {}
+        # the largest first: their latents serve the others
+        for (flat, _, _), members in sorted(groups.items(), key=lambda item: -max(item[0][2])):
+            node = graph.nodes[members[0]]
+            if flat:
+                values: Decoded = self._vectors(run, members, node, limits)
+            else:
+                values = self._matrices(run, members, node, limits)
+                values = values if fuse is None else fuse(run, members, values)
+                # Embeddings stay as they are.
+                values = values if node.op == "pos_enc" else _times(values, scale_of(node))
+            for place, index in enumerate(members):
+                found |= _parts(graph.nodes[index], _at(values, place))
+        return Weights(found)
+
+    def check_task(self, task: Tensor | None) -> None:
+        """Raise ProjectionError if a task embedding is missing, or of another length."""
+        size = self.config.task_dim
+        if task is None and size:
+            raise ProjectionError(
+                f"this hypernetwork needs a task: pass task=, an embedding of {size} numbers, or "
+                "images of the task and ancestor="
+            )
+        if task is not None and tuple(task.shape) != (size,):
+            raise ProjectionError(
+                f"the task embedding has shape {tuple(task.shape)}: "
+                + (f"use one of ({size},)" if size else "this hypernetwork takes none")
+            )
+
+    def _check_sizes(self, graph: Graph) -> None:
+        rows, columns, _ = self.config.max_shape
+        for node in graph.nodes:
+            shape = node.shape
+            if shape is None or node.head or node.op == "pos_enc":
+                continue
+            if shape[0] > rows and shape[1] > columns:
+                raise ProjectionError(
+                    f"{node.roles[0]} of {shape[0]}x{shape[1]} is beyond what the hypernetwork "
+                    f"was made for in both axes, {rows}x{columns}: use a smaller target, or a "
+                    "hypernetwork with a larger max_shape"
+                )
+
+    def _vectors(
+        self, run: Pass, members: list[int], node: Node, limits: tuple[int, int, int] | None
+    ) -> Tensor:
+        """Return weight and bias of norms ``[N, 2, n]``, or biases ``[N, 1, n]``."""
+        assert node.shape is not None
+        size, rows = node.shape[0], (0, 1) if node.op == "ln" else (1,)
+        if run.latents is None:
+            values = self.decoder_1d(run.x[members])
+            values = (self.bias_class(values) if node.head else values)[:, rows]
+        else:
+            entries = limited(size, 0, self.config, limits)
+            b = run.latents.factor(members, 1, 1)
+            found = [
+                run.latents.factor(members, 0, min(size, entries), first=row * entries) @ b.mT
+                for row in rows
+            ]
+            values = torch.stack(found, 1)[..., 0]
+        values = tiled(values, (len(rows), size))
+        return torch.stack([vector(values[:, i], row) for i, row in enumerate(rows)], 1)
+
+    def _matrices(
+        self, run: Pass, members: list[int], node: Node, limits: tuple[int, int, int] | None
+    ) -> Decoded:
+        """Return tensors ``[N, out, in, height, width]`` or matrices, before any scaling."""
+        assert node.shape is not None
+        rows, columns, height, width = node.shape
+        # The published code clips no positions.
+        clip = limits is not None and not (node.on_grid and run.latents is not None)
+        out, into = (
+            min(size, most) if clip else size
+            for size, most in zip((rows, columns), self.config.max_shape, strict=False)
+        )
+        if run.latents is None:
+            decoder, x = self.decoder, run.x[members]
+            assert isinstance(decoder, ConvDecoder)
+            if node.head:
+                values = decoder.classes(x, into)[..., None, None]
+            else:
+                values = decoder(x, out, into, height, width)
+            return tiled(values, (rows, columns))
+        factors = run.latents.factors(members, out * height, into * width)
+        if not node.spatial:
+            # What repeats rows of the product repeats those of a factor.
+            a, b = (tiled(part, (n,)) for part, n in zip(factors, (rows, columns), strict=False))
+            return LowRank(a, b)
+        values = factors.dense().unflatten(2, (into, width)).unflatten(1, (out, height))
+        return tiled(values.permute(0, 1, 3, 2, 4), (rows, columns))
+
+
+def _times(values: Decoded, scale: float) -> Decoded:
+    if isinstance(values, LowRank):
+        return LowRank(values.a * scale, values.b)
+    return values * scale
+
+
+def _at(values: Decoded, index: int) -> Decoded:
+    """Return one of several values."""
+    if isinstance(values, LowRank):
+        return LowRank(values.a[index], values.b[index])
+    return values[index]
+
+
+def _parts(node: Node, value: Decoded) -> dict[tuple[int, str], Decoded]:
+    """Return the canonical parts of a node's value."""
+    parts: list[Decoded]
+    if isinstance(value, LowRank):
+        parts = [LowRank(rows, value.b) for rows in value.a.chunk(len(node.roles))]
+    elif node.op == "ln":
+        parts = list(value)
+    elif node.op == "bias":
+        parts = list(value[0].chunk(len(node.roles)))
+    elif node.on_grid:
+        parts = [value[0].flatten(1).T]
+    else:
+        parts = list((value if node.spatial else value[..., 0, 0]).chunk(len(node.roles)))
+    # A norm without bias has one role, and two values.
+    return {(node.block, role): part for role, part in zip(node.roles, parts, strict=False)}
