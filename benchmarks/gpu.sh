@@ -23,4 +23,10 @@ if [[ -n "${DATA:-}" ]]; then
   timeout --signal=INT "${SECONDS_A_PIECE:-500}" \
     "$python" benchmarks/learngene.py --preset small --data "$DATA" --workers 14 \
     --work "$out/learngene" --cache-dir "$out/cache" --results "$out" || test $? = 124
+  # Hypernetworks at 33 times the steps of two cores, and wider.
+  timeout --signal=INT "${SECONDS_A_PIECE:-500}" \
+    "$python" benchmarks/hypernet_quality.py --preset small --jobs 1 --work "$out/learngene" \
+    --cache-dir "$out/cache" --results "$out" || test $? = 124
 fi
+# Graph, prediction and training step of hypernetworks, bf16.
+"$python" benchmarks/hypernet.py --device cuda --out "$out" | tee "$out/hypernet.txt"

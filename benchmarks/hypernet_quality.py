@@ -18,16 +18,26 @@ from typing import Any
 
 import schema
 import torch
-from trials.hypernets import BASELINES, HELD, SEEN, VARIANTS, hypernet, multi_task, score, slug
+from trials.hypernets import (
+    BASELINES,
+    HELD,
+    SEEN,
+    VARIANTS,
+    Budget,
+    hypernet,
+    multi_task,
+    score,
+    slug,
+)
 from trials.run import write
 from trials.scales import SCALES
 from trials.sources import Lab
 
 #: Steps of every meta-training, by preset; seeds of the short trainings after it.
-STEPS = {"micro": 1500, "small": 40_000}
-SEEDS = (0, 1, 2)
+STEPS = {"micro": 1200, "small": 40_000}
+SEEDS = (0, 1)
 #: What is larger than in the presets of two cores; targets and ancestor are the same.
-LARGER = {
+LARGER: dict[str, dict[str, Any]] = {
     "micro": {},
     "small": {"hid": 128, "layers": 5, "heads": 16, "rank": 32, "max_ck": 8192},
 }
@@ -60,18 +70,18 @@ def _begin(threads: int, options: dict[str, Any]) -> None:
     _LAB[:] = [Lab(**options)]
 
 
-def _train(name: str, steps: int) -> None:
-    hypernet(name, _LAB[0], steps, seed=0)
+def _train(name: str, budget: Budget) -> None:
+    hypernet(name, _LAB[0], budget, seed=0)
 
 
-def _score(name: str, size: tuple[int, int], steps: int, seed: int, file: Path) -> None:
+def _score(name: str, size: tuple[int, int], budget: Budget, seed: int, file: Path) -> None:
     if not file.exists():
-        write(score(name, size, _LAB[0], steps, seed), file)
+        write(score(name, size, _LAB[0], budget, seed), file)
 
 
-def _tasks(steps: int, seed: int, file: Path) -> None:
+def _tasks(budget: Budget, seed: int, file: Path) -> None:
     if not file.exists():
-        write({"rows": multi_task(_LAB[0], steps, seed)}, file)
+        write({"rows": multi_task(_LAB[0], budget, seed)}, file)
 
 
 def main() -> None:
@@ -82,12 +92,13 @@ def main() -> None:
     if given.preset != "micro":
         folder = folder / given.preset
     options = {"scale": scale, "folder": folder, "cache_dir": given.cache_dir}
-    steps, seeds = given.steps or STEPS[given.preset], given.seeds or SEEDS
+    budget = Budget(given.steps or STEPS[given.preset], LARGER[given.preset])
+    seeds = given.seeds or SEEDS
     load = schema.machine()["load"]
     names = [name for name in (*BASELINES, *VARIANTS) if not given.method or name in given.method]
-    runs = folder / "runs" / f"hypernets-{steps}"
+    runs = folder / "runs" / f"hypernets-{budget.steps}"
     cases = [
-        (name, size, steps, seed, runs / f"{slug(name)}-{size[0]}x{size[1]}-{seed}.json")
+        (name, size, budget, seed, runs / f"{slug(name)}-{size[0]}x{size[1]}-{seed}.json")
         for name in names
         for size in (*SEEN, *HELD)
         for seed in seeds
@@ -100,13 +111,13 @@ def main() -> None:
         needed = [name for name in names if name in VARIANTS and "sizes" in given.suite]
         if "tasks" in given.suite:
             needed = list(dict.fromkeys([*needed, "TAL"]))
-        _wait([pool.submit(_train, name, steps) for name in needed], "hypernetworks")
+        _wait([pool.submit(_train, name, budget) for name in needed], "hypernetworks")
         later = []
         if "sizes" in given.suite:
             later += [pool.submit(_score, *case) for case in cases]
         if "tasks" in given.suite:
             pairs = zip(seeds, task_files, strict=False)
-            later += [pool.submit(_tasks, steps, seed, file) for seed, file in pairs]
+            later += [pool.submit(_tasks, budget, seed, file) for seed, file in pairs]
         _wait(later, "runs")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     found: dict[str, list[Any]] = {

@@ -1,7 +1,7 @@
-"""The published hypernetworks' way, plainly: trace a forward pass, decode every latent, tile, scale.
+"""The published hypernetworks' way: trace a forward pass, decode every latent, tile, scale.
 
-GHN-3, LoGAH, TAL and PITH as their code does it for torchvision's ViT, written anew and only as fast
-as theirs; the benchmark measures against it and tests compare with it. Weights are those of a
+GHN-3, LoGAH, TAL and PITH as their code does it for torchvision's ViT, written anew and only as
+fast; the benchmark measures against it and tests compare with it. Weights are those of a
 :class:`weightinit.hypernet.network.Hypernet`.
 """
 
@@ -53,7 +53,8 @@ class _Walk:
         self.norms = {
             name for name, module in model.named_modules() if isinstance(module, nn.LayerNorm)
         }
-        self.names, self.ops, self.shapes = [""], ["input"], [None]
+        self.names, self.ops = [""], ["input"]
+        self.shapes: list[tuple[int, ...] | None] = [None]
         self.before: list[set[int]] = [set()]
         self.seen: dict[Any, tuple[set[int], list[Tensor]]] = {}
 
@@ -224,7 +225,8 @@ def embeddings(net: Hypernet, graph: Traced, task: Tensor | None = None) -> Tens
     x = x + first.input_dist_embed(a[0].clamp(max=1000))
     table = first.attn.edge_embed["embed"]
     bias = first.attn.proj_e(torch.cat([table(a + 2), table(a.T + 2)], -1)).permute(2, 0, 1)
-    for layer in net.gnn:
+    layers: Any = net.gnn
+    for layer in layers:
         normed = layer.ln1(x)
         normed = normed if task is None else layer.TEN(normed, task)
         q, k, v = layer.attn.to_qkv(normed).view(len(x), 3, net.config.heads, -1).unbind(1)

@@ -207,6 +207,68 @@ def curves() -> str:
     return steps_saved(result["rows"])[0] + f"\n\n{origin(result)}"
 
 
+def inherited(suite: str) -> str:
+    """One ancestor's weights in targets of other sizes; and what they are worth in steps."""
+    result = results(f"learngene-{suite}-micro")
+    rows = [row for row in result["rows"] if row["budget"] == 1]
+    first = [row for row in result["rows"] if (row["width"], row["depth"]) == _size(rows[0])]
+    text = accuracies(rows, lambda row: "{} x {}".format(*_size(row)), costs=False)
+    groups = dict.fromkeys((row["name"], row["steps"]) for row in first)
+    means = [
+        {"name": name, "steps": steps, "trained": mean(
+            [row for row in first if (row["name"], row["steps"]) == (name, steps)], "trained"
+        )}
+        for name, steps in groups
+    ]  # fmt: skip
+    saved = steps_saved(means)[0]
+    size = "{} x {}".format(*_size(rows[0]))
+    return f"{text}\n\nAt {size}. {saved}\n\n{origin(result)}"
+
+
+def _size(row: Mapping[str, Any]) -> tuple[int, int]:
+    return row["width"], row["depth"]
+
+
+def shrink() -> str:
+    """Smaller targets."""
+    return inherited("shrink")
+
+
+def grow() -> str:
+    """Larger targets."""
+    return inherited("grow")
+
+
+def hypernets() -> str:
+    """Targets that were never trained, by hypernetwork."""
+    result = results("hypernets-sizes-micro")
+
+    def column(row: Mapping[str, Any]) -> str:
+        return "{} x {}{}".format(*_size(row), ", unseen" if row["held_out"] else "")
+
+    text = accuracies(result["rows"], column, costs=False)
+    close = table(
+        ["", "cosine of qkv with the ancestor's", "numbers of its own", "seconds of its training"],
+        [
+            [row["name"], row["cosine"], row.get("parameters", 0), row.get("meta_seconds", 0)]
+            for row in result["rows"]
+            if "cosine" in row and row["seed"] == result["seeds"][0]
+        ],
+    )
+    return f"{text}\n\n{close}\n\n{origin(result)}"
+
+
+def tasks() -> str:
+    """TAL's tasks."""
+    result = results("hypernets-tasks-micro")
+    rows = result["rows"]
+
+    def column(row: Mapping[str, Any]) -> str:
+        return row["task"] + (", unseen" if row["unseen"] else "")
+
+    return accuracies(rows, column, costs=False) + f"\n\n{origin(result)}"
+
+
 def tune() -> str:
     """The learning rates that were tried."""
     result = results("learngene-tune-micro")
@@ -216,7 +278,8 @@ def tune() -> str:
 PARTS: Mapping[Path, Sequence[Callable[[], str]]] = {
     schema.ROOT / "README.md": (demo, bundles, learngene, benchmarks),
     schema.ROOT / "docs" / "benchmarks.md": (
-        depth, width, deeper, components, templates, fit, transfer, curves, tune,
+        depth, width, deeper, components, templates, fit, transfer, curves, tune, shrink, grow,
+        hypernets, tasks,
     ),
 }  # fmt: skip
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,20 @@ from weightinit.training.tasks import in_shape, task_embedding
 ANCESTOR = (64, 6)
 #: Targets as (width, depth); training draws no width of 80 or 112 and no depth of 5 or 8.
 SEEN = ((64, 6), (128, 7))
-HELD = ((80, 5), (112, 8), (80, 8))
+HELD = ((80, 5), (112, 8))
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What every hypernetwork gets.
+
+    Args:
+        steps: of its training.
+        larger: what is larger than in the presets of two cores.
+    """
+
+    steps: int
+    larger: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -44,13 +57,14 @@ class Variant:
     preset: str
     changes: Mapping[str, Any] = field(default_factory=dict)
 
-    def made(self, steps: int) -> HyperPreset:
-        """Return the preset, its training of so many steps."""
+    def made(self, budget: Budget) -> HyperPreset:
+        """Return the preset with a budget."""
         preset = get_hypernet_preset(self.preset)
+        larger = {k: v for k, v in budget.larger.items() if k != "rank" or preset.config.rank}
         return replace(
             preset,
-            config=replace(preset.config, **self.changes),
-            recipe=preset.recipe.planned(steps=steps),
+            config=replace(preset.config, **larger, **self.changes),
+            recipe=preset.recipe.planned(steps=budget.steps),
             watch=tuple(micro(*size) for size in (ANCESTOR, (128, 8), (80, 4))),
         )
 
@@ -85,10 +99,10 @@ def ancestor(lab: Lab) -> nn.Module:
     return lab.model(Source("vit", *ANCESTOR))
 
 
-def hypernet(name: str, lab: Lab, steps: int, seed: int) -> wi.HyperNetwork:
+def hypernet(name: str, lab: Lab, budget: Budget, seed: int) -> wi.HyperNetwork:
     """Return a trained variant; it is trained once."""
     variant = VARIANTS[name]
-    return _trained(variant.made(steps), name, lab, [lab.data()], seed)
+    return _trained(variant.made(budget), name, lab, [lab.data()], seed)
 
 
 def _trained(
@@ -120,7 +134,7 @@ def build(size: tuple[int, int], data: ImageData) -> nn.Module:
     return timm.create_model("vit_tiny_patch16_224", **kwargs)
 
 
-def score(name: str, size: tuple[int, int], lab: Lab, steps: int, seed: int) -> dict[str, Any]:
+def score(name: str, size: tuple[int, int], lab: Lab, budget: Budget, seed: int) -> dict[str, Any]:
     """Return the row of one start of one target: at once, and after the short budget."""
     data = lab.data()
     with torch.random.fork_rng(devices=[]):
@@ -129,14 +143,14 @@ def score(name: str, size: tuple[int, int], lab: Lab, steps: int, seed: int) -> 
     row: dict[str, Any] = {"name": name, "width": size[0], "depth": size[1], "seed": seed}
     row["held_out"] = size in HELD
     if name in VARIANTS:
-        bundle = hypernet(name, lab, steps, seed=0)
+        bundle = hypernet(name, lab, budget, seed=0)
         config = bundle.hyper_config
         inherits = config.kind == "pith"
         began = time.perf_counter()
         wi.init_from_hypernet(model, bundle, ancestor=ancestor(lab) if inherits else None)
         row["start_seconds"] = round(time.perf_counter() - began, 3)
         row["parameters"] = sum(tensor.numel() for tensor in bundle.tensors.values())
-        row["meta_steps"], row["meta_seconds"] = steps, bundle.config.provenance["seconds"]
+        row["meta_steps"], row["meta_seconds"] = budget.steps, bundle.config.provenance["seconds"]
     elif name == "rule alone":
         wi.project_from(ancestor(lab), model, method=Mixed())
     elif name == "project_from, calibrated":
@@ -167,11 +181,11 @@ def _short(
 
 def cosine(model: nn.Module, other: nn.Module) -> float:
     """Return the mean cosine of two models' qkv weights, block by block."""
-    weights = [
+    ours, theirs = (
         torch.stack([value.flatten() for key, value in one.state_dict().items() if "qkv.w" in key])
         for one in (model, other)
-    ]
-    return float(functional.cosine_similarity(*weights).mean())
+    )
+    return float(functional.cosine_similarity(ours, theirs).mean())
 
 
 def task_data(name: str, lab: Lab) -> ImageData:
@@ -179,20 +193,23 @@ def task_data(name: str, lab: Lab) -> ImageData:
     return in_shape(lab.data("" if name == TASKS[0] else name), 32, 3)
 
 
-def multi_task(lab: Lab, steps: int, seed: int) -> list[dict[str, Any]]:
+def multi_task(lab: Lab, budget: Budget, seed: int) -> list[dict[str, Any]]:
     """Return rows of TAL, trained on all tasks but one, and of LoGAH, trained on each alone."""
     tasks = [task_data(name, lab) for name in TASKS]
-    first = hypernet("TAL", lab, steps, seed=0)
+    first = hypernet("TAL", lab, budget, seed=0)
     preset = get_hypernet_preset("micro-tal-tasks")
-    preset = replace(preset, recipe=preset.recipe.planned(steps=steps), watch=())
+    config = replace(preset.config, **budget.larger)
+    recipe = preset.recipe.planned(steps=budget.steps)
+    preset = replace(preset, config=config, recipe=recipe, watch=())
     tal = _trained(preset, "tal tasks", lab, tasks, seed, start=first.module())
+    each = replace(budget, steps=budget.steps // len(tasks))
     rows = []
     for task in (*tasks, task_data(UNSEEN, lab)):
         unseen = task.name == task_data(UNSEEN, lab).name
         embedding = task_embedding(ancestor(lab), task)
         rows.append(_task_row("TAL, all tasks", tal, task, lab, seed, embedding, unseen=unseen))
         if not unseen:
-            alone = replace(VARIANTS["LoGAH"].made(steps // len(tasks)), watch=(), channels=3)
+            alone = replace(VARIANTS["LoGAH"].made(each), watch=(), channels=3)
             own = _trained(alone, f"logah {task.name}", lab, [task], seed)
             rows.append(_task_row("LoGAH, each task", own, task, lab, seed))
         rows.append(_task_row("timm default", None, task, lab, seed, unseen=unseen))
@@ -220,8 +237,3 @@ def _task_row(
         row["meta_steps"] = bundle.config.provenance["recipe"]["steps"]
     row["at_once"] = round(accuracy(model, task.test, task)[0], 2)
     return row | _short(model, task, lab, seed, learned=bundle is not None)
-
-
-def described(variant: Variant, steps: int) -> dict[str, Any]:
-    """Return the config of a variant, as JSON."""
-    return asdict(variant.made(steps).config)

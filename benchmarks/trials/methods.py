@@ -286,8 +286,15 @@ OUTSIDE = ("patch", "pos", "norm", "head")
 MATRICES = ("attn.qkv.weight", "attn.proj.weight", "mlp.fc1.weight", "mlp.fc2.weight")
 
 
-def _projected(method: str, fits: Callable[..., bool] | None = None, **options: object) -> Method:
-    return Method(partial(projected, method=method, **options), fits=fits, inherits=True)
+def _projected(
+    method: str,
+    fits: Callable[..., bool] | None = None,
+    *,
+    main: bool = True,
+    **options: object,
+) -> Method:
+    starting = partial(projected, method=method, **options)
+    return Method(starting, fits=fits, main=main, inherits=True)
 
 
 def _narrower(old: tuple[int, int], new: tuple[int, int]) -> bool:
@@ -337,7 +344,10 @@ METHODS: Mapping[str, Method] = {
     "four times the templates, of half the size": _templates("wave-smaller"),
     # one ancestor
     "timm's truncation": Method(
-        truncated, fits=lambda old, new: old[0] == new[0] and old[1] >= new[1], inherits=True
+        truncated,
+        fits=lambda old, new: old[0] == new[0] and old[1] >= new[1],
+        main=True,
+        inherits=True,
     ),
     "Weight Selection, as published": _projected("weight_selection", heads="flat"),
     "Weight Selection, whole heads": _projected("weight_selection", depth="uniform"),
@@ -353,21 +363,25 @@ METHODS: Mapping[str, Method] = {
     "LEMON": _projected("lemon"),
     "LiGO, untrained operator": _projected("ligo"),
     "Weight Selection, consecutive": _projected(
-        "weight_selection", elements="consecutive", depth="uniform"
+        "weight_selection", elements="consecutive", depth="uniform", main=False
     ),
-    "Weight Selection, random": _projected("weight_selection", elements="random", depth="uniform"),
-    "Weight Selection, first blocks": _projected("weight_selection"),
-    "Weight Selection, rescaled": _projected("weight_selection", depth="uniform", rescale=True),
+    "Weight Selection, random": _projected(
+        "weight_selection", elements="random", depth="uniform", main=False
+    ),
+    "Weight Selection, first blocks": _projected("weight_selection", main=False),
+    "Weight Selection, rescaled": _projected(
+        "weight_selection", depth="uniform", rescale=True, main=False
+    ),
     "weight subcloning": _projected("subcloning"),
-    "activation-aware (ours)": _projected("activation"),
     "FINE": Method(
         partial(trained, fit=wi.fit_fine),
         fits=lambda old, new: old[0] == new[0],
+        main=True,
         inherits=True,
     ),
-    "LiGO, 100 steps": Method(partial(trained, fit=wi.fit_ligo), inherits=True),
-    "templates of the ancestor": Method(extracted, inherits=True),
-    "Torch-Pruning": Method(torch_pruning, fits=_narrower, inherits=True),
+    "LiGO, 100 steps": Method(partial(trained, fit=wi.fit_ligo), main=True, inherits=True),
+    "templates of the ancestor": Method(extracted, main=True, inherits=True),
+    "Torch-Pruning": Method(torch_pruning, fits=_narrower, main=True, inherits=True),
     "project_from": _projected("auto", calibrated=False),
     "project_from, calibrated": _projected("auto"),
 }
@@ -384,7 +398,6 @@ SHRINKING = (
     "templates of the ancestor",
     "Torch-Pruning",
     "weight subcloning",
-    "activation-aware (ours)",
     "project_from",
     "project_from, calibrated",
 )

@@ -198,12 +198,16 @@ def _inherited(
     sizes: Sequence[tuple[int, int]],
 ) -> Iterator[Case]:
     templates = scale.presets[0].width
-    for method in methods:
+    for name in methods:
+        method = METHODS[name]
         for size in sizes:
-            fits = METHODS[method].fits
-            if fits is None or fits(ancestor, size):
-                for seed in scale.seeds:
-                    yield Case(suite, method, templates, *size, seed, ancestor=ancestor)
+            if method.fits is None or method.fits(ancestor, size):
+                for seed in scale.seeds if method.main else scale.seeds[:1]:
+                    yield Case(suite, name, templates, *size, seed, ancestor=ancestor)
+    # what a start is worth in steps from scratch
+    for budget in (4.0, float(scale.budget)):
+        first = (templates, *sizes[0], scale.seeds[0])
+        yield Case(suite, "timm default", *first, budget=budget, ancestor=ancestor)
 
 
 SUITES: Mapping[str, Callable[[Scale], Iterator[Case]]] = {
