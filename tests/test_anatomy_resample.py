@@ -4,6 +4,7 @@ import torch
 
 from weightinit import ProjectionError
 from weightinit.anatomy import resample_patch, resample_pos
+from weightinit.anatomy.resample import resample_axis, resample_table
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16]
 
@@ -77,3 +78,51 @@ def test_other_channels_keep_their_sum(old, new):
 def test_what_is_no_patch_embedding_is_refused(shape, size, channels):
     with pytest.raises(ProjectionError, match="cannot be resampled"):
         resample_patch(torch.zeros(shape), size, channels)
+
+
+@pytest.mark.parametrize("extra", [0, 3])
+@pytest.mark.parametrize("old", [(4, 4), (3, 5)])
+@pytest.mark.parametrize("new", [(4, 4), (6, 6), (2, 7)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_tables(extra, old, new, dtype):
+    def rows(grid):
+        return (2 * grid[0] - 1) * (2 * grid[1] - 1)
+
+    table = draw(rows(old) + extra, 2, dtype=dtype)
+    result = resample_table(table, old, new, rows(new) + extra)
+    assert (result.shape, result.dtype) == ((rows(new) + extra, 2), dtype)
+    # No offset and the token's own rows stay.
+    middle = rows(new) // 2, rows(old) // 2
+    torch.testing.assert_close(result[middle[0]], table[middle[1]])
+    if extra:
+        assert torch.equal(result[-3:], table[-3:])
+    constant = resample_table(torch.ones_like(table), old, new, rows(new) + extra)
+    torch.testing.assert_close(constant, torch.ones_like(constant))
+    assert result.data_ptr() != table.data_ptr()
+    if old == new:
+        assert torch.equal(result, table)
+    if old[0] == old[1]:
+        assert torch.equal(resample_table(table, None, new, rows(new) + extra), result)
+
+
+def test_rows_of_the_class_token_come_and_go():
+    table = draw(49 + 3, 2)
+    assert torch.equal(resample_table(table, (4, 4), (4, 4), 49), table[:49])
+    more = resample_table(table[:49], (4, 4), (4, 4), 52)
+    assert torch.equal(more[:49], table[:49]) and not more[49:].any()
+
+
+@pytest.mark.parametrize(
+    ("rows", "old", "new", "wanted"),
+    [(50, None, (4, 4), 49), (60, (4, 4), (4, 4), 49), (49, (4, 4), (4, 4), 40)],
+)
+def test_what_is_no_table_is_refused(rows, old, new, wanted):
+    with pytest.raises(ProjectionError, match=r"cannot be resampled.*img_size and patch_size"):
+        resample_table(torch.zeros(rows, 2), old, new, wanted)
+
+
+def test_offsets_along_one_axis():
+    table = torch.arange(7.0)[:, None]
+    assert torch.equal(resample_axis(table, 7), table)
+    assert resample_axis(table, 7).data_ptr() != table.data_ptr()
+    torch.testing.assert_close(resample_axis(table, 21)[1::3], table)

@@ -253,3 +253,11 @@ def test_distilled_deit_of_transformers():
     assert seen.outside["token.dist"].size == (1, 12)
     assert seen.outside["head_dist.weight"].axes == (("n",), ("d",))
     assert (seen.traits["prefix_tokens"], seen.traits["pos_prefix"]) == (2, 2)
+
+
+def test_shared_biases_of_beit_are_known():
+    model = timm.models.beit.Beit(
+        img_size=16, patch_size=4, embed_dim=12, depth=2, num_heads=3, use_shared_rel_pos_bias=True
+    )
+    assert anatomy(model).outside["rel_pos.table"].size == (7 * 7 + 3, 3)
+    assert anatomy(model.state_dict(), sizes={"h": 3}).outside["rel_pos.table"].axes[1] == ("h",)

@@ -255,6 +255,25 @@ def test_wrong_heads(model):
         Ancestor.open({"a": torch.ones(2)})
 
 
+@pytest.mark.parametrize("form", ["module", "state dict", "file", "folder"])
+def test_rules_of_ones_own(form, model, tmp_path):
+    model.blocks[0].adapter = nn.Linear(model.embed_dim, 4, bias=False, device="meta")
+    model.blocks[0].adapter.weight = nn.Parameter(torch.ones(4, model.embed_dim))
+    rules = [wi.Rule(r"blocks\.(?P<block>\d+)\.adapter\.weight", "adapter.weight", "a d")]
+    state = model.state_dict()
+    folder = write(tmp_path, state)
+    heads = None if form == "module" else model.blocks[0].attn.num_heads
+    source = {
+        "module": model, "state dict": state, "folder": folder,
+        "file": folder / "model.safetensors",
+    }[form]  # fmt: skip
+    with pytest.raises(AnatomyError, match=r"blocks\.0\.adapter\.weight"):
+        Ancestor.open(source, heads=heads)
+    ancestor = Ancestor.open(source, heads=heads, rules=iter(rules))
+    piece = ancestor.anatomy.blocks[0]["adapter.weight"]
+    assert torch.equal(ancestor.part(piece), model.blocks[0].adapter.weight)
+
+
 def test_what_is_no_ancestor(model):
     for source in (None, 3, [model]):
         with pytest.raises(ProjectionError, match="is no ancestor: pass a module"):

@@ -6,7 +6,7 @@ from torch import nn
 from torchvision.models import VisionTransformer
 
 from weightinit.ancestor import Ancestor
-from weightinit.errors import ProjectionError
+from weightinit.errors import BundleError, ProjectionError
 from weightinit.methods.activations import Running, exact, first_tensor, watching
 
 IMAGES = [draw(3, 3, 16, 16, seed=seed) for seed in (1, 2)]
@@ -106,3 +106,11 @@ def test_the_first_tensor_is_found_inside():
     assert first_tensor((None, [IMAGES[1]])) is IMAGES[1]
     with pytest.raises(ProjectionError, match="not called with tensors"):
         first_tensor((None, 3))
+
+
+def test_a_nan_that_attention_may_hide():
+    model = small_vit()
+    with torch.no_grad():
+        model.blocks[0].attn.qkv.bias[0] = torch.nan
+    with pytest.raises(BundleError, match=r"blocks\.0\.attn\.qkv\.bias of the ancestor holds NaN"):
+        running(model)

@@ -3,13 +3,11 @@ import json
 import pytest
 import timm
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from inherit import Stub, fill, logits, small_vit
 from safetensors.torch import load_file
 
 from weightinit.errors import ProjectionError
-from weightinit.methods.selection import WeightSelection, select_indices
+from weightinit.methods.selection import WeightSelection
 
 
 @pytest.mark.parametrize("case", ["weight_selection_a", "weight_selection_c"])
@@ -57,15 +55,6 @@ def test_the_same_size_is_the_same_function(heads, elements):
     if heads == "aligned":
         torch.testing.assert_close(logits(model), logits(ancestor))
     assert torch.equal(model.pos_embed, ancestor.pos_embed)
-
-
-@given(st.integers(1, 400), st.data(), st.sampled_from(["uniform", "consecutive", "random"]))
-@settings(max_examples=60, deadline=None)
-def test_indices_are_distinct_sorted_and_inside(old, data, elements):
-    new = data.draw(st.integers(1, old))
-    index = select_indices(old, new, elements, torch.Generator().manual_seed(0))
-    assert len(index) == new == len(set(index.tolist()))
-    assert index.tolist() == sorted(index.tolist()) and 0 <= index[0] and index[-1] < old
 
 
 def test_rescaling_keeps_the_size_of_sums():

@@ -1,9 +1,11 @@
 import pytest
 import timm
 import torch
-from inherit import Stub, fill, logits, small_vit
+from inherit import Stub, fill, logits, randomise, small_vit
 
+import weightinit as wi
 from weightinit.anatomy import anatomy
+from weightinit.errors import ProjectionError
 from weightinit.methods.carry import Axis
 from weightinit.methods.depth import mixes
 from weightinit.methods.transfer import Place, Transfer, side, transfer_recipes
@@ -125,3 +127,40 @@ def test_operators_know_their_place():
     Plan(model, target, transfer_recipes(Stub(ancestor), target, transfer), source="s").commit()
     assert ("m", Place("mlp.fc1.weight", 0, 1)) in seen
     assert ("d", Place("pos")) in seen
+
+
+def gpt2(width=24, heads=3, depth=2, *, tied=True):
+    import transformers
+
+    config = transformers.GPT2Config(
+        n_embd=width, n_head=heads, n_layer=depth, vocab_size=30, n_positions=16,
+        tie_word_embeddings=tied, bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    return randomise(transformers.GPT2LMHeadModel(config)).double()
+
+
+@pytest.mark.parametrize("method", ["lemon", "hypercloning", "net2net"])
+def test_an_untied_head_comes_from_the_embedding(method):
+    ancestor, model = gpt2(), gpt2(48, 6, 3, tied=False)
+    plan = wi.plan_projection(ancestor, model, method=method)
+    report = plan.report()
+    assert report.counts["fresh"] == 0 and "is lossless here" in report.notes[-1]
+    plan.commit()
+    tokens = torch.arange(12).view(2, 6)
+    with torch.no_grad():
+        torch.testing.assert_close(model(tokens)[0], ancestor(tokens)[0], atol=1e-10, rtol=0)
+
+
+def test_a_head_of_other_classes_is_not_the_embedding():
+    model = gpt2(tied=False)
+    model.lm_head = torch.nn.Linear(24, 7, bias=False).double()
+    report = wi.plan_projection(gpt2(), model, method="weight_selection").report()
+    assert [row.name for row in report.rows if row.action == "fresh"] == ["lm_head.weight"]
+
+
+def test_what_no_operator_makes_fit_is_named():
+    model, ancestor = small_vit(16, 2), small_vit(24, 3)
+    first = Axis(torch.arange(16), torch.arange(16))
+    said = r"attn\.q\.weight of blocks\.0\.attn.*would be \[24, 16\].*ancestor's size"
+    with pytest.raises(ProjectionError, match=said):
+        fill(model, ancestor, Ops(d=first))

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from weightinit.methods.ligo import LiGO
     from weightinit.methods.mimetic import Mimetic
     from weightinit.methods.net2net import Net2Net
+    from weightinit.methods.selection import WeightSelection
     from weightinit.methods.stacking import Stacking
     from weightinit.methods.subcloning import Subcloning
     from weightinit.plan import Plan, Recipe
@@ -73,6 +74,7 @@ _LAZY = {
     "Net2Net": "methods.net2net",
     "Stacking": "methods.stacking",
     "Subcloning": "methods.subcloning",
+    "WeightSelection": "methods.selection",
     "HyperConfig": "hypernet.config",
     "HyperNetwork": "hypernet.files",
     "Plan": "plan",
@@ -121,6 +123,7 @@ __all__ = [
     "TemplateConfig",
     "TemplateKind",
     "WeightInitError",
+    "WeightSelection",
     "__version__",
     "anatomy",
     "constrain",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import difflib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +24,7 @@ from weightinit._ancestor_files import (
 from weightinit._ancestor_models import Library, from_config, from_metadata, timm_library
 from weightinit._ancestor_pair import bare_anatomy, pair
 from weightinit._hub import CONFIG
-from weightinit.anatomy import Anatomy, anatomy
+from weightinit.anatomy import Anatomy, Rule, anatomy
 from weightinit.errors import AnatomyError, BundleError, ProjectionError
 
 __all__ = ["Opened", "of_module", "of_name", "of_state"]
@@ -49,13 +49,18 @@ class Opened(NamedTuple):
     module: Callable[[], nn.Module]
 
 
-def of_module(module: nn.Module, heads: int | None, source: str | None = None) -> Opened:
+def of_module(
+    module: nn.Module,
+    heads: int | None,
+    source: str | None = None,
+    rules: Sequence[Rule] = (),
+) -> Opened:
     """Open a module.
 
     Raises:
         ProjectionError: if it is on the meta device.
     """
-    seen = anatomy(module, sizes=_heads(heads))
+    seen = anatomy(module, rules=rules, sizes=_heads(heads))
     parameters = dict(module.named_parameters(remove_duplicate=False))
     _check_values(seen, parameters)
     inner = _inner(module)
@@ -73,13 +78,15 @@ def of_module(module: nn.Module, heads: int | None, source: str | None = None) -
     return Opened(seen, source, lambda name: _full(parameters[name]), copied)
 
 
-def of_state(state: Mapping[str, Tensor], heads: int | None) -> Opened:
+def of_state(state: Mapping[str, Tensor], heads: int | None, rules: Sequence[Rule] = ()) -> Opened:
     """Open a state dict.
 
     Raises:
         ProjectionError: if it is on the meta device, or its head count is not known.
     """
-    seen = _bare(lambda heads: anatomy(state, sizes=_heads(heads)), heads, "state_dict")
+    seen = _bare(
+        lambda heads: anatomy(state, rules=rules, sizes=_heads(heads)), heads, "state_dict"
+    )
     _check_values(seen, state)
     source = f"a state dict of {len(state)} tensors"
     return Opened(seen, source, lambda name: _full(state[name]), _no_module(source))
@@ -90,6 +97,7 @@ def of_name(
     heads: int | None,
     revision: str | None,
     options: Mapping[str, Any],
+    rules: Sequence[Rule] = (),
 ) -> Opened:
     """Open what has a path or a name; ``options`` are the Hub client's.
 
@@ -105,8 +113,8 @@ def of_name(
     is_file, is_folder = os.path.isfile(expanded), os.path.isdir(expanded)  # noqa: PTH112, PTH113
     named = isinstance(ancestor, str) and not is_file and not text.endswith(_FILES)
     if named and text.startswith(_HUB_PREFIXES):
-        return _of_hub(text.partition(":")[2], heads, revision, options)
-    if named and (found := _of_timm(text, heads, revision, options)):
+        return _of_hub(text.partition(":")[2], heads, revision, options, rules)
+    if named and (found := _of_timm(text, heads, revision, options, rules)):
         return found
     if is_file or is_folder:
         if revision is not None:
@@ -114,10 +122,10 @@ def of_name(
         path = Path(expanded)
         source = str(path.resolve())
         if is_folder:
-            return _of_folder(path, heads, source)
-        return _of_bare(Weights([path]), heads, source)
+            return _of_folder(path, heads, source, rules)
+        return _of_bare(Weights([path]), heads, source, rules)
     if named and _hub.REPO.fullmatch(text):
-        return _of_hub(text, heads, revision, options)
+        return _of_hub(text, heads, revision, options, rules)
     raise _unknown(text)
 
 
@@ -195,7 +203,11 @@ def _unknown(text: str) -> ProjectionError:
 
 
 def _of_timm(
-    text: str, heads: int | None, revision: str | None, options: Mapping[str, Any]
+    text: str,
+    heads: int | None,
+    revision: str | None,
+    options: Mapping[str, Any],
+    rules: Sequence[Rule],
 ) -> Opened | None:
     """Open a pretrained model of timm; return None if the name is none of its architectures."""
     import timm
@@ -231,7 +243,7 @@ def _of_timm(
         raise BundleError(
             f"timm has {name} only as {config.url}, which is no safetensors file. {ADVICE}"
         )
-    return _of_weights(weights, timm_library(name, weights), heads, f"{name} ({at})")
+    return _of_weights(weights, timm_library(name, weights), heads, f"{name} ({at})", rules)
 
 
 def _safe_names(file: str | None) -> tuple[str, ...]:
@@ -242,37 +254,43 @@ def _safe_names(file: str | None) -> tuple[str, ...]:
 
 
 def _of_hub(
-    name: str, heads: int | None, revision: str | None, options: Mapping[str, Any]
+    name: str,
+    heads: int | None,
+    revision: str | None,
+    options: Mapping[str, Any],
+    rules: Sequence[Rule],
 ) -> Opened:
     split = _hub.split_revision(name, revision)
     if split is None:
         raise ProjectionError(f"{name[:200]!r} is no name of the Hub: pass 'org/name@revision'")
     folder, source = download(*split, **options)
-    return _of_folder(folder, heads, source)
+    return _of_folder(folder, heads, source, rules)
 
 
-def _of_folder(folder: Path, heads: int | None, source: str) -> Opened:
+def _of_folder(folder: Path, heads: int | None, source: str, rules: Sequence[Rule]) -> Opened:
     config = read_config(folder / CONFIG) if (folder / CONFIG).exists() else None
     weights = find_weights(folder, source)
     if config is None:
-        return _of_bare(weights, heads, source)
-    return _of_weights(weights, from_config(folder, config, weights), heads, source)
+        return _of_bare(weights, heads, source, rules)
+    return _of_weights(weights, from_config(folder, config, weights), heads, source, rules)
 
 
-def _of_bare(weights: Weights, heads: int | None, source: str) -> Opened:
+def _of_bare(weights: Weights, heads: int | None, source: str, rules: Sequence[Rule]) -> Opened:
     """Open files that no config stands beside."""
     library = from_metadata(weights, source)
     if library is not None:
-        return _of_weights(weights, library, heads, source)
+        return _of_weights(weights, library, heads, source, rules)
     what = repr(os.fspath(weights.paths[0]))
-    seen = _bare(lambda heads: bare_anatomy(weights, heads), heads, what)
+    seen = _bare(lambda heads: bare_anatomy(weights, heads, rules), heads, what)
     return Opened(seen, source, weights.read, _no_module(source))
 
 
-def _of_weights(weights: Weights, library: Library, heads: int | None, source: str) -> Opened:
+def _of_weights(
+    weights: Weights, library: Library, heads: int | None, source: str, rules: Sequence[Rule]
+) -> Opened:
     """Stream the weights of a model that a library builds, or let the library convert them."""
     meta = library.meta()
-    seen = anatomy(meta, sizes=_heads(heads))
+    seen = anatomy(meta, rules=rules, sizes=_heads(heads))
     names, fault = pair(seen, meta, weights, library.name)
     if names is None:
         try:
@@ -282,7 +300,7 @@ def _of_weights(weights: Weights, library: Library, heads: int | None, source: s
                 f"{source} does not hold the model that its config states: {fault}. Save or "
                 f"download both again, or pass the module ({str(error)[:300]})"
             ) from error
-        return of_module(module, heads, source)
+        return of_module(module, heads, source, rules)
 
     def module_of() -> nn.Module:
         if library.name == "timm":

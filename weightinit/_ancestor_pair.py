@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import nn
 
 from weightinit._ancestor_files import Weights
 from weightinit._checks import some
-from weightinit.anatomy import Anatomy, anatomy
+from weightinit.anatomy import Anatomy, Rule, anatomy
 from weightinit.anatomy.match import family_of, match
 from weightinit.anatomy.source import strip
 from weightinit.errors import AnatomyError
@@ -100,7 +100,7 @@ def _by_role(seen: Anatomy, weights: Weights) -> dict[str, str] | None:
     return None if too_many or not all(found.values()) else found
 
 
-def bare_anatomy(weights: Weights, heads: int | None) -> Anatomy:
+def bare_anatomy(weights: Weights, heads: int | None, rules: Sequence[Rule] = ()) -> Anatomy:
     """Return the anatomy of files alone, as of a state dict."""
     state = {
         name: torch.empty(
@@ -110,4 +110,4 @@ def bare_anatomy(weights: Weights, heads: int | None) -> Anatomy:
         )
         for name, shape in weights.shapes.items()
     }
-    return anatomy(state, sizes={"h": heads} if heads else None)
+    return anatomy(state, rules=rules, sizes={"h": heads} if heads else None)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from weightinit._ancestor_open import of_module, of_name, of_state
-from weightinit.anatomy import Anatomy, Piece
+from weightinit.anatomy import Anatomy, Piece, Rule
 from weightinit.errors import AnatomyError, BundleError, ProjectionError
 
 __all__ = ["Ancestor"]
@@ -120,6 +120,7 @@ class Ancestor:
         cache_dir: str | os.PathLike[str] | None = None,
         token: str | bool | None = None,
         local_files_only: bool = False,
+        rules: Iterable[Rule] = (),
     ) -> Ancestor:
         """Open an ancestor; no pickle is read and no code of a file or repository runs.
 
@@ -134,6 +135,8 @@ class Ancestor:
             cache_dir: folder of the Hub's cache; default: that of huggingface_hub.
             token: for private repositories; default: the one of ``hf auth login``.
             local_files_only: use the cache only. ``HF_HUB_OFFLINE=1`` does the same.
+            rules: for parameters that no rule explains; see :func:`weightinit.anatomy`. An ancestor
+                that is open already has its own.
 
         Raises:
             ProjectionError: if there is no such ancestor, or its head count is not known.
@@ -145,9 +148,10 @@ class Ancestor:
             raise ProjectionError(f"heads={heads!r}: pass a whole number, or leave it out")
         if heads is not None and heads < 1:
             raise ProjectionError(f"heads={heads}: pass a positive number, or leave it out")
+        rules = tuple(rules)
         options = {"cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
         if isinstance(ancestor, (str, os.PathLike)):
-            return cls(*of_name(ancestor, heads, revision, options))
+            return cls(*of_name(ancestor, heads, revision, options, rules))
         if revision is not None:
             raise ProjectionError(
                 f"a {type(ancestor).__name__} has no revision {revision!r}: leave revision= out"
@@ -159,9 +163,9 @@ class Ancestor:
                 )
             return ancestor
         if isinstance(ancestor, nn.Module):
-            return cls(*of_module(ancestor, heads))
+            return cls(*of_module(ancestor, heads, rules=rules))
         if isinstance(ancestor, Mapping):
-            return cls(*of_state(ancestor, heads))
+            return cls(*of_state(ancestor, heads, rules))
         raise ProjectionError(
             f"a {type(ancestor).__name__} is no ancestor: pass a module, a state dict, a path, the "
             "name of a timm model, or 'org/name@revision' of the Hub"

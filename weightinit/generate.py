@@ -17,6 +17,7 @@ from weightinit.hypernet.files import HyperNetwork
 from weightinit.hypernet.network import Hypernet
 from weightinit.hypernet.predict import Prediction
 from weightinit.methods.fresh import base_seed
+from weightinit.methods.pairs import check_pair
 from weightinit.methods.transfer import Source
 from weightinit.plan import Plan, Recipe
 from weightinit.project import AncestorLike
@@ -109,6 +110,8 @@ def plan_hypernet(
     target = anatomy(model, rules=tuple(rules))
     source = None if ancestor is None else Ancestor.open(ancestor)
     network, where = _network(hypernet)
+    pith = network.config.kind == "pith"
+    doubts = check_pair(source.anatomy, target) if pith and source else []
     recipes = _recipes(
         network,
         target,
@@ -122,6 +125,7 @@ def plan_hypernet(
         target,
         keeping(target, recipes, keep),
         source=f"{network.config.kind} {where}" + (f", {source.source}" if source else ""),
+        notes=lambda: doubts,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable, Mapping
 from importlib import import_module
 from typing import Any, Protocol
@@ -14,6 +15,8 @@ from weightinit.anatomy import Anatomy, Rule, anatomy
 from weightinit.ancestor import Ancestor
 from weightinit.api import keeping
 from weightinit.errors import ProjectionError
+from weightinit.methods.activation import ActivationAware
+from weightinit.methods.folding import folded
 from weightinit.methods.fresh import base_seed
 from weightinit.methods.pairs import check_pair
 from weightinit.plan import Plan, Recipe
@@ -93,6 +96,10 @@ def project_from(
         BundleError: if the ancestor cannot be had or is not sound.
         ProjectionError: if the two do not fit. The target is left as it was.
 
+    Warns:
+        UserWarning: if the two are of very different size, or compute different functions; the
+            report of :func:`plan_projection` has the same lines.
+
     Examples:
         >>> import timm, weightinit as wi
         >>> ancestor = timm.create_model("vit_tiny_patch16_224", depth=3)
@@ -100,15 +107,11 @@ def project_from(
         >>> wi.project_from(ancestor, model) is model
         True
     """
-    return plan_projection(
-        ancestor,
-        target,
-        method=method,
-        calibration=calibration,
-        generator=generator,
-        keep=keep,
-        rules=rules,
-    ).commit()
+    plan, doubts = _planned(ancestor, target, method, calibration, generator, keep, rules)
+    plan.validate()
+    for doubt in doubts:  # before the first write, because a warning may be an error
+        warnings.warn(f"project_from: {doubt}", stacklevel=2)
+    return plan.commit()
 
 
 def plan_projection(
@@ -133,28 +136,53 @@ def plan_projection(
         >>> wi.plan_projection(ancestor, model).report().counts["fresh"]
         0
     """
-    source = Ancestor.open(ancestor)
-    seen = anatomy(target, rules=tuple(rules))
-    notes = check_pair(source.anatomy, seen)
+    return _planned(ancestor, target, method, calibration, generator, keep, rules)[0]
+
+
+def _planned(
+    ancestor: AncestorLike,
+    target: nn.Module,
+    method: str | Method,
+    calibration: Iterable[Any] | None,
+    generator: torch.Generator | None,
+    keep: Iterable[str],
+    rules: Iterable[Rule],
+) -> tuple[Plan, list[str]]:
+    """Return the plan, and what makes one doubt that the pair was meant."""
     chosen = get_method(method)
+    if not isinstance(generator, torch.Generator | None):
+        raise ProjectionError(f"generator={generator!r}: pass a torch.Generator, or leave it out")
+    rules = tuple(rules)
+    seen = anatomy(target, rules=rules)
+    source, notes = folded(Ancestor.open(ancestor, rules=rules), seen)
+    doubts = check_pair(source.anatomy, seen)
+    notes += doubts
     if pick := getattr(chosen, "choose", None):
         chosen = pick(source.anatomy, seen, calibration)
-        notes.append(f"method 'auto' picked {chosen}")
+        unused = calibration is not None and not isinstance(chosen, ActivationAware)
+        reason = ", which has no use for calibration=" if unused else ""
+        notes.append(f"method 'auto' picked {chosen}{reason}")
     recipes = chosen.recipes(source, seen, seed=base_seed(generator), calibration=calibration)
     if say := getattr(chosen, "notes", None):
         notes += say(source, seen)
-    return Plan(
+    plan = Plan(
         target,
         seen,
         keeping(seen, recipes, keep),
         source=f"ancestor {source.source}, by {chosen}",
         notes=lambda: notes,
     )
+    return plan, doubts
 
 
 def get_method(method: str | Method) -> Method:
     """Return a method by name with its default options, or the object itself."""
     if not isinstance(method, str):
+        if isinstance(method, type) or not callable(getattr(method, "recipes", None)):
+            raise ProjectionError(
+                f"method={method!r} is no method: pass one of {sorted(METHODS)}, or an object of "
+                "its options, such as wi.LEMON()"
+            )
         return method
     if method not in METHODS:
         raise ProjectionError(f"method={method!r} is unknown: use one of {sorted(METHODS)}")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import torch
 from torch import Tensor
 
 from weightinit.errors import ProjectionError
 
-__all__ = ["resample_patch", "resample_pos"]
+__all__ = ["resample_axis", "resample_patch", "resample_pos", "resample_table"]
 
 
 def resample_pos(
@@ -52,6 +53,82 @@ def resample_pos(
     )[0]
     kept = pos[: min(old_prefix, new_prefix)]
     return torch.cat([kept, pos.new_zeros(new_prefix - len(kept), pos.shape[1]), grid])
+
+
+def resample_table(
+    table: Tensor,
+    old_grid: tuple[int, int] | None,
+    new_grid: tuple[int, int],
+    rows: int,
+) -> Tensor:
+    """Return relative position biases for another window, as timm (and BEiT before it) does.
+
+    Args:
+        table: ``[(2 a - 1) (2 b - 1) + extra, h]`` of a window of a x b patches; the extra rows at
+            its end are of the class token.
+        old_grid: rows and columns of its window; None where nothing tells: a square one.
+        new_grid: of the window wanted.
+        rows: of the table wanted. Its extra rows are the old ones; missing ones are zeros.
+
+    Returns:
+        A new tensor ``[rows, h]`` of the same dtype.
+
+    Raises:
+        ProjectionError: if the table is of no such window.
+
+    Examples:
+        >>> import torch
+        >>> resample_table(torch.zeros(27 * 27 + 3, 6), (14, 14), (10, 8), 19 * 15 + 3).shape
+        torch.Size([288, 6])
+    """
+    old_size = _table_size(len(table), old_grid)
+    new_size = _table_size(rows, new_grid)
+    if old_size is None or new_size is None:
+        raise ProjectionError(
+            f"relative position biases of {len(table)} rows for a window of {old_grid} cannot be "
+            f"resampled to {rows} rows for one of {new_grid}: build the target with the ancestor's "
+            "img_size and patch_size, or pass the ancestor as a module"
+        )
+    inside, extra = table.split([old_size[0] * old_size[1], len(table) - math.prod(old_size)])
+    if old_size != new_size:
+        from timm.layers.pos_embed_rel import resize_rel_pos_bias_table
+
+        # With a dim for rows and one for columns, timm takes windows that are not square.
+        image = inside.T.reshape(-1, *old_size)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of torch, about how timm calls it
+            image = resize_rel_pos_bias_table(image, new_grid, (len(image), *new_size))
+        inside = image.flatten(1).T.to(table.dtype)
+    missing = rows - math.prod(new_size) - len(extra)
+    zeros = table.new_zeros(max(missing, 0), table.shape[1])
+    return torch.cat([inside, extra[: len(extra) + min(missing, 0)], zeros])
+
+
+def _table_size(rows: int, grid: tuple[int, int] | None) -> tuple[int, int] | None:
+    """Return how many offsets there are along rows and columns, or None if these are not they."""
+    if grid is not None:
+        size = 2 * grid[0] - 1, 2 * grid[1] - 1
+        return size if 0 <= rows - size[0] * size[1] <= 3 else None
+    sides = [math.isqrt(rows - extra) for extra in (0, 3) if rows > extra]
+    found = [n for n, extra in zip(sides, (0, 3), strict=False) if n * n == rows - extra]
+    return next(((n, n) for n in found if n % 2), None)
+
+
+def resample_axis(table: Tensor, rows: int) -> Tensor:
+    """Return decomposed relative positions for another window, as SAM does: linearly.
+
+    Args:
+        table: ``[2 a - 1, k]``, of offsets along one axis.
+        rows: of the table wanted.
+
+    Examples:
+        >>> import torch
+        >>> resample_axis(torch.zeros(27, 8), 15).shape
+        torch.Size([15, 8])
+    """
+    if len(table) == rows:
+        return table.clone()
+    return torch.nn.functional.interpolate(table.T[None], size=rows, mode="linear")[0].T
 
 
 def resample_patch(weight: Tensor, size: tuple[int, int], in_chans: int) -> Tensor:

@@ -99,8 +99,13 @@ def select_indices(
     Args:
         old: length of the larger tensor's axis.
         new: length of the tensor's.
-        elements: see :func:`select_`. The linspace is of float32, as in the published code.
+        elements: ``"uniform"``: every old/new-th where that is whole, else as a float32 linspace
+            rounds, as in the published code; ``"consecutive"``: the first; ``"random"``: a draw.
         generator: of the draw.
+
+    Example:
+        >>> select_indices(6, 3).tolist(), select_indices(5, 3).tolist()
+        ([0, 2, 4], [0, 2, 4])
     """
     if elements == "consecutive":
         return torch.arange(new)

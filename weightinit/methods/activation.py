@@ -25,6 +25,7 @@ from weightinit.methods.carry import Axis
 from weightinit.methods.depth import Mix
 from weightinit.methods.stream import Stream, centres, groups_of, normalise, principal
 from weightinit.methods.subcloning import shrinking
+from weightinit.methods.tables import TABLES
 from weightinit.methods.transfer import Place, Transfer, transfer_recipes
 from weightinit.plan import Recipe
 
@@ -142,7 +143,7 @@ def _fitted(recipe: Recipe, target: Anatomy, where: str, values: Values) -> Reci
 
 
 def suits(old: Anatomy, new: Anatomy) -> bool:
-    """Whether the blocks are of a kind that can be fitted, and heads keep their size."""
+    """Whether the blocks are of a kind that can be fitted, and heads and tables keep their size."""
     try:
         _check(old, new)
     except ProjectionError:
@@ -150,7 +151,11 @@ def suits(old: Anatomy, new: Anatomy) -> bool:
     shared = any(
         "e" in axis for block in old.blocks for piece in block.values() for axis in piece.axes
     )
-    return old.sizes["k"] == new.sizes["k"] and not shared
+    # Tables of relative positions are neither resampled nor, where all blocks share one, chosen.
+    tables = any(TABLES.fullmatch(role) for role in (*old.blocks[0], *old.outside))
+    same = old.traits.get("grid") == new.traits.get("grid")
+    alike = same and ("rel_pos.table" not in old.outside or old.sizes["h"] == new.sizes["h"])
+    return old.sizes["k"] == new.sizes["k"] and not shared and (alike or not tables)
 
 
 def _check(old: Anatomy, new: Anatomy) -> None:

@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from weightinit.anatomy import Piece
 from weightinit.anatomy.source import strip
-from weightinit.errors import ProjectionError
+from weightinit.errors import BundleError, ProjectionError
 from weightinit.methods.calibration import calls_of
 from weightinit.methods.transfer import Source
 
@@ -65,6 +65,13 @@ class Running:
             strip(name): parameter.data
             for name, parameter in self.module.named_parameters(remove_duplicate=False)
         }
+        for name, value in self._parameters.items():
+            # Fused attention may return zeros for a head of NaN, and hide it from check().
+            if not torch.isfinite(value).all():
+                raise BundleError(
+                    f"{name} of the ancestor holds NaN or infinity: take an ancestor whose "
+                    "training went well"
+                )
         self._owners = {
             strip(f"{name}.x").removesuffix(".x"): module
             for name, module in self.module.named_modules()

@@ -11,6 +11,7 @@ import torch
 from weightinit.anatomy import Anatomy
 from weightinit.errors import ProjectionError
 from weightinit.methods.activation import ActivationAware, suits
+from weightinit.methods.activations import Runnable
 from weightinit.methods.carry import Axis, tiled
 from weightinit.methods.depth import mixes
 from weightinit.methods.lemon import LEMON
@@ -60,7 +61,7 @@ class Auto:
 
     def recipes(
         self,
-        source: Source,
+        source: Runnable,
         target: Anatomy,
         *,
         seed: int = 0,
@@ -86,6 +87,12 @@ class Mixed:
 
     def transfer(self, old: Anatomy, new: Anatomy) -> Transfer:
         """Return what is done along every axis, and over depth."""
+        before, after = (seen.sizes.get("k") for seen in (old, new))
+        if before != after:
+            raise ProjectionError(
+                f"the head dim {before} -> {after} changes together with other axes: keep the "
+                "ancestor's head dim (embed_dim / num_heads) in the target"
+            )
 
         def find(label: str, place: Place) -> Axis | None:
             parts = label.split()
@@ -96,12 +103,7 @@ class Mixed:
                 return None
             if len(parts) == 1 and after[0] > before[0]:
                 return tiled(after[0])
-            if len(parts) == 1 or before[1] == after[1]:
-                return _whole(before, after)
-            raise ProjectionError(
-                f"the head dim {before[1]} -> {after[1]} changes together with other axes: keep "
-                "the ancestor's head dim (embed_dim / num_heads) in the target"
-            )
+            return _whole(before, after)
 
         depth = mixes("uniform" if new.depth < old.depth else "interlace", old, new)
         return Transfer(find, depth, "chosen or repeated, axis by axis")

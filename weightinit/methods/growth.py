@@ -16,6 +16,7 @@ from torch import Tensor
 from weightinit.anatomy import Anatomy, Piece
 from weightinit.errors import ProjectionError
 from weightinit.methods.depth import Mix, mixes
+from weightinit.methods.tables import TABLES
 from weightinit.methods.transfer import Place
 
 __all__ = ["Growth", "claim", "followers"]
@@ -70,7 +71,13 @@ class Growth:
             )
         self.sizes = pairs
         self.grown = {x: pair for x, pair in pairs.items() if pair[0] != pair[1]}
-        stuck = sorted({_text(*pair) for pair in self._block_pairs() if self._stuck(*pair)})
+        stuck = sorted(
+            {
+                _text(*pair)
+                for pair in self._block_pairs()
+                if self._stuck(*pair) and not TABLES.fullmatch(pair[1].role)
+            }
+        )
         if stuck:
             raise ProjectionError(
                 f"{method} has no rule for {', '.join(stuck)}: give the target the ancestor's "
@@ -160,6 +167,8 @@ class Growth:
         if lost := sorted(before.keys() - after.keys()):
             yield f"the target lacks {', '.join(lost)}"
         added = (x for x in after.keys() - before.keys() if not re.fullmatch(r"ls.*|.*\.bias", x))
+        if "embed.token.weight" in before:  # which is the head as well, unless there is one
+            added = (x for x in added if x != "head.weight")
         if fresh := sorted(added):
             yield f"the ancestor lacks {', '.join(fresh)}"
         if len(old.extra_blocks) != len(new.extra_blocks):

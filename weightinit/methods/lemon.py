@@ -16,6 +16,7 @@ from weightinit.anatomy import Anatomy
 from weightinit.errors import ProjectionError
 from weightinit.methods.carry import Axis
 from weightinit.methods.copies import Copies, Copying
+from weightinit.methods.folding import scale_of
 from weightinit.methods.fresh import fresh_rule, sub_generator
 from weightinit.methods.growth import Growth, claim
 from weightinit.methods.transfer import Place, Source, Transfer, transfer_recipes
@@ -173,10 +174,7 @@ class _Expansion:
         """Return the layer scale after what a block of the ancestor writes, or None."""
         if place.source < 0 or place.role not in self.growth.ends:
             return None
-        block = self.source.anatomy.blocks[place.source]
-        branch = place.role.rsplit(".", 2)[0]
-        names = {"attn": ("ls1",), "mlp": ("ls2", "ls1")}.get(branch, (f"{branch}.ls",))
-        piece = next((block[name] for name in names if name in block), None)
+        piece = scale_of(place.role, self.source.anatomy.blocks[place.source])
         return None if piece is None else self.source.part(piece).double()
 
     def silence(self, place: Place, out: Tensor) -> bool:

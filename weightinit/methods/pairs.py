@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 
 from weightinit.anatomy import Anatomy
 from weightinit.errors import ProjectionError
@@ -12,9 +13,17 @@ __all__ = ["LARGE_RATIO", "check_pair"]
 #: Beyond this ratio of two widths or depths, little of the ancestor is left.
 LARGE_RATIO = 4.0
 #: Roles whose absence or presence leaves the function of a block alone or is made up for.
-LOOSE = ("bias", "ls1", "ls2", "gamma")
-#: What a block computes besides its weights.
-FUNCTION = {"act": "activation", "post_norm": "norm placement", "norm": "norm", "rope": "rope"}
+LOOSE = re.compile(r".*\.bias|(.+\.)?ls\d?")
+#: What a model computes besides its weights.
+FUNCTION = {
+    "act": "activation",
+    "post_norm": "norm placement",
+    "norm": "norm",
+    "rope": "rope",
+    "pool": "pooling",
+}
+#: Outside the blocks: what no ancestor of a target that has it can be without.
+ESSENTIAL = re.compile(r"(patch|norm|embed\.token|stem\..+|down\.\d+)\.weight|pos|token\.cls")
 
 
 def check_pair(ancestor: Anatomy, target: Anatomy) -> list[str]:
@@ -25,7 +34,8 @@ def check_pair(ancestor: Anatomy, target: Anatomy) -> list[str]:
         target: anatomy of the model to fill.
 
     Raises:
-        ProjectionError: if they are of different families, or their blocks hold other parts.
+        ProjectionError: if they are of different families, if their blocks hold other parts, if the
+            ancestor lacks some of its tensors, or if it has the target's shapes and other heads.
 
     Examples:
         >>> import timm, weightinit as wi
@@ -40,6 +50,11 @@ def check_pair(ancestor: Anatomy, target: Anatomy) -> list[str]:
             f"a {ancestor.family} has no weights for a {target.family}: use an ancestor of the "
             "target's family"
         )
+    if lost := list(_lost(ancestor, target)):
+        raise ProjectionError(
+            f"the ancestor lacks {', '.join(lost[:8])}{', ...' if len(lost) > 8 else ''}, which it "
+            "must have beside its other tensors: pass all of its state dict, or the module itself"
+        )
     mine, theirs = (_roles(seen) for seen in (target, ancestor))
     if mine != theirs:
         raise ProjectionError(
@@ -47,6 +62,7 @@ def check_pair(ancestor: Anatomy, target: Anatomy) -> list[str]:
             f"target lacks, and lacks its {_some(mine - theirs)}; use an ancestor of the same "
             "architecture"
         )
+    _check_heads(ancestor, target)
     notes = []
     for trait, name in FUNCTION.items():
         old, new = ancestor.traits.get(trait), target.traits.get(trait)
@@ -54,8 +70,11 @@ def check_pair(ancestor: Anatomy, target: Anatomy) -> list[str]:
             notes.append(
                 f"the {name} differs ({old} in the ancestor, {new} in the target): another function"
             )
-    sizes = {label: (ancestor.sizes[label], target.sizes[label]) for label in ("d", "m")
-             if label in ancestor.sizes and label in target.sizes}  # fmt: skip
+    sizes = {
+        label: (ancestor.sizes[label], size)
+        for label, size in target.sizes.items()
+        if re.fullmatch(r"[dm]\d*", label) and label in ancestor.sizes
+    }
     for label, (old, new) in {**sizes, "depth": (ancestor.depth, target.depth)}.items():
         ratio = max(old, new) / min(old, new)
         if ratio > LARGE_RATIO:
@@ -65,13 +84,38 @@ def check_pair(ancestor: Anatomy, target: Anatomy) -> list[str]:
     return notes
 
 
+def _lost(ancestor: Anatomy, target: Anatomy) -> Iterator[str]:
+    """Yield the tensors that an ancestor cannot be without, by stack, block and role."""
+    for role in sorted(set.intersection(*map(set, target.blocks))):
+        lacking = [index for index, block in enumerate(ancestor.blocks) if role not in block]
+        if len(lacking) < ancestor.depth:
+            yield from (f"{role} of block {index}" for index in lacking)
+    own = ancestor.outside
+    for role in target.outside:
+        bias = f"{role.removesuffix('weight')}bias"
+        tied = role == "head.weight" and "embed.token.weight" in own
+        # A model that lacks it may be another architecture; a bare file or state dict is cut off.
+        alike = {role, role.replace("norm.", "fc_norm."), role.replace("fc_norm.", "norm.")}
+        essential = ESSENTIAL.fullmatch(role) and "library" not in ancestor.traits
+        if (bias in own and role not in own and not tied) or (essential and not alike & {*own}):
+            yield role
+
+
+def _check_heads(ancestor: Anatomy, target: Anatomy) -> None:
+    """Raise ProjectionError if shapes agree and head counts do not."""
+    (h, k), (new_h, new_k) = (
+        (seen.sizes.get("h"), seen.sizes.get("k")) for seen in (ancestor, target)
+    )
+    if h and k and new_h and new_k and h != new_h and h * k == new_h * new_k:
+        raise ProjectionError(
+            f"the ancestor has {h} heads of {k} and the target {new_h} of {new_k}: the shapes are "
+            f"the same and the function is another; build the target with {h} heads, or with heads "
+            f"of {k} ({new_h} of them are embed_dim={new_h * k})"
+        )
+
+
 def _roles(anatomy: Anatomy) -> set[str]:
-    return {
-        role
-        for block in anatomy.blocks
-        for role in block
-        if not role.endswith(".bias") and role not in LOOSE
-    }
+    return {role for block in anatomy.blocks for role in block if not LOOSE.fullmatch(role)}
 
 
 def _some(roles: Iterable[str]) -> str:

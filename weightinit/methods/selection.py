@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from torch import Tensor
 from weightinit.anatomy import Anatomy, ParamSpec
 from weightinit.anatomy.axes import along
 from weightinit.errors import ProjectionError
+from weightinit.init._select import ELEMENTS, select_indices
 from weightinit.methods.carry import Axis
 from weightinit.methods.depth import Depth, mixes
 from weightinit.methods.fresh import fresh_rule, sub_generator
@@ -54,7 +55,7 @@ class WeightSelection:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        for name, allowed in (("elements", get_args(Elements)), ("heads", ("aligned", "flat"))):
+        for name, allowed in (("elements", ELEMENTS), ("heads", ("aligned", "flat"))):
             if getattr(self, name) not in allowed:
                 raise ProjectionError(f"{name}={getattr(self, name)!r}: use one of {allowed}")
 
@@ -110,31 +111,6 @@ class WeightSelection:
         if not self.rescale:
             return Axis(index, index)
         return Axis(index, lambda tensor, dim: along(tensor, dim, index) * scale)
-
-
-def select_indices(
-    old: int, new: int, elements: str = "uniform", generator: torch.Generator | None = None
-) -> Tensor:
-    """Return which of ``old`` elements a shorter axis of ``new`` takes, an int64 ``[new]``.
-
-    Args:
-        old: length of the ancestor's axis.
-        new: length of the target's.
-        elements: ``"uniform"``: every old/new-th where that is whole, else as a float32 linspace
-            rounds, as in the published code; ``"consecutive"``: the first; ``"random"``: a draw.
-        generator: of the draw.
-
-    Examples:
-        >>> select_indices(6, 3).tolist(), select_indices(5, 3).tolist()
-        ([0, 2, 4], [0, 2, 4])
-    """
-    if elements == "consecutive":
-        return torch.arange(new)
-    if elements == "random":
-        return torch.randperm(old, generator=generator)[:new].sort().values
-    if old % new == 0:
-        return torch.arange(new) * (old // new)
-    return torch.linspace(0, old - 1, new).round().long()
 
 
 def _flat(method: WeightSelection, source: Source, target: Anatomy, seed: int) -> list[Recipe]:

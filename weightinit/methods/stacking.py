@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from weightinit.anatomy import Anatomy
 from weightinit.errors import ProjectionError
 from weightinit.methods.depth import Depth, Mix, mixes
+from weightinit.methods.tables import TABLES
 from weightinit.methods.transfer import Source, Transfer, transfer_recipes
 from weightinit.plan import Recipe
 
@@ -79,7 +80,7 @@ def _differing(old: Anatomy, new: Anatomy, depth: list[Mix]) -> Iterator[str]:
         for piece in block.values():
             for index, _ in mix:
                 own = old.blocks[index].get(piece.role)
-                if own is None or own.size == piece.size:
+                if own is None or own.size == piece.size or TABLES.fullmatch(piece.role):
                     continue
                 for labels, before, after in zip(piece.axes, own.size, piece.size, strict=False):
                     if before != after:

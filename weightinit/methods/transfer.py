@@ -7,32 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from weightinit.anatomy import Anatomy, ParamSpec, Piece
 from weightinit.anatomy.axes import along
+from weightinit.errors import ProjectionError
 from weightinit.methods.carry import Axis, carry
 from weightinit.methods.depth import Mix
 from weightinit.methods.fresh import fresh_rule, sub_generator
+from weightinit.methods.source import Outside, Source
+from weightinit.methods.tables import TABLES, resized
 from weightinit.plan import Recipe
 
 __all__ = ["Axes", "Place", "Source", "Transfer", "side", "transfer_recipes"]
-
-
-class Source(Protocol):
-    """What weights are inherited from; :class:`weightinit.ancestor.Ancestor` is one."""
-
-    @property
-    def anatomy(self) -> Anatomy:
-        """Of the ancestor."""
-        ...
-
-    def part(self, piece: Piece) -> Tensor:
-        """Return a canonical part of a stored tensor, in floating point on the CPU."""
-        ...
 
 
 #: First letters of the labels that methods act on; b is the blocks that one table serves. Classes,
@@ -119,7 +110,8 @@ def transfer_recipes(
 class _Inheritance:
     def __init__(self, source: Source, target: Anatomy, transfer: Transfer, seed: int) -> None:
         self.source, self.target, self.transfer, self.seed = source, target, transfer, seed
-        self.outside = _Outside(source)
+        self.outside = Outside(source)
+        self.resized = partial(resized, old=source.anatomy.traits, new=target.traits)
 
     def recipes(self) -> list[Recipe]:
         """Return one recipe a parameter, in the target's order."""
@@ -174,16 +166,25 @@ class _Inheritance:
                 return text, rule
             return f"new block ({transfer.how})", lambda out: None if new(place, out) else rule(out)
         generator = sub_generator(self.seed, f"{spec.key}.{role}")
+        size = spec.layout.parts[spec.parts.index(role)].shape
+        for i, _ in mix:
+            self._check(spec, blocks[i][role], size, Place(role, index, i if index >= 0 else -1))
 
         def inherit(out: Tensor) -> None:
             total: Tensor | None = None
             for i, weight in mix:
                 piece = blocks[i][role]
                 value = self.source.part(piece).to(torch.promote_types(out.dtype, torch.float32))
+                value = self.resized(value, role, size)
                 value = self._moved(value, piece, Place(role, index, i if index >= 0 else -1))
                 value = value if weight == 1.0 else value * weight
                 total = value if total is None else total + value
             assert total is not None
+            if total.shape != out.shape:
+                raise ProjectionError(
+                    f"{role} of {spec.name} {list(out.shape)} would be {list(total.shape)} "
+                    f"({transfer.how}): give the target the ancestor's size there"
+                )
             out.copy_(total)
             if transfer.finish is not None:
                 transfer.finish(Place(role, index, mix[0][0]), out, generator)
@@ -191,6 +192,23 @@ class _Inheritance:
         where = ", ".join(f"{c:.2g} x block {i}" if c != 1 else f"block {i}" for i, c in mix[:3])
         more = ", ..." if len(mix) > 3 else ""
         return f"{role} of {where or 'its place'}{more} ({transfer.how})", inherit
+
+    def _check(self, spec: ParamSpec, piece: Piece, size: tuple[int, ...], place: Place) -> None:
+        """Raise ProjectionError where an axis changes that nothing acts on."""
+        stuck = [
+            f"{' '.join(labels)} {old} -> {new}"
+            for old, new, labels in zip(piece.size, size, piece.axes, strict=False)
+            if old != new
+            and not all(label[0] in CHANNELS for label in labels)  # methods see to those
+            and not (labels == ("u",) and TABLES.fullmatch(place.role))
+            and self.transfer.axes(" ".join(labels), place) is None
+        ]
+        if stuck or len(piece.size) != len(size):
+            raise ProjectionError(
+                f"{place.role} of {piece.spec.name} {list(piece.size)} cannot become that of "
+                f"{spec.name} {list(size)}: nothing changes {', '.join(stuck) or 'its axes'}; give "
+                "the target the ancestor's size there"
+            )
 
     def _moved(self, value: Tensor, piece: Piece, place: Place) -> Tensor:
         """Act along every axis of a part."""
@@ -205,8 +223,12 @@ class _Inheritance:
             piece, place = self.target.outside[role], Place(role)
             width = next((x for axis in piece.axes for x in axis if x[0] == "d"), "d")
             stream = self.transfer.axes(width, place) or _SAME
-            carried = None
-            if role not in ("patch.weight", "pos") and not role.startswith("head"):
+            carried = self._inherited_head(piece, place) or self._table(piece, place)
+            if (
+                carried is None
+                and role not in ("patch.weight", "pos")
+                and not role.startswith("head")
+            ):
                 carried = self._moved_whole(piece, place)
             if carried is None:
                 carried = carry(
@@ -215,6 +237,33 @@ class _Inheritance:
             if carried is None:
                 carried = self._fresh(spec, role)
             yield role, *carried
+
+    def _inherited_head(
+        self, piece: Piece, place: Place
+    ) -> tuple[str, Callable[[Tensor], None]] | None:
+        """Return how a head comes from the token embedding, whose matrix it was in the ancestor."""
+        own = self.source.anatomy.outside
+        tokens = own.get("embed.token.weight")
+        if place.role != "head.weight" or "head.weight" in own or tokens is None:
+            return None
+        if len(piece.size) != 2 or tokens.size[0] != piece.size[0]:
+            return None
+        axis = self.transfer.axes("d", place) or _SAME
+        text = f"{tokens.role}, the ancestor's head too ({self.transfer.how})"
+        return text, lambda out: out.copy_(along(self.source.part(tokens).to(out), 1, axis.columns))
+
+    def _table(self, piece: Piece, place: Place) -> tuple[str, Callable[[Tensor], None]] | None:
+        """Return how biases that all blocks share come from those of another window."""
+        own = self.source.anatomy.outside.get(place.role)
+        if own is None or place.role != "rel_pos.table":
+            return None
+        self._check(piece.spec, own, piece.size, place)
+
+        def inherit(out: Tensor) -> None:
+            value = self.resized(self.source.part(own).to(out), place.role, piece.size)
+            out.copy_(self._moved(value, own, place))
+
+        return f"{place.role} of {own.size[0]} offsets ({self.transfer.how})", inherit
 
     def _fresh(self, spec: ParamSpec, role: str) -> tuple[str, Callable[[Tensor], None]]:
         text, rule = fresh_rule(role, spec.shape)
@@ -254,32 +303,3 @@ def _keep(tensor: Tensor, dim: int) -> Tensor:
 
 
 _SAME = Axis(_keep, _keep)
-
-
-class _Outside(Mapping[str, "_Later"]):
-    """The ancestor's tensors outside its blocks, read when they are needed."""
-
-    def __init__(self, source: Source) -> None:
-        self.source = source
-
-    def __getitem__(self, role: str) -> _Later:
-        return _Later(self.source, self.source.anatomy.outside[role])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.source.anatomy.outside)
-
-    def __len__(self) -> int:
-        return len(self.source.anatomy.outside)
-
-
-@dataclass(frozen=True)
-class _Later:
-    source: Source
-    piece: Piece
-
-    @property
-    def shape(self) -> torch.Size:
-        return torch.Size(self.piece.size)
-
-    def to(self, other: Tensor) -> Tensor:
-        return self.source.part(self.piece).to(other)

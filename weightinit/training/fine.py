@@ -16,6 +16,7 @@ from weightinit.anatomy import Anatomy, anatomy
 from weightinit.ancestor import Ancestor
 from weightinit.errors import ProjectionError
 from weightinit.methods.fine import FINE, Factors, Spectra
+from weightinit.methods.folding import folded
 from weightinit.methods.pairs import check_pair
 from weightinit.plan import Plan
 
@@ -82,9 +83,9 @@ def fit_fine(
     if options is not None and rank not in (None, options.rank):
         raise ProjectionError(f"{rank=} and options of rank {options.rank}: pass one of them")
     options = options or FINE(rank)
-    source = Ancestor.open(ancestor)
     work = copy.deepcopy(target)
     seen = anatomy(work)
+    source, _ = folded(Ancestor.open(ancestor), seen)
     check_pair(source.anatomy, seen)
     started = replace(options, factors=Spectra(options, source, seen).all())
     plan = Plan(work, seen, started.recipes(source, seen), source="FINE")

@@ -15,6 +15,7 @@ from torch.func import functional_call
 from weightinit.anatomy import anatomy
 from weightinit.ancestor import Ancestor
 from weightinit.errors import ProjectionError
+from weightinit.methods.folding import folded
 from weightinit.methods.fresh import base_seed
 from weightinit.methods.ligo import LiGO, Mixed
 from weightinit.methods.pairs import check_pair
@@ -86,10 +87,10 @@ def fit_ligo(
     """
     from tqdm import tqdm
 
-    source = Ancestor.open(ancestor)
     work = copy.deepcopy(target)
     seed = base_seed(generator)
     seen = anatomy(work)
+    source, _ = folded(Ancestor.open(ancestor), seen)
     check_pair(source.anatomy, seen)
     started = options.start(source.anatomy, seen, seed=seed)
     plan = Plan(work, seen, started.recipes(source, seen, seed=seed), source="LiGO")

@@ -156,7 +156,8 @@ OUTSIDE = (
     Rule(r"head\.fc\.weight", "head.weight", "n z"),
     Rule(r"rope\.freqs", "rope.freqs", "2 b h f"),
     *_rel_pos_mlp(r"shared_rel_pos\.mlp", "rel_pos"),
-    Rule(r"shared_rel_pos\.relative_position_bias_table", "rel_pos.table", "u h"),
+    # Of relpos models, and of BEiT's shared biases.
+    Rule(r"(?:shared_rel_pos|rel_pos_bias)\.relative_position_bias_table", "rel_pos.table", "u h"),
     *POOL,
 )
 
