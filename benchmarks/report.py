@@ -14,7 +14,8 @@ import schema
 from trials import plots
 from trials.tables import accuracies, mean, steps_saved, table
 
-from weightinit import TemplateBundle, list_templates
+from weightinit import HyperNetwork, TemplateBundle, list_templates
+from weightinit._locate import names
 
 
 def results(suite: str) -> dict[str, Any]:
@@ -82,9 +83,19 @@ def bundles() -> str:
                 f"{kib:.0f} KiB",
             ]
         )
+    predicted = []
+    for name in names("hypernetwork"):
+        bundle = HyperNetwork.from_pretrained(name)
+        found = bundle.config.provenance
+        scores = ", ".join(f"{size}: {score}" for size, score in found["zero_shot"].items())
+        kib = sum(tensor.nbytes for tensor in bundle.tensors.values()) / 1024
+        steps = found["recipe"]["steps"]
+        predicted.append([f"`{name}`", bundle.config.method, steps, scores, f"{kib:.0f} KiB"])
+    columns = ["hypernetwork", "kind", "steps", "val of targets at once", "size"]
+    hypernets = table(columns, predicted)
     return (
         f"Shipped in the package (accuracies in percent, recorded by the training):\n\n"
-        f"{table(header, rows)}"
+        f"{table(header, rows)}\n\n{hypernets}"
     )
 
 

@@ -32,6 +32,8 @@ def cell(rows: Rows) -> str:
     """``trained ± half the range (at once)``."""
     if not rows:
         return ""
+    if "trained" not in rows[0]:
+        return f"({mean(rows, 'at_once'):.1f})"
     varied = f" ± {spread(rows):.1f}" if len(rows) > 1 else ""
     return f"{mean(rows, 'trained'):.1f}{varied} ({mean(rows, 'at_once'):.0f})"
 

@@ -28,8 +28,8 @@ class Auto:
 
     A target that is nowhere smaller grows without loss (:class:`LEMON`). One that is nowhere larger
     is fitted to what the ancestor does on the calibration batches (:class:`ActivationAware`);
-    without them, or with blocks of another kind, it keeps whole heads and evenly chosen channels
-    and blocks (:class:`WeightSelection`). One that is both, on different axes, gets each axis its
+    without them, or with blocks of another kind, it keeps the first blocks, whole heads and evenly
+    chosen channels (:class:`WeightSelection`). One that is both, on different axes, gets each axis its
     own rule (:class:`Mixed`).
 
     Examples:
@@ -57,7 +57,7 @@ class Auto:
         if grows:
             return LEMON()
         fitted = calibration is not None and shrinks and suits(old, new)
-        return ActivationAware() if fitted else WeightSelection(depth="uniform")
+        return ActivationAware() if fitted else WeightSelection()
 
     def recipes(
         self,
