@@ -1,4 +1,4 @@
-"""How many models anatomy explains, by family: writes the table in docs/coverage.md.
+"""How many models anatomy explains and hypernetworks know, by family: writes docs/coverage.md.
 
 python benchmarks/coverage.py [--check]
 """
@@ -19,7 +19,8 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from weightinit.anatomy import anatomy
-from weightinit.errors import AnatomyError
+from weightinit.errors import AnatomyError, ProjectionError
+from weightinit.hypernet.graph import graph_of
 
 TABLE = Path(__file__).parents[1] / "docs" / "coverage.md"
 #: timm's modules of plain ViTs and ConvNeXts, as ``timm.list_models(module=...)`` counts them.
@@ -54,11 +55,12 @@ TRANSFORMERS = {
 
 @dataclass(frozen=True)
 class Row:
-    """The models of one family: how many there are, and which are not explained."""
+    """The models of one family: how many there are, have a graph, and which are not explained."""
 
     library: str
     family: str
     total: int
+    graphs: int
     left: tuple[str, ...] = ()
 
 
@@ -94,7 +96,12 @@ class _WithoutInit(TorchFunctionMode):
 
 def unexplained(models: dict[str, Callable[[], nn.Module]]) -> dict[str, str]:
     """Return the models that anatomy does not explain, with the reason."""
-    left = {}
+    return looked_at(models)[0]
+
+
+def looked_at(models: dict[str, Callable[[], nn.Module]]) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the models that anatomy does not explain, and the others without a graph, and why."""
+    left, refused = {}, {}
     for name, make in models.items():
         with torch.device("meta"), _WithoutInit():
             model = make()
@@ -105,7 +112,11 @@ def unexplained(models: dict[str, Callable[[], nn.Module]]) -> dict[str, str]:
             continue
         if {spec.name for spec in seen.specs} != dict(model.named_parameters()).keys():
             left[name] = "parameters were lost"
-    return left
+        try:
+            graph_of(seen)
+        except ProjectionError as error:
+            refused[name] = str(error)
+    return left, refused
 
 
 def render(rows: Iterable[Row]) -> str:
@@ -115,21 +126,28 @@ def render(rows: Iterable[Row]) -> str:
         "# Which models are explained",
         "",
         "A model is explained when every parameter has a role and an axis pattern, and all sizes",
-        "agree. Written by `python benchmarks/coverage.py` with "
-        f"timm {timm.__version__}; do not edit.",
+        "agree. `Graphs` are models that hypernetworks predict. Written by",
+        f"`python benchmarks/coverage.py` with timm {timm.__version__}; do not edit.",
         "",
-        "| library | family | explained | models | what is left |",
-        "|---|---|---|---|---|",
+        "| library | family | explained | graphs | models | what is left |",
+        "|---|---|---|---|---|---|",
     ]
     lines += [
-        f"| {row.library} | {row.family} | {row.total - len(row.left)} | {row.total} | "
-        f"{', '.join(row.left) or '-'} |"
+        f"| {row.library} | {row.family} | {row.total - len(row.left)} | {row.graphs} | "
+        f"{row.total} | {', '.join(row.left) or '-'} |"
         for row in rows
     ]
     vits = [row for row in rows if row.library == "timm" and row.family != "convnext"]
     total = sum(row.total for row in vits)
     explained = total - sum(len(row.left) for row in vits)
-    lines += ["", f"timm's plain ViTs together: {explained} of {total}."]
+    graphs = sum(row.graphs for row in vits)
+    lines += [
+        "",
+        f"timm's plain ViTs together: {explained} of {total}, {graphs} with a graph. Without one "
+        "are models",
+        "with convolutions before or after their blocks, with blocks of class attention, and with",
+        "two layers of attention in parallel.",
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -150,10 +168,11 @@ def main(argv: list[str] | None = None) -> int:
     rows = []
     for library, family in families():
         models = models_of(library, family)
-        left = unexplained(models)
-        for name, reason in left.items():
+        left, refused = looked_at(models)
+        for name, reason in (left | refused).items():
             sys.stderr.write(f"{name}: {reason}\n")
-        rows.append(Row(library, family, len(models), tuple(left)))
+        graphs = len(models) - len(left) - len(refused)
+        rows.append(Row(library, family, len(models), graphs, tuple(left)))
     page = render(rows)
     if check:
         return int(page != TABLE.read_text())

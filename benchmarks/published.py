@@ -37,8 +37,8 @@ class Traced:
 
 def trace(model: nn.Module, size: int = 224, cutoff: int = 50) -> Traced:
     """Run a batch of two images forward, walk its autograd graph, and search all shortest paths."""
-    out = model(torch.rand(2, 3, size, size))
-    out = out[0] if isinstance(out, tuple) else out
+    with torch.enable_grad():
+        out = model(torch.rand(2, 3, size, size))
     walk = _Walk(model)
     walk.sources(out.grad_fn)
     for node in range(1, len(walk.ops)):
@@ -210,14 +210,16 @@ def scaled(value: Tensor, name: str, *, weight: bool) -> Tensor:
 def embeddings(net: Hypernet, graph: Traced, task: Tensor | None = None) -> Tensor:
     """Encode the nodes, the bias of attention from every pair of nodes on its own."""
     first: Any = net.gnn[0]
-    a, hid = graph.distances, net.config.hid
-    x = net.embed(torch.tensor([PRIMITIVES.index(op) for op in graph.ops]))
+    device, hid = net.embed.weight.device, net.config.hid
+    a = graph.distances.to(device)
+    x = net.embed(torch.tensor([PRIMITIVES.index(op) for op in graph.ops], device=device))
     shapes = [(*(s or (-1,) * 4), 1, 1, 1)[:4] for s in graph.shapes]
     parts: list[Tensor] = []
     for axis in range(4):
         bins = net.shape_enc.channels if axis < 2 else net.shape_enc.spatial
         table = net.shape_enc.embed_channel if axis < 2 else net.shape_enc.embed_spatial
-        parts.append(table(torch.tensor([_bin(s[axis], bins.tolist()) for s in shapes])))
+        which = [_bin(shape[axis], bins.tolist()) for shape in shapes]
+        parts.append(table(torch.tensor(which, device=device)))
     x = x + torch.cat(parts, 1)
     edge = a == 1
     x = x + first.centrality_embed_in(edge.sum(0).clamp(max=100))

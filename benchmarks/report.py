@@ -269,17 +269,6 @@ def hypernets() -> str:
     return f"{text}\n\n{close}\n\n{origin(result)}"
 
 
-def tasks() -> str:
-    """TAL's tasks."""
-    result = results("hypernets-tasks-micro")
-    rows = result["rows"]
-
-    def column(row: Mapping[str, Any]) -> str:
-        return row["task"] + (", unseen" if row["unseen"] else "")
-
-    return accuracies(rows, column, costs=False) + f"\n\n{origin(result)}"
-
-
 def tune() -> str:
     """The learning rates that were tried."""
     result = results("learngene-tune-micro")
@@ -290,7 +279,7 @@ PARTS: Mapping[Path, Sequence[Callable[[], str]]] = {
     schema.ROOT / "README.md": (demo, bundles, learngene, benchmarks),
     schema.ROOT / "docs" / "benchmarks.md": (
         depth, width, deeper, components, templates, fit, transfer, curves, tune, shrink, grow,
-        hypernets, tasks,
+        hypernets,
     ),
 }  # fmt: skip
 

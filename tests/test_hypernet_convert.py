@@ -19,7 +19,6 @@ from weightinit.hypernet.convert import convert
 from weightinit.hypernet.files import HyperNetwork
 from weightinit.hypernet.network import Hypernet
 
-
 SMALL = {"hid": 32, "layers": 2, "heads": 4, "num_classes": 10}
 LOW_RANK = {**SMALL, "rank": 8, "max_ck": 512, "max_shape": (256, 256, 16)}
 CONFIGS = {

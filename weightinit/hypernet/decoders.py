@@ -107,17 +107,22 @@ class LowRankDecoder(nn.Module):
         assert isinstance(layer, nn.Linear)
         return layer
 
-    def hidden(self, x: Tensor, count: int) -> Tensor:
-        """Return the first ``count`` latents of both factors before they widen, ``[N, 2, c, r]``."""
-        rank, layer = self.rank, self.mlp.fc[-1]
+    def hidden(self, y: Tensor, which: slice, count: int) -> Tensor:
+        """Return latents before they widen, ``[N, factors, count, r]``.
+
+        Args:
+            y: of all layers of the MLP but the last, ``[N, 8 hid]``.
+            which: factors: A is 0, B is 1.
+            count: of latents of each, the first ones.
+        """
+        layer, parts = self.mlp.fc[-1], (2, self.rank, self.rank)
         assert isinstance(layer, nn.Linear)
-        weight = layer.weight.unflatten(0, (2, rank, rank))[:, :count].flatten(0, 2)
-        bias = layer.bias.unflatten(0, (2, rank, rank))[:, :count].flatten()
-        y = functional.linear(self.mlp.fc[:-1](x), weight, bias)
-        return y.unflatten(-1, (2, count, rank)).relu()
+        weight = layer.weight.unflatten(0, parts)[which, :count].flatten(0, 2)
+        bias = layer.bias.unflatten(0, parts)[which, :count].flatten()
+        return functional.linear(y, weight, bias).relu().unflatten(-1, (-1, count, self.rank))
 
     def entries(self, y: Tensor, begin: int, end: int, head: int) -> Tensor:
-        """Return entries of a factor, read along its latents ``[N, c, r]``: ``[N, end - begin]``."""
+        """Return entries of a factor, read along latents ``[N, c, r]``: ``[N, end - begin]``."""
         for step in range(self.steps):
             y = self.get_submodule(f"{self.names[head]}_step{step + 1}")(y).relu()
         last, found = self.last(head), []
@@ -145,8 +150,9 @@ class Latents:
     """
 
     def __init__(self, decoder: LowRankDecoder, x: Tensor) -> None:
-        self.decoder, self.x = decoder, x
-        self._hidden = x[:, None, None, :0].expand(-1, 2, 0, -1)
+        self.decoder = decoder
+        self._y = decoder.mlp.fc[:-1](x)
+        self._hidden: Tensor | None = None
 
     def factor(
         self, members: list[int], which: int, count: int, *, first: int = 0, head: int = 0
@@ -165,9 +171,13 @@ class Latents:
             )
         begin, end = first * rank, (first + count) * rank
         latents = -(-end // most)
-        if self._hidden.shape[2] < latents:
-            self._hidden = decoder.hidden(self.x, latents)
-        y = self._hidden[members, which]
+        if not self._y.requires_grad:
+            y = decoder.hidden(self._y[members], slice(which, which + 1), latents)[:, 0]
+        else:
+            # of all nodes at once: a slice of a weight costs a gradient of the whole weight
+            if self._hidden is None or self._hidden.shape[2] < latents:
+                self._hidden = decoder.hidden(self._y, slice(2), latents)
+            y = self._hidden[members, which]
         return decoder.entries(y, begin, end, head).unflatten(-1, (count, rank))
 
     def factors(self, members: list[int], rows: int, columns: int, head: int = 0) -> LowRank:

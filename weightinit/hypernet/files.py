@@ -17,16 +17,19 @@ from weightinit.hypernet.network import Hypernet
 __all__ = ["HyperNetwork"]
 
 #: Bounds of what a stranger's config may make us build, before its tensors are compared.
-MOST = {"layers": 256, "hid": 8192, "rank": 4096, "heads": 1024}
+MOST = {"layers": 256, "hid": 8192, "rank": 4096, "heads": 1024, "max_shape": 2**16}
 
 
 def _config(config: BundleConfig) -> HyperConfig:
     """Return the hypernetwork's own config, checked."""
     found = HyperConfig.from_dict(config.options)
-    for name, most in MOST.items():
-        if getattr(found, name) > most:
+    sizes = {name: getattr(found, name) for name in MOST if name != "max_shape"}
+    sizes["max_shape"] = max(*found.max_shape[:2], 64 * found.max_shape[2])
+    for name, size in sizes.items():
+        if size > MOST[name]:
             raise BundleError(
-                f"{name} of the hypernetwork is {getattr(found, name)}: it must be at most {most}"
+                f"{name} of the hypernetwork is {getattr(found, name)}: it must be at most "
+                f"{MOST[name]}"
             )
     if found.kind != config.method:
         raise BundleError(

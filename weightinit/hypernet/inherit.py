@@ -76,10 +76,10 @@ class Inherited:
         inherited = torch.stack([found[0] for found in stored])
         (rows, columns), (_, out, into) = inherited.shape[1:3], values.shape[:3]
         p, q = run.pair(members, (out, rows), (columns, into))
-        inner = torch.einsum("nbr,nbckl->nrckl", p.b, inherited)
-        projected = torch.einsum("nar,nrckl,ncd->nadkl", p.a, inner, q.dense())
+        p, q = p.dense(), q.dense()
+        projected = torch.einsum("nab,nbckl,ncd->nadkl", p, inherited, q)
         if first.on_grid:
-            self._around(q.dense()[0] * p.dense()[0, 0, 0])
+            self._around(q[0] * p[0, 0, 0])
         return weight * projected + (1 - weight) * values
 
     def _whole(
@@ -91,8 +91,8 @@ class Inherited:
         left = []
         for i, found in enumerate(stored):
             ways = p.b[i].split([len(part) for part in found])
-            inner = sum(way.mT @ part for way, part in zip(ways, found, strict=True))
-            left.append(p.a[i] @ (inner @ q.a[i]))
+            inner = [way.mT @ part for way, part in zip(ways, found, strict=True)]
+            left.append(p.a[i] @ (torch.stack(inner).sum(0) @ q.a[i]))
         return LowRank(torch.stack(left), q.b)
 
     def _heads(

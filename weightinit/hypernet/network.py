@@ -164,17 +164,19 @@ class Hypernet(Encoder):
         groups: dict[Any, list[int]] = {}
         for index, node in enumerate(graph.nodes):
             if node.roles:
-                flat = node.op if node.op in ("bias", "ln") else ""
-                groups.setdefault((flat, node.head, node.shape), []).append(index)
+                flat = node.op in ("bias", "ln")
+                kind = node.op if flat else node.roles
+                groups.setdefault((flat, node.shape, node.head, kind), []).append(index)
         run, found = Pass(self, x), {}
         # the largest first: their latents serve the others
-        for (flat, _, _), members in sorted(groups.items(), key=lambda item: -max(item[0][2])):
+        for (flat, *_), members in sorted(groups.items(), key=lambda item: -max(item[0][1])):
             node = graph.nodes[members[0]]
             if flat:
                 values: Decoded = self._vectors(run, members, node, limits)
             else:
                 values = self._matrices(run, members, node, limits)
                 values = values if fuse is None else fuse(run, members, values)
+                values = _sized(values, node)
                 # Embeddings stay as they are.
                 values = values if node.op == "pos_enc" else _times(values, scale_of(node))
             for place, index in enumerate(members):
@@ -231,7 +233,7 @@ class Hypernet(Encoder):
     def _matrices(
         self, run: Pass, members: list[int], node: Node, limits: tuple[int, int, int] | None
     ) -> Decoded:
-        """Return tensors ``[N, out, in, height, width]`` or matrices, before any scaling."""
+        """Return tensors ``[N, out, in, height, width]`` or matrices, clipped and unscaled."""
         assert node.shape is not None
         rows, columns, height, width = node.shape
         # The published code clips no positions.
@@ -244,17 +246,23 @@ class Hypernet(Encoder):
             decoder, x = self.decoder, run.x[members]
             assert isinstance(decoder, ConvDecoder)
             if node.head:
-                values = decoder.classes(x, into)[..., None, None]
-            else:
-                values = decoder(x, out, into, height, width)
-            return tiled(values, (rows, columns))
+                return decoder.classes(x, into)[..., None, None]
+            return decoder(x, out, into, height, width)
         factors = run.latents.factors(members, out * height, into * width)
         if not node.spatial:
-            # What repeats rows of the product repeats those of a factor.
-            a, b = (tiled(part, (n,)) for part, n in zip(factors, (rows, columns), strict=False))
-            return LowRank(a, b)
+            return factors
         values = factors.dense().unflatten(2, (into, width)).unflatten(1, (out, height))
-        return tiled(values.permute(0, 1, 3, 2, 4), (rows, columns))
+        return values.permute(0, 1, 3, 2, 4)
+
+
+def _sized(values: Decoded, node: Node) -> Decoded:
+    """Tile what was clipped."""
+    assert node.shape is not None
+    rows, columns = node.shape[:2]
+    if isinstance(values, LowRank):
+        # What repeats rows of the product repeats those of a factor.
+        return LowRank(tiled(values.a, (rows,)), tiled(values.b, (columns,)))
+    return tiled(values, (rows, columns))
 
 
 def _times(values: Decoded, scale: float) -> Decoded:
