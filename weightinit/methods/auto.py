@@ -29,8 +29,8 @@ class Auto:
     A target that is nowhere smaller grows without loss (:class:`LEMON`). One that is nowhere larger
     is fitted to what the ancestor does on the calibration batches (:class:`ActivationAware`);
     without them, or with blocks of another kind, it keeps the first blocks, whole heads and evenly
-    chosen channels (:class:`WeightSelection`). One that is both, on different axes, gets each axis its
-    own rule (:class:`Mixed`).
+    chosen channels (:class:`WeightSelection`). One that is both, on different axes, gets each axis
+    its own rule (:class:`Mixed`).
 
     Examples:
         >>> import timm, weightinit as wi
