@@ -11,7 +11,6 @@ held with hypernetwork and ancestor, from an architecture to all of its weights.
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -26,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torchvision.models import VisionTransformer
+from transform import memory
 
 import weightinit as wi
 from weightinit.ancestor import Ancestor
@@ -154,14 +154,14 @@ def measure(given: argparse.Namespace) -> dict[str, float]:
         took = [seconds(work, "cpu") for _ in range(given.rounds + 1)]
         return {"seconds": min(took)}
     case = Case(given.kind, given.way, given.device, given.half)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = memory(reset=True)
     held = torch.cuda.memory_allocated() if given.device == "cuda" else 0
     made = case.predict if given.work == "prediction" else case.step
     work = made(given.size)
     if given.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     took = [seconds(work, given.device) for _ in range(given.rounds)]
-    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    peak = memory() - before
     if given.device == "cuda":
         peak = (torch.cuda.max_memory_allocated() - held) / 2**20
     return {"seconds": min(took), "peak_mib": round(peak)}
