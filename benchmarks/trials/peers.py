@@ -29,7 +29,7 @@ def pruned(
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        import torch_pruning as tp
+        import torch_pruning as tp  # pyright: ignore[reportMissingImports]  # of an extra of its own
     model: Any = copy.deepcopy(ancestor).eval()
     small: Any = target
     images = torch.zeros(1, *next(iter(batches))[0].shape[1:])
