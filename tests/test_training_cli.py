@@ -82,6 +82,16 @@ def test_a_hypernetwork_is_made_and_summed_up(tmp_path, capsys):
     assert (tmp_path / "mine" / "config.json").exists()
 
 
+def test_a_hypernetwork_of_a_text(tmp_path, capsys):
+    (tmp_path / "README.md").write_text("A text to read. " * 200)
+    arguments = ["--data", str(tmp_path / "README.md"), "-o", str(tmp_path / "mine")]
+    assert main(["train-hypernet", "--preset", "micro-logah-gpt", "--steps", "2", *arguments]) == 0
+    text = capsys.readouterr().out
+    assert "zero-shot validation bits per byte" in text and "80x5" in text
+    config = (tmp_path / "mine" / "config.json").read_text()
+    assert "--data README.md" in config and str(tmp_path) not in config
+
+
 def test_json_of_a_hypernetwork(tmp_path, capsys):
     assert train(tmp_path, "--json", "--steps", "2", "--data", "digits", "--seed", "3") == 0
     found = json.loads(capsys.readouterr().out)

@@ -10,6 +10,8 @@ from weightinit.training.hypernet_loss import MetaRecipe
 from weightinit.training.hypernet_presets import HYPERNET_PRESETS, get_hypernet_preset
 from weightinit.training.tasks import in_shape
 
+TEXTS = ("logah-gpt", "tal-text")
+
 
 def parameters(name):
     with torch.device("meta"):
@@ -61,6 +63,8 @@ def test_papers_recipes_are_the_published_ones():
 
 def test_every_kind_has_a_micro_preset_of_one_budget():
     names = {name.removeprefix("micro-") for name in HYPERNET_PRESETS if name[:5] == "micro"}
+    assert {HYPERNET_PRESETS[f"micro-{name}"].context for name in TEXTS} == {64}
+    names -= set(TEXTS)
     assert names == {
         "ghn3", "logah", "tal", "tal-tasks", "pith-shared", "pith-dual", "pith-full", "pith-rule",
     }  # fmt: skip
@@ -84,7 +88,7 @@ def test_micro_presets_are_small_and_decode_widths_up_to_512(name):
         assert config.rank == 16 and config.max_ck >= 8 * 512
         assert config.max_shape[0] >= 4 * 512
     for kwargs in preset.watch:
-        assert kwargs["img_size"] == preset.image_size
+        assert kwargs.get("img_size", 0) == preset.image_size
 
 
 @pytest.mark.parametrize("name", sorted(HYPERNET_PRESETS))
@@ -92,11 +96,27 @@ def test_samplers_and_data_go_together(name):
     preset = get_hypernet_preset(name)
     draw = torch.Generator().manual_seed(0)
     kwargs = sample(get_sampler(preset.sampler), draw, image_size=preset.image_size)
-    assert kwargs["img_size"] == preset.image_size
+    assert kwargs.get("img_size", 0) == preset.image_size
+    assert (preset.image_size == 0) == (preset.context > 0) == ("n_embd" in kwargs)
     assert isinstance(preset.recipe, MetaRecipe)
     stage = HYPERNET_PRESETS.get(preset.stage1)
     if preset.stage1:
         assert stage is not None and stage.sampler == preset.sampler
+
+
+def test_presets_of_texts_start_offline_and_keep_a_size_unseen():
+    for name in TEXTS:
+        preset = get_hypernet_preset(f"micro-{name}")
+        assert set(preset.data) <= {"docstrings", "licences", "python"}
+        sampler = get_sampler(preset.sampler)
+        drawn = {(width, depth) for depth, widths in sampler.widths.items() for width in widths}
+        seen, unseen = ((kwargs["n_embd"], kwargs["n_layer"]) for kwargs in preset.watch)
+        assert seen in drawn and not {unseen[0]} & {width for width, _ in drawn}
+        assert unseen[1] not in sampler.widths
+        assert preset.config.primitives == 18 and not preset.stage1
+    ancestor = get_hypernet_preset("micro-tal-text").ancestor
+    assert ancestor is not None
+    assert ancestor.kwargs["n_embd"] == get_hypernet_preset("micro-tal-text").config.task_dim
 
 
 def test_the_micro_ancestor_fits_the_data():

@@ -10,7 +10,7 @@ from test_training_hypernet_loss import SMALL, hypernet
 from weightinit.errors import WeightInitError
 from weightinit.hypernet.config import HyperConfig
 from weightinit.hypernet.files import HyperNetwork
-from weightinit.hypernet.samplers import micro
+from weightinit.hypernet.samplers import Sampler, micro
 from weightinit.training.data import load_data
 from weightinit.training.hypernet_loss import MetaRecipe
 from weightinit.training.hypernet_presets import HyperPreset
@@ -19,6 +19,7 @@ from weightinit.training.images import rows
 from weightinit.training.loop import Recipe
 from weightinit.training.presets import Network
 from weightinit.training.targets import zero_shot
+from weightinit.training.text import load_text
 
 ONE = micro(48, 3, image_size=8)
 LOGAH = HyperPreset(
@@ -107,6 +108,59 @@ def test_tals_two_stages(tmp_path, tasks):
     wide = vit(embed_dim=24, in_chans=3, num_classes=10)
     other = run(tmp_path, TAL, "wide", start=tmp_path / "first", ancestor=wide)
     assert other.config.options["task_dim"] == 24
+
+
+TEXT = replace(
+    LOGAH,
+    name="text",
+    sampler=Sampler("tiny-gpt", {2: (16, 32)}, "sixteenths", {}, family="gpt2"),
+    context=16,
+    image_size=0,
+    watch=({"n_embd": 48, "n_layer": 1, "n_head": 3, "tie_word_embeddings": False},),
+)
+LANGUAGE = {
+    "ancestor": Network("gpt2", {"n_embd": 16, "n_layer": 1, "n_head": 1}),
+    "ancestor_recipe": Recipe(steps=5, batch_size=8),
+}
+
+
+@pytest.fixture
+def texts(tmp_path):
+    for name, line in (("one", "a text of one kind. "), ("two", "0123456789 ")):
+        (tmp_path / f"{name}.txt").write_text(line * 100)
+    return [tmp_path / "one.txt", tmp_path / "two.txt"]
+
+
+def test_a_hypernetwork_of_texts(tmp_path, texts):
+    run(tmp_path, TEXT, data=texts[:1])
+    loaded = HyperNetwork.from_pretrained(tmp_path / "out")
+    found = loaded.config.provenance
+    assert found["metric"] == "bits per byte" and found["sampler"] == "tiny-gpt"
+    assert found["data"][0]["name"] == "one" and str(tmp_path) not in json.dumps(found)
+    data = load_text(texts[0], context=16)
+    measured = zero_shot(loaded.module(), TEXT.watch[0], data)
+    assert measured == pytest.approx(found["zero_shot"]["48x1"], abs=1e-3)
+
+
+def test_several_texts_are_tasks(tmp_path, texts):
+    preset = replace(TEXT, config=HyperConfig("tal", task_dim=1, **SMALL), **LANGUAGE)
+    bundle = run(tmp_path, preset, data=texts)
+    assert bundle.config.options["task_dim"] == 16
+    rows = load_file(tmp_path / "out" / "training" / "tasks.safetensors")
+    assert rows.keys() == {"one", "two"} and not torch.equal(rows["one"], rows["two"])
+    found = bundle.config.provenance
+    assert set(found["zero_shot"]) == {"48x1 one", "48x1 two"}
+    assert set(found["ancestor"]["bits_per_byte"]) == {"one", "two"}
+    again = run(tmp_path, preset, data=texts, resume=True)
+    assert all(torch.equal(t, again.tensors[n]) for n, t in bundle.tensors.items())
+
+
+def test_images_are_no_texts(tmp_path, tasks, texts):
+    with pytest.raises(WeightInitError, match="trains no vision transformers"):
+        run(tmp_path, TEXT, data=tasks[:1])
+    with pytest.raises(WeightInitError, match="trains no GPT-2: use another for texts"):
+        run(tmp_path, LOGAH, data=[load_text(texts[0], context=16)])
+    assert not (tmp_path / "out").exists()
 
 
 def test_steps_scale_the_warm_up_and_a_run_resumes(tmp_path):

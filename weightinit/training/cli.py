@@ -76,7 +76,8 @@ def add_hypernet_arguments(parser: argparse.ArgumentParser) -> None:
         "--data",
         nargs="+",
         default=[],
-        help="cifar10, a *.safetensors pack or its name, a folder of images; several are tasks",
+        help="cifar10, a *.safetensors pack or its name, a folder of images, for GPT-2 a text file "
+        "or a folder of them; several are tasks",
     )
     parser.add_argument(
         "--ancestor", help="timm name, org/name@revision, a safetensors file or folder"
@@ -116,7 +117,7 @@ def run_hypernet(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]] | 
         return None
     found = bundle.config.provenance
     lines = [
-        f"{arguments.out}: {len(bundle.tensors)} tensors; zero-shot validation accuracy in percent"
+        f"{arguments.out}: {len(bundle.tensors)} tensors; zero-shot validation {found['metric']}"
     ]
     lines += [f"{name:24} {value:6.2f}" for name, value in found["zero_shot"].items()]
     return "\n".join(lines), {"out": str(arguments.out), **found}

@@ -19,13 +19,15 @@ from weightinit.ancestor import Ancestor
 from weightinit.errors import WeightInitError
 from weightinit.hypernet.network import Hypernet
 from weightinit.hypernet.samplers import Sampler, get_sampler, sample
-from weightinit.training.augment import normalise, subseed
+from weightinit.training.augment import subseed
 from weightinit.training.checkpoint import History, restore, store
+from weightinit.training.domains import Data, Domain, domain_of
 from weightinit.training.hypernet_loss import MetaRecipe, guidance, meta_loss
-from weightinit.training.images import ImageData, ImageFiles
+from weightinit.training.images import ImageData
 from weightinit.training.loop import accelerator, optimizer_of, progress_bar
 from weightinit.training.targets import Targets
 from weightinit.training.tasks import TaskBatches, captured, task_embedding
+from weightinit.training.text import TextData
 
 if TYPE_CHECKING:
     from weightinit.project import AncestorLike
@@ -35,7 +37,7 @@ __all__ = ["MetaRecipe", "guidance", "meta_train"]
 
 def meta_train(
     hypernet: Hypernet,
-    data: ImageData | Sequence[ImageData],
+    data: Data | Sequence[Data],
     recipe: MetaRecipe,
     *,
     sampler: str | Sampler = "micro",
@@ -54,8 +56,8 @@ def meta_train(
 
     Args:
         hypernet: PITH takes the ancestor's weights, one with a ``task_dim`` the task's embedding.
-        data: to train on, or several tasks of one image shape, one a step; validation images are
-            scored, test images left alone.
+        data: to train on, or several tasks of one image shape, or several texts, one a step;
+            validation data is scored, test images left alone.
         recipe: how.
         sampler: of the architectures.
         ancestor: fixed; whatever :func:`weightinit.project_from` takes.
@@ -65,28 +67,25 @@ def meta_train(
         resume: go on from the checkpoint in ``out``, if there is one, bit for bit.
         save_every: steps between checkpoints.
         eval_every: steps between validations; 0 validates at the end alone.
-        watch: architectures whose zero-shot accuracy is measured.
+        watch: architectures whose zero-shot accuracy (of texts: bits per byte) is measured.
         workers: processes that augment images.
         progress: whether to show a bar; None shows it on a terminal.
 
     Returns:
-        The history: losses, and where it was measured the mean accuracy as ``"val"`` beside that
-        of each watched architecture, ``"val <width>x<depth>"``.
+        The history: losses, and where it was measured the mean score as ``"val"`` beside that of
+        each watched architecture, ``"val <width>x<depth>"``.
 
     Raises:
         ProjectionError: if the ancestor or an architecture does not fit the hypernetwork.
         WeightInitError: if the recipe needs an ancestor and there is none, the tasks differ in
             shape, the checkpoint is of another recipe, or the loss is not finite.
     """
-    tasks = (data,) if isinstance(data, ImageData) else tuple(data)
+    tasks = (data,) if isinstance(data, (ImageData, TextData)) else tuple(data)
     fleet, drawn = accelerator(), get_sampler(sampler)
-    if drawn.family != "vit":
-        raise WeightInitError(
-            f"sampler {drawn.name!r} trains no vision transformers: use another for images"
-        )
+    domain = domain_of(tasks, drawn)
     device = fleet.device
     hypernet.to(device)
-    size = _image_size(tasks)
+    size = domain.image_size(tasks)
     source = None if ancestor is None else Ancestor.open(ancestor)
     needed = recipe.guide or (hypernet.config.task_dim and embeddings is None)
     if needed and teacher is None:
@@ -100,7 +99,7 @@ def meta_train(
     if hypernet.config.task_dim and embeddings is None and teacher is not None:
         embeddings = torch.stack([task_embedding(teacher, task) for task in tasks])
     embeddings = None if embeddings is None else embeddings.to(device)
-    guide = _feature(teacher, tasks[0], device) if teacher is not None and recipe.guide else 0
+    guide = _feature(teacher, tasks[0], domain) if teacher is not None and recipe.guide else 0
     targets = Targets(hypernet, source, guide)
 
     scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
@@ -127,20 +126,20 @@ def meta_train(
         began, mean = time.monotonic() - history.seconds, []
         bar = progress_bar(recipe.steps, start, progress, fleet.is_main_process)
         source_steps = batches.batches(range(start, recipe.steps))
-        for step, (which, images, labels) in enumerate(source_steps, start):
+        for step, (which, inputs, labels) in enumerate(source_steps, start):
             for group in optimizer.param_groups:
                 group["lr"] = recipe.lr_at(step)
-            images, labels = images.to(device), labels.to(device)
+            inputs, labels = inputs.to(device), labels.to(device)
             task = None if embeddings is None else embeddings[which]
             generator = torch.Generator().manual_seed(
                 subseed(recipe.seed, 5, step, fleet.process_index)
             )
             losses = []
             with recipe.autocast(device):
-                wanted = _features(teacher, images) if recipe.guide and teacher else None
+                wanted = _features(teacher, inputs) if recipe.guide and teacher else None
             for _ in range(recipe.architectures):
                 target = targets(sample(drawn, generator, image_size=size), tasks[which])
-                loss = meta_loss(targets, target, images, labels, task, wanted, recipe)
+                loss = meta_loss(targets, target, inputs, labels, task, wanted, recipe)
                 if not torch.isfinite(loss):
                     raise WeightInitError(
                         f"the loss is {float(loss.detach())} at step {step}: use a lower lr than "
@@ -192,47 +191,33 @@ def _frozen(hypernet: Hypernet, frozen: bool) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def _image_size(tasks: Sequence[ImageData]) -> int:
-    shapes = set()
-    for task in tasks:
-        images = task.train.images
-        size = (images.size,) * 2 if isinstance(images, ImageFiles) else tuple(images.shape[1:3])
-        shapes.add((*size, len(task.mean)))
-    if len(shapes) != 1 or any(height != width for height, width, _ in shapes):
-        raise WeightInitError(
-            f"the tasks have images of {sorted(shapes)}: bring them to one square shape with "
-            "weightinit.training.tasks.in_shape(data, size)"
-        )
-    return shapes.pop()[0]
-
-
 @torch.no_grad()
-def _features(teacher: nn.Module, images: Tensor) -> Tensor:
+def _features(teacher: nn.Module, inputs: Tensor) -> Tensor:
     with captured(teacher) as found:
-        teacher(images)
+        teacher(inputs)
     return found[0]
 
 
-def _feature(teacher: nn.Module, data: ImageData, device: torch.device) -> int:
+def _feature(teacher: nn.Module, data: Data, domain: Domain) -> int:
     """Return the width of the teacher's feature."""
-    image = normalise(data.train.images[torch.tensor([0])], data, device)
-    return _features(teacher, image).shape[-1]
+    device = next(teacher.parameters()).device
+    return _features(teacher, next(domain.inputs(data, 1)).to(device)).shape[-1]
 
 
 def _scores(
     targets: Targets,
     watch: Sequence[Mapping[str, Any]],
-    tasks: Sequence[ImageData],
+    tasks: Sequence[Data],
     embeddings: Tensor | None,
 ) -> dict[str, float]:
-    """Return zero-shot validation accuracy of each watched architecture and task, and the mean."""
-    found = {}
+    """Return the zero-shot validation score of each watched architecture and task, and the mean."""
+    found, domain = {}, domain_of(tasks)
     for which, task in enumerate(tasks):
         where = f" {task.name}" if len(tasks) > 1 else ""
         given = None if embeddings is None else embeddings[which]
         for kwargs in watch:
-            name = f"val {kwargs['embed_dim']}x{kwargs['depth']}{where}"
-            found[name] = round(targets.accuracy(kwargs, task, task=given), 2)
+            score = targets.score(kwargs, task, task=given)
+            found[f"val {domain.size(kwargs)}{where}"] = round(score, domain.digits)
     return {"val": sum(found.values()) / len(found), **found} if found else {}
 
 

@@ -11,7 +11,7 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from weightinit.errors import WeightInitError
-from weightinit.training.loop import Recipe, loss_of
+from weightinit.training.loop import Recipe
 from weightinit.training.targets import GUIDE, Target, Targets
 from weightinit.training.tasks import captured
 
@@ -92,7 +92,7 @@ def guidance(
 def meta_loss(
     targets: Targets,
     target: Target,
-    images: Tensor,
+    inputs: Tensor,
     labels: Tensor,
     task: Tensor | None,
     wanted: Tensor | None,
@@ -103,22 +103,22 @@ def meta_loss(
     Args:
         targets: makes the prediction.
         target: whose weights are predicted.
-        images: ``[B, C, H, W]``.
-        labels: distributions over the classes ``[B, n]``.
+        inputs: images ``[B, C, H, W]`` or tokens ``[B, T]``.
+        labels: distributions over the classes ``[B, n]``, or the next tokens ``[B, T]``.
         task: TAL's task embedding ``[task_dim]``.
-        wanted: the ancestor's features ``[B, d]``, where there is a guide.
+        wanted: the ancestor's features, ``[B, d]`` or ``[B * T, d]``, where there is a guide.
         recipe: names the terms.
     """
     prediction = targets.predict(target, task)
     weights = prediction.parameters()
-    with recipe.autocast(images.device):
+    with recipe.autocast(inputs.device):
         if wanted is None:
-            logits, feature = functional_call(target.model, weights, (images,)), None
+            out, feature = functional_call(target.model, weights, (inputs,)), None
         else:
             with captured(target.model, target.anatomy) as found:
-                logits = functional_call(target.model, weights, (images,))
+                out = functional_call(target.model, weights, (inputs,))
             feature = found[0]
-    loss = loss_of("ce", logits, labels, None)
+    loss = target.domain.loss(out, labels, recipe.label_smoothing)
     predicted = [weight for weight in weights.values() if weight.requires_grad]
     if wanted is not None and feature is not None:
         guide = prediction.weights[-1, GUIDE]

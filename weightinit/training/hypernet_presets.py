@@ -8,7 +8,7 @@ from typing import Any
 
 from weightinit.errors import WeightInitError
 from weightinit.hypernet.config import HyperConfig
-from weightinit.hypernet.samplers import micro
+from weightinit.hypernet.samplers import Sampler, micro
 from weightinit.training.hypernet_loss import MetaRecipe
 from weightinit.training.loop import Recipe
 from weightinit.training.presets import Network
@@ -25,10 +25,12 @@ class HyperPreset:
         config: of the hypernetwork.
         recipe: of its training.
         sampler: of the architectures.
-        data: what ``load_data`` takes by default; several are several tasks.
+        data: what ``load_data``, or ``load_text``, takes by default; several are several tasks.
         image_size: that every image is brought to, in pixels.
         channels: of the images, 3 brings grey ones to colour; 0 keeps theirs.
-        ancestor: of PITH, and that TAL takes features from; None where none is needed.
+        context: tokens that a model of texts reads at once, bytes; 0 trains on images.
+        ancestor: of PITH, and that TAL takes features from; None where none is needed. Of texts its
+            kwargs are GPT2Config's.
         ancestor_recipe: of its own training; None where it is pretrained.
         settled: whether low-rank decoders start at unit scale; see
             :func:`weightinit.training.settle.settle_`.
@@ -39,10 +41,11 @@ class HyperPreset:
     name: str
     config: HyperConfig
     recipe: MetaRecipe
-    sampler: str
+    sampler: str | Sampler
     data: tuple[str, ...]
-    image_size: int
+    image_size: int = 0
     channels: int = 0
+    context: int = 0
     ancestor: Network | None = None
     ancestor_recipe: Recipe | None = None
     settled: bool = False
@@ -119,6 +122,27 @@ _DECATHLON = (
 #: Training images of all nine together.
 _DECATHLON_IMAGES = 3334 + 40_000 + 23_520 + 1880 + 31_367 + 17_853 + 47_217 + 7585 + 1020
 
+#: GPTs-1K for two cores; no training draw has a width of 80 or a depth of 5.
+MICRO_GPT = Sampler(
+    "micro-gpt", dict.fromkeys((2, 3, 4, 6), (48, 64, 96)), "sixteenths", {}, family="gpt2"
+)
+
+
+def _text(name: str, config: HyperConfig, **changes: Any) -> HyperPreset:
+    """A thousand steps of 32 windows of 64 bytes, one architecture a step."""
+    return HyperPreset(
+        name=f"micro-{name}",
+        config=config,
+        recipe=replace(_MICRO, steps=1000, batch_size=32, lr=1e-3, precision="no"),
+        sampler=MICRO_GPT,
+        context=64,
+        watch=(MICRO_GPT.kwargs(4, 64, 4), MICRO_GPT.kwargs(5, 80, 5)),
+        **changes,
+    )
+
+
+_LANGUAGE: dict[str, Any] = {**_SMALL, "num_classes": 256, "primitives": 18}
+
 HYPERNET_PRESETS: dict[str, HyperPreset] = {
     preset.name: preset
     for preset in (
@@ -149,6 +173,14 @@ HYPERNET_PRESETS: dict[str, HyperPreset] = {
             HyperConfig("pith", start="rule", **_SMALL, **_FULL),
             recipe={"lr": 2e-3},
             **_ANCESTOR,
+        ),
+        _text("logah-gpt", HyperConfig("logah", **_LANGUAGE), data=("docstrings",)),
+        _text(
+            "tal-text",
+            HyperConfig("tal", task_dim=64, **_LANGUAGE),
+            data=("docstrings", "licences", "python"),
+            ancestor=Network("gpt2", {"n_layer": 2, "n_embd": 64, "n_head": 4}),
+            ancestor_recipe=Recipe(steps=500, batch_size=32, lr=3e-3, warmup_steps=50),
         ),
         _paper(
             "logah",

@@ -17,17 +17,21 @@ from weightinit.ancestor import Ancestor
 from weightinit.errors import WeightInitError
 from weightinit.hypernet.files import HyperNetwork
 from weightinit.hypernet.network import Hypernet
+from weightinit.hypernet.samplers import get_sampler
 from weightinit.training.augment import seeded
 from weightinit.training.data import load_data
 from weightinit.training.distill import get_ancestor, versions
+from weightinit.training.domains import Data, domain_of
 from weightinit.training.hypernet import meta_train
 from weightinit.training.hypernet_presets import HyperPreset, get_hypernet_preset
 from weightinit.training.images import ImageData
+from weightinit.training.language import language_ancestor
 from weightinit.training.loop import Recipe, accelerator
 from weightinit.training.presets import Fed, Network
 from weightinit.training.settle import settle_
 from weightinit.training.targets import Targets
 from weightinit.training.tasks import in_shape, task_embedding
+from weightinit.training.text import TextData, load_text
 
 if TYPE_CHECKING:
     from weightinit.project import AncestorLike
@@ -37,7 +41,7 @@ __all__ = ["train_hypernet", "warm_start"]
 
 def train_hypernet(
     preset: str | HyperPreset,
-    data: Sequence[str | os.PathLike[str] | ImageData] = (),
+    data: Sequence[str | os.PathLike[str] | Data] = (),
     *,
     out: str | os.PathLike[str],
     ancestor: AncestorLike | None = None,
@@ -55,8 +59,8 @@ def train_hypernet(
 
     Args:
         preset: by name, or one of your own.
-        data: of each task, what :func:`weightinit.training.data.load_data` takes; none is the
-            preset's own.
+        data: of each task, what :func:`weightinit.training.data.load_data` takes, or of a preset on
+            texts :func:`weightinit.training.text.load_text`; none is the preset's own.
         out: folder of the bundle; ``training/`` in it holds the checkpoint, the history, and the
             embeddings of the tasks where there are any.
         ancestor: whatever :func:`weightinit.project_from` takes; None trains or downloads the
@@ -72,7 +76,7 @@ def train_hypernet(
         progress: None shows bars on a terminal.
 
     Returns:
-        The bundle, with its zero-shot validation accuracy in ``config.provenance``.
+        The bundle, with its zero-shot validation scores in ``config.provenance``.
 
     Raises:
         WeightInitError: if the data is not found, the preset goes on from another and there is no
@@ -89,7 +93,8 @@ def train_hypernet(
     tasks = [_task(preset, one, seed, cache) for one in data or preset.data]
     names = [task.name for task in tasks]
     if len(set(names)) != len(names):
-        raise WeightInitError(f"two tasks have one name ({names}): rename a folder or pack")
+        raise WeightInitError(f"two tasks have one name ({names}): rename a folder or file")
+    domain = domain_of(tasks, get_sampler(preset.sampler))
     recipe = preset.recipe.planned(steps=steps, seed=seed, precision=precision)
     found = _ancestor(preset, ancestor, tasks, cache, seed, progress)
     config, embeddings = preset.config, None
@@ -127,10 +132,11 @@ def train_hypernet(
     card |= {
         "command": command,
         "data": [task.describe() for task in found.tasks],
-        "sampler": preset.sampler,
+        "sampler": get_sampler(preset.sampler).name,
         "ancestor": found.card,
         "recipe": asdict(recipe),
         "seconds": round(history.seconds),
+        "metric": domain.metric,
         "zero_shot": {name.removeprefix("val "): value for name, value in scores.items()},
         "versions": versions(),
     }
@@ -175,9 +181,11 @@ def warm_start(hypernet: Hypernet, start: str | os.PathLike[str] | Hypernet) -> 
     return {"name": name, "copied": len(fits), "fresh": sorted(set(own) - set(fits))}
 
 
-def _task(
-    preset: HyperPreset, data: str | os.PathLike[str] | ImageData, seed: int, cache: Path
-) -> ImageData:
+def _task(preset: HyperPreset, data: str | os.PathLike[str] | Data, seed: int, cache: Path) -> Data:
+    if isinstance(data, TextData):
+        return data
+    if preset.context:
+        return data if isinstance(data, ImageData) else load_text(data, context=preset.context)
     if not isinstance(data, ImageData):
         data = load_data(data, seed=seed, image_size=preset.image_size, cache_dir=cache)
     return in_shape(data, preset.image_size, preset.channels or len(data.mean))
@@ -190,7 +198,7 @@ class _Found:
     source: Ancestor | None
     teacher: nn.Module | None
     card: dict[str, Any] | None
-    tasks: list[ImageData]
+    tasks: Sequence[Data]
 
 
 @dataclass(frozen=True)
@@ -204,7 +212,7 @@ class _Own:
 def _ancestor(
     preset: HyperPreset,
     given: AncestorLike | None,
-    tasks: list[ImageData],
+    tasks: Sequence[Data],
     cache: Path,
     seed: int,
     progress: bool | None,
@@ -213,9 +221,16 @@ def _ancestor(
     network = preset.ancestor
     if network is None:
         return _Found(None, None, None, tasks)
+    images = [task for task in tasks if isinstance(task, ImageData)]
+    texts = [task for task in tasks if isinstance(task, TextData)]
+    if texts:
+        model, card = language_ancestor(
+            given, network, preset.ancestor_recipe, texts, seed=seed, progress=progress
+        )
+        return _Found(Ancestor.open(model), model, card, tasks)
     if given is None and preset.ancestor_recipe is not None:
         own = _Own(network, preset.ancestor_recipe)
-        model, card = get_ancestor(own, tasks[0], cache_dir=cache, seed=seed, progress=progress)
+        model, card = get_ancestor(own, images[0], cache_dir=cache, seed=seed, progress=progress)
         return _Found(Ancestor.open(model), model, card, tasks)
     given = network.model if given is None else given
     source = Ancestor.open(given)
@@ -225,7 +240,7 @@ def _ancestor(
     card = {"source": path.name if path and path.exists() else source.source}
     if path and not path.exists():
         config = getattr(teacher or source.module(), "pretrained_cfg", None) or {}
-        tasks = [_as_pretrained(task, config) for task in tasks]
+        tasks = [_as_pretrained(task, config) for task in images]
         size = config.get("input_size", (3, preset.image_size))[1]
         if teacher is not None and size != preset.image_size:
             teacher = Fed(teacher, size, bf16=False)

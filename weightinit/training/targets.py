@@ -17,8 +17,7 @@ from weightinit.hypernet.graph import Graph, graph_of
 from weightinit.hypernet.network import Hypernet
 from weightinit.hypernet.predict import Prediction
 from weightinit.hypernet.rule import Rule
-from weightinit.training.images import ImageData, Split
-from weightinit.training.loop import evaluate
+from weightinit.training.domains import Data, Domain, Part, domain_of
 
 if TYPE_CHECKING:
     from weightinit.project import AncestorLike
@@ -37,12 +36,14 @@ class Target:
         model: on the meta device, in training mode.
         anatomy: of it.
         graph: of it, with TAL's M where there is a guide.
+        domain: of the data that it reads.
         rule: that its weights start at, where they do.
     """
 
     model: nn.Module
     anatomy: Anatomy
     graph: Graph
+    domain: Domain
     rule: Rule | None = None
 
 
@@ -64,22 +65,21 @@ class Targets:
         self._held = _Held(self.ancestor, self.device) if self.ancestor else None
         self._built: dict[str, Target] = {}
 
-    def __call__(self, kwargs: Mapping[str, Any], data: ImageData) -> Target:
-        """Return the timm model of ``kwargs`` for the classes and channels of ``data``."""
-        import timm
-
-        known: dict[str, Any] = {"num_classes": data.classes, "in_chans": len(data.mean), **kwargs}
+    def __call__(self, kwargs: Mapping[str, Any], data: Data) -> Target:
+        """Return the model of ``kwargs`` for the classes, or the vocabulary, of ``data``."""
+        domain = domain_of([data])
+        known = domain.arguments(kwargs, data)
         key = json.dumps(known, sort_keys=True)
         if key not in self._built:
             with torch.device("meta"):
-                model = timm.create_model("vit_tiny_patch16_224", **known).train()
+                model = domain.build(known).train()
             if self.device.type == "cpu":
                 _unfuse(model)
             seen = anatomy(model)
             extra = {GUIDE: (self.guide, seen.sizes["d"])} if self.guide else None
             started = self.ancestor is not None and self.hypernet.config.start == "rule"
             rule = Rule(seen, self.ancestor) if started and self.ancestor else None
-            self._built[key] = Target(model, seen, graph_of(seen, extra=extra), rule)
+            self._built[key] = Target(model, seen, graph_of(seen, extra=extra), domain, rule)
         return self._built[key]
 
     def predict(self, target: Target, task: Tensor | None = None) -> Prediction:
@@ -99,11 +99,11 @@ class Targets:
         )
 
     @torch.no_grad()
-    def accuracy(
+    def score(
         self,
         kwargs: Mapping[str, Any],
-        data: ImageData,
-        split: Split | None = None,
+        data: Data,
+        split: Part | None = None,
         task: Tensor | None = None,
     ) -> float:
         """Return what :func:`zero_shot` does, of this object's hypernetwork and ancestor."""
@@ -111,25 +111,27 @@ class Targets:
         model = copy.deepcopy(target.model)
         weights = self.predict(target, task).parameters()
         model.load_state_dict(weights, strict=False, assign=True)
-        return evaluate(model, data.val if split is None else split, data)
+        return target.domain.score(model, data, split)
 
 
 def zero_shot(
     hypernet: Hypernet,
     kwargs: Mapping[str, Any],
-    data: ImageData,
+    data: Data,
     *,
-    split: Split | None = None,
+    split: Part | None = None,
     task: Tensor | None = None,
     ancestor: AncestorLike | None = None,
 ) -> float:
-    """Return the accuracy in percent of a network whose weights are predicted, never trained.
+    """Return the score of a network whose weights are predicted, never trained.
+
+    That is accuracy in percent on images, and bits per byte, less being better, on texts.
 
     Args:
         hypernet: that predicts.
-        kwargs: of the timm model, as :func:`weightinit.hypernet.samplers.sample` gives them.
+        kwargs: of the model, as :func:`weightinit.hypernet.samplers.sample` gives them.
         data: to score it on.
-        split: of it; None is the validation images.
+        split: of it, of a text its tokens; None is what was held out for validation.
         task: TAL's task embedding ``[task_dim]``.
         ancestor: that PITH inherits from.
 
@@ -137,7 +139,7 @@ def zero_shot(
         ProjectionError: if architecture, task or ancestor does not fit the hypernetwork.
     """
     source = None if ancestor is None else Ancestor.open(ancestor)
-    return Targets(hypernet, source).accuracy(kwargs, data, split, task)
+    return Targets(hypernet, source).score(kwargs, data, split, task)
 
 
 def _unfuse(model: nn.Module) -> None:

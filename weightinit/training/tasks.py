@@ -14,7 +14,8 @@ from torch.nn import functional
 
 from weightinit.anatomy import Anatomy, anatomy
 from weightinit.errors import WeightInitError
-from weightinit.training.augment import batches, normalise, subseed
+from weightinit.training.augment import subseed
+from weightinit.training.domains import Data, domain_of
 from weightinit.training.images import ImageData, ImageFiles, Split
 
 __all__ = ["TaskBatches", "captured", "in_shape", "probabilities", "task_embedding"]
@@ -64,7 +65,7 @@ def probabilities(sizes: Sequence[int], temperature: float = 2.0) -> Tensor:
     """Return how often each task is drawn: p_i proportional to (N_i / sum N)^(1/T) (TAL, stage 2).
 
     Args:
-        sizes: N, numbers of training images.
+        sizes: N, numbers of training images or tokens.
         temperature: T; 1 draws every image equally often, infinity every task.
 
     Examples:
@@ -87,19 +88,19 @@ class TaskBatches:
     the same bits, and all processes agree on the task.
 
     Args:
-        tasks: to draw from.
+        tasks: to draw from, all images or all texts.
         temperature: of :func:`probabilities`.
         options: of :func:`weightinit.training.augment.batches`: ``batch_size``, ``augment``,
-            ``seed``, ``label_smoothing``, ``rank``, ``world``, ``workers``.
+            ``seed``, ``label_smoothing``, ``rank``, ``world``, ``workers``; texts take the batch
+            size, seed, rank and world.
 
     Raises:
         WeightInitError: if there are no tasks.
     """
 
-    def __init__(
-        self, tasks: Sequence[ImageData], *, temperature: float = 2.0, **options: Any
-    ) -> None:
+    def __init__(self, tasks: Sequence[Data], *, temperature: float = 2.0, **options: Any) -> None:
         self.tasks, self.options = tuple(tasks), options
+        self.domain = domain_of(self.tasks)
         sizes = [len(task.train) for task in self.tasks]
         self._edges = probabilities(sizes, temperature).cumsum(0)
 
@@ -112,7 +113,7 @@ class TaskBatches:
         return min(int(torch.searchsorted(self._edges, drawn)), len(self.tasks) - 1)
 
     def batches(self, steps: range) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Yield one (task, images ``[B, C, H, W]``, targets ``[B, classes]``) a step.
+        """Yield one (task, inputs, wanted) a step, as the tasks' domain gives them.
 
         Args:
             steps: which, counted from the start of the training.
@@ -124,7 +125,7 @@ class TaskBatches:
         seed = options.pop("seed")
         # A single task sees its images in the order of plain training.
         sources = {
-            task: batches(
+            task: self.domain.batches(
                 self.tasks[task],
                 steps=range(before[task], before[task] + counts[task]),
                 seed=subseed(seed, 7, task) if len(self.tasks) > 1 else seed,
@@ -140,27 +141,29 @@ class TaskBatches:
 def captured(model: nn.Module, seen: Anatomy | None = None) -> Iterator[list[Tensor]]:
     """Collect what the classifier of ``model`` reads in each forward inside the block.
 
-    That is the final class token, or the pooled patches, after the final norm. A model without a
-    classifier returns it itself.
+    That is the final class token, the pooled patches, or every token of a text, after the final
+    norm. A model without a classifier, or whose classifier is its embedding, returns it itself.
 
     Args:
         model: of any library that the anatomy explains.
         seen: its anatomy; None reads it.
 
     Yields:
-        The features ``[B, d]`` of each forward.
+        The features ``[B, d]`` of each forward, of texts ``[B * T, d]``.
     """
     found: list[Tensor] = []
     head = (seen or anatomy(model)).outside.get("head.weight")
 
-    def result(_: nn.Module, given: Any, out: Tensor) -> None:
-        found.append(out)
+    def result(_: nn.Module, given: Any, out: Any) -> None:
+        out = out if isinstance(out, Tensor) else out.last_hidden_state
+        found.append(out.flatten(0, -2))
 
     def argument(_: nn.Module, given: tuple[Tensor, ...]) -> None:
-        found.append(given[0])
+        found.append(given[0].flatten(0, -2))
 
     if head is None:
-        handle = model.register_forward_hook(result)
+        # a language model of transformers: what lies under its head
+        handle = getattr(model, "base_model", model).register_forward_hook(result)
     else:
         module = model.get_submodule(head.spec.name.rpartition(".")[0])
         handle = module.register_forward_pre_hook(argument)
@@ -171,16 +174,18 @@ def captured(model: nn.Module, seen: Anatomy | None = None) -> Iterator[list[Ten
 
 
 @torch.no_grad()
-def task_embedding(ancestor: nn.Module, data: ImageData, *, batch_size: int = 500) -> Tensor:
-    """Return TAL's description of a task: the ancestor's mean feature over its training images.
+def task_embedding(ancestor: nn.Module, data: Data, *, batch_size: int = 500) -> Tensor:
+    """Return TAL's description of a task: the ancestor's mean feature over its training data.
 
     Args:
-        ancestor: maps images ``[B, C, H, W]`` to logits, or to features; its mode is put back.
+        ancestor: maps images ``[B, C, H, W]``, or tokens ``[B, T]``, to logits, or to features; its
+            mode is put back.
         data: of the task, in the shape that the ancestor takes.
-        batch_size: images at a time.
+        batch_size: images, or windows of a text, at a time.
 
     Returns:
-        The mean of the final class token (or of the pooled patches), fp32 ``[d]`` on the CPU.
+        The mean of the final class token (or of the pooled patches, or of all tokens of a text),
+        fp32 ``[d]`` on the CPU.
 
     Examples:
         >>> import timm
@@ -194,11 +199,12 @@ def task_embedding(ancestor: nn.Module, data: ImageData, *, batch_size: int = 50
     modes = [(m, m.training) for m in ancestor.modules()]
     device = next((p.device for p in ancestor.parameters()), torch.device("cpu"))
     ancestor.eval()
-    total = torch.zeros((), dtype=torch.float64)
+    total, count = torch.zeros((), dtype=torch.float64), 0
     with captured(ancestor) as found:
-        for rows in torch.arange(len(data.train)).split(batch_size):
-            ancestor(normalise(data.train.images[rows], data, device))
-            total = total + found.pop().double().sum(0).cpu()
+        for inputs in domain_of([data]).inputs(data, batch_size):
+            ancestor(inputs.to(device))
+            feature = found.pop()
+            total, count = total + feature.double().sum(0).cpu(), count + len(feature)
     for m, mode in modes:
         m.training = mode
-    return (total / len(data.train)).float()
+    return (total / count).float()
