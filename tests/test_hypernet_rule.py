@@ -11,7 +11,6 @@ from weightinit.hypernet.graph import graph_of
 from weightinit.hypernet.network import Pass
 from weightinit.hypernet.predict import Prediction
 from weightinit.hypernet.rule import Rule
-from weightinit.methods.auto import Mixed
 
 PAIRS = {
     "same": {},
@@ -43,7 +42,7 @@ def test_with_gates_at_zero_it_is_the_rule(pair):
     net, old, new = ruled(), vit(), vit(**PAIRS[pair])
     torch.nn.init.zeros_(net.gates)
     found = predicted(net, new, old)
-    plan = wi.plan_projection(old, new, method=Mixed())
+    plan = wi.plan_projection(old, new)
     drawn = {name for name, recipe in plan.recipes.items() if recipe.action == "fresh"}
     expected = dict(plan.commit().named_parameters())
     assert found.keys() == expected.keys()

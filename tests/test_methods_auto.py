@@ -1,10 +1,10 @@
 import pytest
 import torch
-from inherit import fill, logits, small_vit
+from inherit import fill, small_vit
 
 from weightinit.anatomy import anatomy
-from weightinit.errors import ProjectionError
-from weightinit.methods.auto import Auto, Mixed, changes
+from weightinit.methods.auto import Auto, changes
+from weightinit.methods.halfway import ShrinkThenGrow
 from weightinit.methods.lemon import LEMON
 from weightinit.methods.selection import WeightSelection
 
@@ -16,8 +16,8 @@ from weightinit.methods.selection import WeightSelection
         ({"width": 48, "heads": 6}, LEMON),
         ({"depth": 5}, LEMON),
         ({"width": 16, "heads": 2}, WeightSelection),
-        ({"width": 48, "heads": 6, "depth": 1}, Mixed),
-        ({"mlp_ratio": 2.0, "depth": 4}, Mixed),
+        ({"width": 48, "heads": 6, "depth": 1}, ShrinkThenGrow),
+        ({"mlp_ratio": 2.0, "depth": 4}, ShrinkThenGrow),
     ],
 )
 def test_what_is_picked(target, method):
@@ -29,20 +29,6 @@ def test_what_is_picked(target, method):
     report = fill(model, ancestor, Auto())
     assert report.counts["fresh"] == 0
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
-
-
-def test_each_axis_has_its_own_rule():
-    """Twice the width, one head more each, half the blocks: what grows keeps the function."""
-    ancestor = small_vit(24, 3, 4).double()
-    shallow, model = small_vit(24, 3, 2).double(), small_vit(48, 6, 2).double()
-    fill(shallow, ancestor, WeightSelection(depth="uniform"))
-    fill(model, ancestor, Mixed())
-    torch.testing.assert_close(logits(model), logits(shallow), atol=1e-10, rtol=0)
-
-
-def test_a_head_dim_that_changes_among_others_is_refused():
-    with pytest.raises(ProjectionError, match="head dim 8 -> 12"):
-        fill(small_vit(24, 2, 1, mlp_ratio=8.0), small_vit(24, 3, 1), Mixed())
 
 
 def test_changes_are_named():

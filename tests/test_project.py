@@ -101,11 +101,6 @@ def test_other_heads_of_the_same_shapes(method, heads):
     )  # fmt: skip
 
 
-def test_a_head_dim_that_changes_among_others_is_refused_by_the_plan_already():
-    with pytest.raises(wi.ProjectionError, match="head dim 8 -> 16"):
-        wi.plan_projection(small_vit(24, 3), small_vit(16, 1, 4))
-
-
 @pytest.mark.parametrize(
     ("name", "words"),
     [
@@ -156,7 +151,7 @@ def test_what_an_ancestor_may_lack():
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("name", ["blocks.1.mlp.fc1.weight", "norm.bias", "blocks.0.attn.qkv.bias"])
+@pytest.mark.parametrize("name", ["blocks.2.mlp.fc1.weight", "norm.bias", "blocks.0.attn.qkv.bias"])
 def test_values_that_are_not_finite(value, name, tmp_path):
     ancestor, model = small_vit(24, 3, 3), small_vit(16, 2, 2)
     with torch.no_grad():
@@ -261,12 +256,16 @@ def test_calibration_needs_something_that_runs():
     [
         ({"width": 48, "heads": 6}, False, "LEMON("),
         ({"depth": 5}, True, "LEMON(mode='proj', depth='copymix_cancel'), which has no use for"),
-        ({"width": 16, "heads": 2}, False, "WeightSelection(elements='uniform', depth='first'"),
+        (
+            {"width": 16, "heads": 2},
+            False,
+            "WeightSelection(elements='uniform', depth='first_l",
+        ),
         ({"width": 16, "heads": 2}, True, "ActivationAware("),
         ({"depth": 2}, True, "ActivationAware("),
         ({}, True, "WeightSelection("),
-        ({"width": 16, "heads": 2, "depth": 5}, False, "Mixed()"),
-        ({"width": 16, "heads": 2, "depth": 5}, True, "Mixed(), which has no use for calibration="),
+        ({"width": 16, "heads": 2, "depth": 5}, False, "ShrinkThenGrow(shrink=WeightSelection("),
+        ({"width": 16, "heads": 2, "depth": 5}, True, "ShrinkThenGrow(shrink=ActivationAware("),
     ],
 )
 def test_the_report_says_what_auto_picked(sizes, calibrated, picked):

@@ -16,9 +16,9 @@ from weightinit.errors import ProjectionError
 from weightinit.hypernet.files import HyperNetwork
 from weightinit.hypernet.network import Hypernet
 from weightinit.hypernet.predict import Prediction
+from weightinit.methods.activations import Runnable
 from weightinit.methods.fresh import base_seed
 from weightinit.methods.pairs import check_pair
-from weightinit.methods.transfer import Source
 from weightinit.plan import Plan, Recipe
 from weightinit.project import AncestorLike
 from weightinit.training.tasks import captured
@@ -157,7 +157,7 @@ class PITH:
     faithful: bool = False
 
     def recipes(
-        self, source: Source, target: Anatomy, *, seed: int = 0, calibration: object = None
+        self, source: Runnable, target: Anatomy, *, seed: int = 0, calibration: object = None
     ) -> list[Recipe]:
         """Return a recipe for every parameter of a target of any size."""
         network, _ = _network(self.hypernet if self.hypernet is not None else DEFAULT_PITH)
@@ -186,7 +186,7 @@ def _recipes(
     target: Anatomy,
     *,
     task: Tensor | None,
-    ancestor: Source | None,
+    ancestor: Runnable | None,
     faithful: bool,
     seed: int,
 ) -> list[Recipe]:

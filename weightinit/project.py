@@ -159,7 +159,8 @@ def _planned(
     notes += doubts
     if pick := getattr(chosen, "choose", None):
         chosen = pick(source.anatomy, seen, calibration)
-        unused = calibration is not None and not isinstance(chosen, ActivationAware)
+        fitted = isinstance(getattr(chosen, "shrink", chosen), ActivationAware)
+        unused = calibration is not None and not fitted
         reason = ", which has no use for calibration=" if unused else ""
         notes.append(f"method 'auto' picked {chosen}{reason}")
     recipes = chosen.recipes(source, seen, seed=base_seed(generator), calibration=calibration)

@@ -17,7 +17,6 @@ import weightinit as wi
 from trials.run import accuracy
 from trials.sources import Lab, Source
 from weightinit.hypernet.samplers import micro
-from weightinit.methods.auto import Mixed
 from weightinit.training.augment import batches
 from weightinit.training.hypernet_presets import HyperPreset, get_hypernet_preset
 from weightinit.training.hypernet_run import train_hypernet
@@ -154,7 +153,7 @@ def score(name: str, size: tuple[int, int], lab: Lab, budget: Budget, seed: int)
         row["parameters"] = sum(tensor.numel() for tensor in bundle.tensors.values())
         row["meta_steps"], row["meta_seconds"] = budget.steps, bundle.config.provenance["seconds"]
     elif name == "rule alone":
-        wi.project_from(ancestor(lab), model, method=Mixed())
+        wi.project_from(ancestor(lab), model)
     elif name == "project_from, calibrated":
         stream = batches(data, steps=range(10), batch_size=64, augment="none", seed=seed)
         wi.project_from(ancestor(lab), model, calibration=[images for images, _ in stream])

@@ -15,8 +15,8 @@ from weightinit.hypernet.graph import Graph, graph_of
 from weightinit.hypernet.inherit import Inherited
 from weightinit.hypernet.network import Decoded, Hypernet, Weights
 from weightinit.hypernet.rule import Rule, Started
+from weightinit.methods.activations import Runnable
 from weightinit.methods.fresh import fresh_rule, sub_generator
-from weightinit.methods.transfer import Source
 from weightinit.plan import Recipe
 
 __all__ = ["Prediction"]
@@ -45,7 +45,7 @@ class Prediction:
         target: Anatomy,
         *,
         task: Tensor | None = None,
-        ancestor: Source | None = None,
+        ancestor: Runnable | None = None,
         faithful: bool = False,
         seed: int = 0,
         graph: Graph | None = None,

@@ -1,12 +1,14 @@
-"""Ours: generated projections that start at a rule's, W = (P + dP) W_P (Q + dQ) + W_pred.
+"""Ours: generated projections that start at a rule's, W = W_rule + dP W_P Q + P W_P dQ + dP W_P dQ.
 
-P, Q select or repeat channels and whole heads, so training begins at a network that works.
+W_rule is what project_from gives by default, so training begins at a network that works; P and Q
+select or repeat channels and whole heads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,8 +18,13 @@ from weightinit.anatomy.axes import along
 from weightinit.hypernet.decoders import LowRank
 from weightinit.hypernet.graph import Graph
 from weightinit.hypernet.network import Decoded, Hypernet, Pass, Weights
-from weightinit.methods.auto import Mixed
-from weightinit.methods.transfer import Place, Source, side, transfer_recipes
+from weightinit.methods.activations import Runnable
+from weightinit.methods.auto import Auto
+from weightinit.methods.carry import Axis, tiled
+from weightinit.methods.depth import mixes
+from weightinit.methods.growth import followers
+from weightinit.methods.selection import select_indices
+from weightinit.methods.transfer import Axes, Place, side
 from weightinit.plan import Recipe
 
 __all__ = ["Rule", "Started"]
@@ -30,12 +37,22 @@ class Rule:
         target: anatomy of the target.
         source: the ancestor.
         seed: of what is fresh.
+        calibration: batches for :class:`~weightinit.methods.activation.ActivationAware`.
     """
 
-    def __init__(self, target: Anatomy, source: Source, *, seed: int = 0) -> None:
+    def __init__(
+        self,
+        target: Anatomy,
+        source: Runnable,
+        *,
+        seed: int = 0,
+        calibration: Iterable[Any] | None = None,
+    ) -> None:
         self.target, self.source = target, source
-        self.transfer = Mixed().transfer(source.anatomy, target)
-        recipes = transfer_recipes(source, target, self.transfer, seed=seed)
+        deeper = target.depth >= source.anatomy.depth
+        self._depth = mixes(followers if deeper else "first_last", source.anatomy, target)
+        self._axes = directions(source.anatomy, target)
+        recipes = Auto().recipes(source, target, seed=seed, calibration=calibration)
         self.recipes: Mapping[str, Recipe] = {recipe.spec.name: recipe for recipe in recipes}
 
     @cached_property
@@ -71,7 +88,7 @@ class Rule:
         key = (block, role)
         if key not in self._halves:
             old = self.source.anatomy
-            source = self.transfer.depth[block][0][0] if block >= 0 else -1
+            source = self._depth[block][0][0] if block >= 0 else -1
             pieces = old.outside if block < 0 else old.blocks[source]
             if role not in pieces:
                 return None
@@ -85,8 +102,36 @@ class Rule:
         return self._halves[key]
 
     def _moved(self, value: Tensor, piece: Piece, place: Place, dim: int) -> Tensor:
-        axis = self.transfer.axes(" ".join(piece.axes[dim]), place)
+        axis = self._axes(" ".join(piece.axes[dim]), place)
         return value if axis is None else along(value, dim, axis.op(side(place.role, dim, 2)))
+
+
+def directions(old: Anatomy, new: Anatomy) -> Axes:
+    """Return P and Q: channels and heads chosen evenly where there are fewer, or else repeated.
+
+    Args:
+        old: anatomy of the ancestor.
+        new: of the target.
+    """
+
+    def index(before: int, after: int) -> Tensor:
+        return select_indices(before, after) if after < before else torch.arange(after) % before
+
+    def find(label: str, place: Place) -> Axis | None:
+        parts = label.split()
+        if any(part not in old.sizes or part not in new.sizes for part in parts):
+            return None
+        before, after = ([seen.sizes[part] for part in parts] for seen in (old, new))
+        if before == after:
+            return None
+        if len(parts) == 1 and after[0] > before[0]:
+            return tiled(after[0])
+        chosen = torch.zeros(1, dtype=torch.int64)
+        for size, more in zip(before, after, strict=True):
+            chosen = (chosen[:, None] * size + index(size, more)).flatten()
+        return Axis(chosen, chosen)
+
+    return find
 
 
 class Started:

@@ -70,12 +70,12 @@ class ActivationAware:
         True
     """
 
-    ridge: float = 1e-3
+    ridge: float = 1e-2
 
     def __post_init__(self) -> None:
         """Check the values."""
         if not self.ridge > 0:
-            raise ProjectionError(f"ridge={self.ridge}: pass a positive number, such as 1e-3")
+            raise ProjectionError(f"ridge={self.ridge}: pass a positive number, such as 1e-2")
 
     def recipes(
         self,

@@ -19,6 +19,7 @@ from weightinit.errors import ProjectionError
 from weightinit.methods.carry import Axis
 from weightinit.methods.depth import Depth, Mix, mixes
 from weightinit.methods.fresh import sub_generator
+from weightinit.methods.growth import sizes_of
 from weightinit.methods.transfer import Axes, Place, Source, Transfer, side, transfer_recipes
 from weightinit.plan import Recipe
 
@@ -117,7 +118,7 @@ class _Maps:
     """The map g of every axis that grows: the same wherever the axis occurs."""
 
     def __init__(self, old: Anatomy, new: Anatomy, copies: str, seed: int) -> None:
-        self.old, self.new = _sizes(old), _sizes(new)
+        self.old, self.new = sizes_of(old), sizes_of(new)
         self.copies, self.seed = copies, seed
         self._known: dict[str, Tensor | None] = {}
         if ("e" in self.old) != ("e" in self.new):
@@ -195,16 +196,6 @@ class _Maps:
             before, after, self.copies, sub_generator(self.seed, "bert2bert inside a group")
         )
         return (self._copies("e")[:, None] * before + inside).flatten()
-
-
-def _sizes(seen: Anatomy) -> dict[str, int]:
-    """Return the sizes of the labels, that of grouped key-value heads among them."""
-    found = dict(seen.sizes)
-    for piece in seen.blocks[0].values():
-        for labels, size in zip(piece.axes, piece.size, strict=True):
-            if labels == ("e", "k"):
-                found["e"] = size // found["k"]
-    return found
 
 
 def _shared(index: Tensor) -> Op:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from weightinit.anatomy import Anatomy
 from weightinit.errors import ProjectionError
 
-__all__ = ["RULES", "WRITING", "Depth", "Mix", "blocks_for", "damping", "mixes"]
+__all__ = ["RULES", "WRITING", "Depth", "Mix", "blocks_for", "damping", "mixes", "stages"]
 
 #: Of one target block: pairs of an ancestor's block and its weight. None of them: the block is new.
 Mix = tuple[tuple[int, float], ...]
@@ -28,6 +28,15 @@ def _first(old: int, new: int) -> list[Mix]:
 
 def _last(old: int, new: int) -> list[Mix]:
     return _one([max(0, old - new + i) for i in range(new)])
+
+
+def _first_last(old: int, new: int) -> list[Mix]:
+    """The first new - 1 blocks and the last: what lies before the last is the least missed.
+
+    Gromov et al., "The Unreasonable Ineffectiveness of the Deeper Layers",
+    https://arxiv.org/abs/2403.17887, with as many blocks left out as are too many.
+    """
+    return [*_first(old, new - 1), *_one([old - 1])]
 
 
 def _mid(old: int, new: int) -> list[Mix]:
@@ -83,6 +92,7 @@ def _interpolate(old: int, new: int) -> list[Mix]:
 RULES: Mapping[str, Callable[[int, int], list[Mix]]] = {
     "first": _first,
     "last": _last,
+    "first_last": _first_last,
     "mid": _mid,
     "uniform": _uniform,
     "interlace": _interlace,
@@ -118,7 +128,7 @@ def mixes(depth: Depth, source: Anatomy, target: Anatomy) -> list[Mix]:
         source: anatomy of the ancestor.
         target: of the target.
     """
-    old, new = _stages(source), _stages(target)
+    old, new = stages(source), stages(target)
     if len(old) != len(new):
         raise ProjectionError(
             f"the ancestor has {len(old)} stages and the target {len(new)}: use an ancestor of the "
@@ -133,7 +143,7 @@ def mixes(depth: Depth, source: Anatomy, target: Anatomy) -> list[Mix]:
     return found
 
 
-def _stages(anatomy: Anatomy) -> list[int]:
+def stages(anatomy: Anatomy) -> list[int]:
     """Return how many blocks each main stack has."""
     stacks = [next(iter(block.values())).spec.stack for block in anatomy.blocks]
     return [stacks.count(stack) for stack in dict.fromkeys(stacks)]

@@ -19,7 +19,7 @@ from weightinit.methods.depth import Mix, mixes
 from weightinit.methods.tables import TABLES
 from weightinit.methods.transfer import Place
 
-__all__ = ["Growth", "claim", "followers"]
+__all__ = ["Growth", "claim", "followers", "sizes_of"]
 
 #: First letters of the labels that may grow; e are key-value heads that serve several of h.
 GROWING = "dhkme"
@@ -59,7 +59,7 @@ class Growth:
 
     def __init__(self, method: str, old: Anatomy, new: Anatomy) -> None:
         self.method, self.old, self.new = method, old, new
-        before, after = _sizes(old), _sizes(new)
+        before, after = sizes_of(old), sizes_of(new)
         pairs = {x: (before[x], after[x]) for x in after if x in before and x[0] in GROWING}
         smaller = [f"{x} {a} -> {b}" for x, (a, b) in pairs.items() if b < a]
         if old.depth > new.depth:
@@ -254,7 +254,7 @@ def followers(old: int, new: int) -> list[Mix]:
     return [((i, 1.0),) for i, count in enumerate(counts) for _ in range(count)]
 
 
-def _sizes(seen: Anatomy) -> Mapping[str, int]:
+def sizes_of(seen: Anatomy) -> Mapping[str, int]:
     """Return the sizes of the labels, that of grouped key-value heads among them."""
     for piece in seen.blocks[0].values():
         for labels, size in zip(piece.axes, piece.size, strict=True):

@@ -34,7 +34,8 @@ class WeightSelection:
     Args:
         elements: which channels: ``"uniform"`` (the paper's best), ``"consecutive"``, or
             ``"random"`` (one draw for each axis, the same wherever it occurs).
-        depth: which blocks: ``"first"`` (the paper's), ``"last"``, ``"mid"``, ``"uniform"``.
+        depth: which blocks: ``"first"`` (the paper's), ``"last"``, ``"mid"``, ``"uniform"``, or
+            ``"first_last"``: the last in place of the last that is kept.
         heads: ``"aligned"`` keeps whole heads, q, k and v apart; ``"flat"`` is the published code:
             stored axes as they are, so that a head of the target is made of parts of several.
         rescale: multiplies what reads a shortened axis by the root of the ratio of its lengths, so
@@ -63,6 +64,13 @@ class WeightSelection:
         self, source: Source, target: Anatomy, *, seed: int = 0, calibration: object = None
     ) -> list[Recipe]:
         """Return a recipe for every parameter of a target that is no larger on any axis."""
+        transfer = self.transfer(source, target, seed=seed)
+        if self.heads == "flat":
+            return _flat(self, source, target, seed)
+        return transfer_recipes(source, target, transfer, seed=seed)
+
+    def transfer(self, source: Source, target: Anatomy, *, seed: int = 0) -> Transfer:
+        """Return what is done along every axis, with whole heads, and over depth."""
         larger = [
             f"{label} {source.anatomy.sizes[label]} -> {size}"
             for label, size in target.sizes.items()
@@ -75,15 +83,11 @@ class WeightSelection:
                 f"weight selection only shrinks, and the target is larger in {larger or 'depth'}: "
                 "use method='auto', which grows too"
             )
-        if self.heads == "flat":
-            return _flat(self, source, target, seed)
-        how = f"{self.elements} selection, whole heads"
-        transfer = Transfer(
+        return Transfer(
             self._axes(source.anatomy, target, seed),
             mixes(self.depth, source.anatomy, target),
-            how,
+            f"{self.elements} selection, whole heads",
         )
-        return transfer_recipes(source, target, transfer, seed=seed)
 
     def _axes(self, old: Anatomy, new: Anatomy, seed: int) -> Axes:
         known: dict[str, Axis | None] = {}

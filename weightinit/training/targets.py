@@ -161,6 +161,10 @@ class _Held:
         """Of the ancestor."""
         return self.source.anatomy
 
+    def module(self) -> nn.Module:
+        """Return a copy to run."""
+        return self.source.module()
+
     def part(self, piece: Piece) -> Tensor:
         """Return a canonical part."""
         key = piece.spec.name, piece.role
