@@ -160,7 +160,8 @@ def test_what_a_bare_low_rank_file_does_not_say_is_assumed_or_given(tmp_path):
     assert "assumed: num_classes 1000, max_shape (2048, 2048, 16)" in str(done)
     done = convert(tmp_path / "old.pt", tmp_path / "new", max_shape=512, num_classes=100)
     assert done.config == replace(config, max_shape=(512, 512, 16), num_classes=100)
-    assert done.assumed == ()
+    assert done.assumed == () and not done.config.softmax
+    assert convert(tmp_path / "old.pt", tmp_path / "new", softmax=True).config.softmax
     released = replace(CONFIGS["pith"], num_classes=1000)
     torch.save(network(released).state_dict(), tmp_path / "old.pt")
     done = convert(tmp_path / "old.pt", tmp_path / "new")

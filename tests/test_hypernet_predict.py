@@ -157,3 +157,16 @@ def test_half_of_timms_widths():
             model = timm.create_model(name, depth=1, embed_dim=48, num_heads=3)
         values = predict(hypernet(max_ck=8192), model).parameters()
         assert all(values[n].shape == p.shape for n, p in model.named_parameters())
+
+
+def test_softmax_nodes_are_part_of_the_hypernetwork():
+    """Graphs as torch 1 showed them: the same numbers as from a graph with such nodes."""
+    one, other = hypernet("logah"), hypernet("logah", softmax=True)
+    other.load_state_dict(one.state_dict())
+    model = vit(in_chans=3)
+    seen = wi.anatomy(model)
+    found = predict(other, model).parameters()
+    given = predict(one, model, graph=graph_of(seen, softmax=True)).parameters()
+    assert all(torch.equal(found[name], given[name]) for name in given)
+    plain = predict(one, model).parameters()["blocks.0.attn.proj.weight"]
+    assert not torch.equal(found["blocks.0.attn.proj.weight"], plain)

@@ -95,6 +95,11 @@ def _parser() -> argparse.ArgumentParser:
         "--max-shape", type=int, metavar="N", help="that it was trained to predict"
     )
     convert.add_argument("--num-classes", type=int, metavar="N", help="that it was trained on")
+    convert.add_argument(
+        "--softmax",
+        action="store_true",
+        help="its graphs had nodes for attention's softmax, as those made by torch 1",
+    )
     convert.add_argument("--licence", default="other", help="SPDX identifier of the weights")
 
     demo = command("demo", _demo, "Initialise five ViTs from one bundle and compare with random.")
@@ -267,6 +272,7 @@ def _convert(arguments: argparse.Namespace) -> tuple[str, Any]:
         key=arguments.key,
         max_shape=arguments.max_shape,
         num_classes=arguments.num_classes,
+        softmax=arguments.softmax,
         licence=arguments.licence,
     )
     return str(done), done.to_dict()

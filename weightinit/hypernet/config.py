@@ -41,6 +41,8 @@ class HyperConfig:
         separate: PITH: whether P and Q have factors of their own, as the paper writes; the released
             code crops both out of one matrix.
         heads_apart: PITH: whether q, k and v are projected each by its own part of P.
+        softmax: whether attention's softmax is a node of its own in the graphs it reads, as torch 1
+            showed it to the published code; torch 2 hides it.
         start: PITH: ``"scratch"`` is published; ``"rule"`` adds what is generated to the matrices
             of a closed-form projection.
 
@@ -68,6 +70,7 @@ class HyperConfig:
     expansion: Expansion = "none"
     separate: bool = False
     heads_apart: bool = False
+    softmax: bool = False
     start: Start = "scratch"
 
     def __post_init__(self) -> None:
@@ -104,7 +107,7 @@ class HyperConfig:
             raise BundleError("kind 'tal' needs task_dim: use the length of its task embedding")
         if self.primitives not in (15, 18):
             raise BundleError(f"primitives is {self.primitives}: use 15, or 18 for language models")
-        for name in ("layernorm", "dead_layer", "separate", "heads_apart"):
+        for name in ("layernorm", "dead_layer", "separate", "heads_apart", "softmax"):
             if type(getattr(self, name)) is not bool:
                 raise BundleError(f"{name} is {getattr(self, name)!r}: use true or false")
 

@@ -88,6 +88,7 @@ def convert(
     kind: str | None = None,
     max_shape: int | None = None,
     num_classes: int | None = None,
+    softmax: bool = False,
     key: str | None = None,
     licence: str = "other",
     max_bytes: int = MAX_BYTES,
@@ -101,6 +102,8 @@ def convert(
         max_shape: rows and columns that a low-rank decoder was trained to predict, which its
             weights do not say. Default: the file's config, else 2048, or 4096 for PITH.
         num_classes: of the images it was trained on, likewise. Default: the file's, else 1000.
+        softmax: whether its graphs had nodes for attention's softmax, as those made by torch 1 had;
+            nothing in the file says so.
         key: of the state dict in the file, e.g. ``"ema_state_dict"``. Default: ``state_dict``.
         licence: SPDX identifier of the weights.
         max_bytes: largest file that is read.
@@ -130,7 +133,9 @@ def convert(
     state, config, ignored = _find(value, key)
     arrays, moved, dropped = _named(state)
     shapes = {name: array.shape for name, array in arrays.items()}
-    found, assumed = inferred(shapes, config, max_shape=max_shape, num_classes=num_classes)
+    found, assumed = inferred(
+        shapes, config, max_shape=max_shape, num_classes=num_classes, softmax=softmax
+    )
     if kind not in (None, found.kind):
         raise BundleError(f"{path} holds a hypernetwork of kind {found.kind!r}, not {kind!r}")
     with torch.device("meta"):

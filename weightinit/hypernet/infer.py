@@ -24,6 +24,7 @@ def inferred(
     *,
     max_shape: int | None = None,
     num_classes: int | None = None,
+    softmax: bool = False,
 ) -> tuple[HyperConfig, tuple[str, ...]]:
     """Return the config, and the fields that neither the weights nor anybody stated.
 
@@ -36,6 +37,7 @@ def inferred(
         stated: the ``config`` of the file, in the published code's words.
         max_shape: rows and columns; else what is stated.
         num_classes: else what is stated.
+        softmax: whether the graphs that it was trained on had softmax nodes, which nothing says.
 
     Raises:
         BundleError: if they are no hypernetwork's, or contradict what is asked for.
@@ -67,6 +69,7 @@ def inferred(
         "layers": sum(name.startswith("gnn.") and name.endswith(".ln1.weight") for name in shapes),
         "heads": _matrix(shapes, "gnn.0.attn.proj_e.2.weight")[0],
         "layernorm": "ln.weight" in shapes,
+        "softmax": softmax,
         "task_dim": _matrix(shapes, "gnn.0.TEN.fc_gamma.weight")[1] if task else 0,
     }
     assumed: list[str] = []

@@ -53,7 +53,7 @@ class Prediction:
     ) -> None:
         config = hypernet.config
         self.target, self.faithful, self.seed = target, faithful, seed
-        graph = graph or graph_of(target)
+        graph = graph or graph_of(target, softmax=config.softmax)
         self.inherited: Inherited | None = None
         self.rule = rule
         if config.kind != "pith":

@@ -79,7 +79,8 @@ class Targets:
             extra = {GUIDE: (self.guide, seen.sizes["d"])} if self.guide else None
             started = self.ancestor is not None and self.hypernet.config.start == "rule"
             rule = Rule(seen, self.ancestor) if started and self.ancestor else None
-            self._built[key] = Target(model, seen, graph_of(seen, extra=extra), domain, rule)
+            graph = graph_of(seen, softmax=self.hypernet.config.softmax, extra=extra)
+            self._built[key] = Target(model, seen, graph, domain, rule)
         return self._built[key]
 
     def predict(self, target: Target, task: Tensor | None = None) -> Prediction:
