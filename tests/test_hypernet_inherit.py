@@ -233,3 +233,44 @@ def test_the_ancestor_is_not_changed():
     for value in values.values():
         value.zero_()
     assert all(torch.equal(before[name], value) for name, value in old.state_dict().items())
+
+
+def test_alignments():
+    old, new = vit(depth=5, embed_dim=32), vit(depth=2)
+    source, seen = Ancestor.open(old), wi.anatomy(new)
+    nets = {name: hypernet("pith", alignment=name) for name in ("uniform", "first", "learned")}
+    nets["learned"].load_state_dict(nets["uniform"].state_dict(), strict=False)
+    blocks = {
+        name: Inherited(net, graph_of(seen), seen, source).blocks for name, net in nets.items()
+    }
+    assert blocks == {"uniform": [0, 4], "first": [0, 1], "learned": [0, 4]}
+    with torch.no_grad():
+        nets["learned"].precision.fill_(20.0)
+        nets["learned"].place.weight.zero_()
+        nets["learned"].place.bias.zero_()
+    exact, sharp = (fused(nets[name], new, old).parameters() for name in ("uniform", "learned"))
+    for name, value in exact.items():
+        torch.testing.assert_close(sharp[name], value, msg=name)
+    nets["learned"].place.bias.data.fill_(-1.0)  # one block earlier
+    moved = fused(nets["learned"], new, old).parameters()
+    assert not torch.equal(moved["blocks.1.attn.qkv.weight"], exact["blocks.1.attn.qkv.weight"])
+
+
+def test_a_learned_place_is_a_mix_and_learns():
+    net, old, new = hypernet("pith", alignment="learned"), vit(depth=3), vit(depth=2)
+    source, graph = Ancestor.open(old), graph_of(wi.anatomy(new))
+    inherited = Inherited(net, graph, wi.anatomy(new), source)
+    index = next(
+        i for i, n in enumerate(graph.nodes) if n.block == 1 and "mlp.fc1.weight" in n.roles
+    )
+    x = net.encode(graph)[index]
+    place, precision = 2 + net.place(x).detach(), net.precision.detach().exp()
+    weights = [float(torch.exp(-precision * (b - place) ** 2)) for b in range(3)]
+    wanted = sum(
+        weight / sum(weights) * source.part(block["mlp.fc1.weight"])
+        for weight, block in zip(weights, source.anatomy.blocks, strict=True)
+    )
+    torch.testing.assert_close(inherited._mixed(x, graph.nodes[index])[0], wanted)
+    found = Prediction(net, wi.anatomy(new), ancestor=source).parameters()
+    sum(value.square().sum() for value in found.values()).backward()
+    assert net.place.weight.grad.any() and net.precision.grad

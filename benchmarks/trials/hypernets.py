@@ -28,7 +28,7 @@ from weightinit.training.tasks import in_shape, task_embedding
 ANCESTOR = (64, 6)
 #: Targets as (width, depth); training draws no width of 80 or 112 and no depth of 5 or 8.
 SEEN = ((64, 6), (128, 7))
-HELD = ((80, 5), (112, 8))
+HELD = ((80, 5), (112, 8), (48, 5))
 #: Those that are trained on for the short budget.
 TRAINED = ((80, 5),)
 
@@ -78,6 +78,12 @@ VARIANTS: Mapping[str, Variant] = {
     "PITH, shared pathway": Variant("micro-pith-shared"),
     "PITH, dual pathway": Variant("micro-pith-dual"),
     "PITH, as released": Variant("micro-pith-dual", {"expansion": "original"}),
+    "PITH, as released, first blocks": Variant(
+        "micro-pith-dual", {"expansion": "original", "alignment": "first"}
+    ),
+    "PITH, as released, learned places": Variant(
+        "micro-pith-dual", {"expansion": "original", "alignment": "learned"}
+    ),
     "PITH, full": Variant("micro-pith-full"),
     "PITH, full but for expansion": Variant("micro-pith-full", {"expansion": "none"}),
     "PITH, full but for separate P and Q": Variant("micro-pith-full", {"separate": False}),

@@ -14,6 +14,7 @@ Kind = Literal["ghn3", "logah", "tal", "pith"]
 Expansion = Literal["none", "original", "both"]
 Pathway = Literal["dual", "shared"]
 Start = Literal["scratch", "rule"]
+Alignment = Literal["uniform", "first", "learned"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,9 @@ class HyperConfig:
         separate: PITH: whether P and Q have factors of their own, as the paper writes; the released
             code crops both out of one matrix.
         heads_apart: PITH: whether q, k and v are projected each by its own part of P.
+        alignment: PITH from scratch: which of the ancestor's blocks a block inherits from:
+            ``"uniform"`` steps; the ``"first"``, as released; or ``"learned"``, a mix of neighbours
+            around a place that is generated.
         softmax: whether attention's softmax is a node of its own in the graphs it reads, as torch 1
             showed it to the published code; torch 2 hides it.
         start: PITH: ``"scratch"`` is published; ``"rule"`` adds what is generated to the matrices
@@ -70,6 +74,7 @@ class HyperConfig:
     expansion: Expansion = "none"
     separate: bool = False
     heads_apart: bool = False
+    alignment: Alignment = "uniform"
     softmax: bool = False
     start: Start = "scratch"
 
@@ -80,6 +85,7 @@ class HyperConfig:
             ("pathway", get_args(Pathway)),
             ("expansion", get_args(Expansion)),
             ("start", get_args(Start)),
+            ("alignment", get_args(Alignment)),
         ):
             if getattr(self, name) not in choices:
                 raise BundleError(

@@ -53,7 +53,10 @@ class Inherited:
                 "cannot project: use faithful=False"
             )
         even = select_indices(own, depth) if depth <= own else torch.arange(depth) * own // depth
-        self.blocks = list(range(depth)) if faithful else even.tolist()
+        first = torch.arange(depth).clamp(max=own - 1)
+        alignment = "first" if faithful else hypernet.config.alignment
+        self.blocks = (first if alignment == "first" else even).tolist()
+        self.mixes = alignment == "learned"
 
     def __call__(self, run: Pass, members: list[int], values: Decoded) -> Decoded:
         """Return fused matrices, or tensors ``[N, out, in, height, width]``, of one shape."""
@@ -65,7 +68,10 @@ class Inherited:
         if not all(parts):
             return values
         weight = self.hypernet.fusion_weight.sigmoid()
-        stored = [[part.to(run.x) for part in found] for found in parts]
+        if self.mixes and first.block >= 0:
+            stored = [self._mixed(run.x[index], self.graph.nodes[index]) for index in members]
+        else:
+            stored = [[part.to(run.x) for part in found] for found in parts]
         if isinstance(values, LowRank):
             apart = self.hypernet.config.heads_apart and first.roles[0].startswith("attn.")
             a, b, _ = (self._heads if apart else self._whole)(run, members, stored, values)
@@ -121,6 +127,21 @@ class Inherited:
             rows = p.a[i].unflatten(0, (len(parts), new["h"], -1))
             found.append((rows @ core).flatten(0, 2))
         return LowRank(torch.stack(found), q.b)
+
+    def _mixed(self, x: Tensor, node: Node) -> list[Tensor]:
+        """Return the ancestor's matrices, averaged over the blocks around a node's own place."""
+        blocks = self.source.anatomy.blocks
+        place = self.blocks[node.block] + self.hypernet.place(x)
+        away = (torch.arange(len(blocks), device=x.device) - place).square()
+        weights = (-self.hypernet.precision.exp() * away).softmax(0)
+        return [
+            torch.einsum(
+                "b,bij->ij",
+                weights,
+                torch.stack([self.source.part(block[role]).to(x) for block in blocks]),
+            )
+            for role in node.roles
+        ]
 
     def _stored(self, node: Node) -> list[Tensor]:
         """Return the ancestor's matrices for a node, or its tensor of four axes.

@@ -128,6 +128,12 @@ class Hypernet(Encoder):
                 self.decoderpq = LowRankDecoder(
                     config, expand=config.expansion == "both", heads=projections
                 )
+            if config.alignment == "learned":
+                # of a block's place among the ancestor's: its shift, and the log of its precision
+                self.place = nn.Linear(config.hid, 1)
+                nn.init.zeros_(self.place.weight)
+                nn.init.zeros_(self.place.bias)
+                self.precision = nn.Parameter(torch.tensor(2.0))
             if config.start == "rule":
                 # of what is added to the rule's weights: from the original path, by P, and by Q
                 self.gates = nn.Parameter(torch.full((3,), 0.02))

@@ -171,7 +171,7 @@ HYPERNET_PRESETS: dict[str, HyperPreset] = {
         _micro(
             "pith-rule",
             HyperConfig("pith", start="rule", **_SMALL, **_FULL),
-            recipe={"lr": 2e-3},
+            **_PITH,
             **_ANCESTOR,
         ),
         _text("logah-gpt", HyperConfig("logah", **_LANGUAGE), data=("docstrings",)),
