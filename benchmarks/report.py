@@ -269,6 +269,19 @@ def hypernets() -> str:
     return f"{text}\n\n{close}\n\n{origin(result)}"
 
 
+def tasks() -> str:
+    """One hypernetwork of many tasks beside one for each."""
+    result = results("hypernets-tasks-micro")
+    rows = sorted(result["rows"], key=lambda row: row["name"] == "timm default")
+
+    def column(row: Mapping[str, Any]) -> str:
+        return row["task"] + ", unseen" * row["unseen"]
+
+    steps = {row["name"]: row["meta_steps"] for row in rows if "meta_steps" in row}
+    told = "; ".join(f"{name}: {number} steps" for name, number in steps.items())
+    return f"{accuracies(rows, column, costs=False)}\n\n{told}.\n\n{origin(result)}"
+
+
 def tune() -> str:
     """The learning rates that were tried."""
     result = results("learngene-tune-micro")
@@ -279,7 +292,7 @@ PARTS: Mapping[Path, Sequence[Callable[[], str]]] = {
     schema.ROOT / "README.md": (demo, bundles, learngene, benchmarks),
     schema.ROOT / "docs" / "benchmarks.md": (
         depth, width, deeper, components, templates, fit, transfer, curves, tune, shrink, grow,
-        hypernets,
+        hypernets, tasks,
     ),
 }  # fmt: skip
 

@@ -142,3 +142,19 @@ def test_the_hub_serves_one(hub, tmp_path):  # noqa: F811
 def test_the_hub_takes_one(hub):  # noqa: F811
     where = HyperNetwork.of(hypernet("ghn3")).push_to_hub("org/ghn3", token="hf_good")
     assert HyperNetwork.from_pretrained(where).hyper_config.kind == "ghn3"
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "use"),
+    [
+        ("logah", {}, 'wi.init_from_hypernet(model, "made")'),
+        ("tal", {}, 'wi.init_from_hypernet(model, "made", task=images, ancestor=ancestor)'),
+        ("pith", {}, 'wi.project_from(ancestor, model, method=wi.PITH("made"))'),
+        ("logah", {"primitives": 18}, "transformers.GPT2LMHeadModel"),
+    ],
+)
+def test_the_card_says_how_it_is_used(kind, changes, use, tmp_path):
+    HyperNetwork.of(hypernet(kind, **changes)).save_pretrained(tmp_path / "made")
+    card = (tmp_path / "made" / "README.md").read_text()
+    assert use in card and "init_from_templates" not in card
+    assert "A hypernetwork with an encoder of" in card

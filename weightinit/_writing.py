@@ -93,6 +93,34 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+#: How the weights of a bundle get into a model, by kind, or method.
+USES = {
+    "templates": "wi.init_from_templates(model, {name})",
+    "pith": "wi.project_from(ancestor, model, method=wi.PITH({name}))  # any name, file or module",
+    "tal": "wi.init_from_hypernet(model, {name}, task=images, ancestor=ancestor)",
+    "hypernetwork": "wi.init_from_hypernet(model, {name})",
+}
+
+
+def _use(config: BundleConfig, name: str) -> list[str]:
+    """Return the lines of Python by which a bundle is used."""
+    model = [
+        "import timm, weightinit as wi",
+        'model = timm.create_model("vit_small_patch16_224", depth=9, num_classes=100)',
+    ]
+    if config.options.get("primitives") == 18:
+        model = [
+            "import transformers, weightinit as wi",
+            "model = transformers.GPT2LMHeadModel(transformers.GPT2Config(n_layer=9))",
+        ]
+    use = (
+        USES["templates"]
+        if config.kind == "templates"
+        else USES.get(config.method, USES["hypernetwork"])
+    )
+    return [*model, use.format(name=name)]
+
+
 def model_card(config: BundleConfig, shapes: dict[str, tuple[int, ...]], name: str) -> str:
     """Return the text of a README.md for the Hub: metadata, use, sizes, provenance.
 
@@ -109,6 +137,8 @@ def model_card(config: BundleConfig, shapes: dict[str, tuple[int, ...]], name: s
         **({"base_model": ancestor} if REPO.fullmatch(str(ancestor)) else {}),
     }
     sizes = " ".join(f"{label}={size}" for label, size in config.sizes.items())
+    learned = config.kind == "templates"
+    what = "Learned with an auxiliary model" if learned else "A hypernetwork with an encoder"
     rows = [f"| `{key}` | {' x '.join(map(str, shape))} |" for key, shape in shapes.items()]
     fitted = [
         f"- scalers fitted for depth {entry['depth']}, "
@@ -125,13 +155,11 @@ def model_card(config: BundleConfig, shapes: dict[str, tuple[int, ...]], name: s
             "",
             f"# Weight {config.kind} ({config.method})",
             "",
-            "For the Python library weightinit, which fills a ViT of any depth and width.",
+            "For the Python library weightinit, which fills a transformer of any depth and width.",
             "",
-            "    import timm, weightinit as wi",
-            '    model = timm.create_model("vit_small_patch16_224", depth=9, num_classes=100)',
-            f"    wi.init_from_templates(model, {json.dumps(name)})",
+            *(f"    {line}" for line in _use(config, json.dumps(name))),
             "",
-            f"Learned with an auxiliary model of {config.depth} blocks, sizes {sizes}.",
+            f"{what} of {config.depth} blocks, sizes {sizes}.",
             "",
             "| tensor | shape |",
             "|---|---|",
