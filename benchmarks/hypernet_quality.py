@@ -18,6 +18,7 @@ from typing import Any
 
 import schema
 import torch
+from trials import texts
 from trials.hypernets import (
     BASELINES,
     HELD,
@@ -36,6 +37,7 @@ from trials.sources import Lab
 #: Steps of every meta-training, by preset; seeds of the short trainings after it.
 STEPS = {"micro": 1200, "small": 40_000}
 SEEDS = (0, 1)
+SUITES = ("sizes", "tasks", "texts")
 #: What is larger than in the presets of two cores; targets and ancestor are the same.
 LARGER: dict[str, dict[str, Any]] = {
     "micro": {},
@@ -49,9 +51,7 @@ def arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--preset", choices=list(STEPS), default="micro")
-    parser.add_argument(
-        "--suite", choices=["sizes", "tasks"], nargs="+", default=["sizes", "tasks"]
-    )
+    parser.add_argument("--suite", choices=SUITES, nargs="+", default=list(SUITES))
     parser.add_argument("--method", nargs="+", help="only these")
     parser.add_argument("--steps", type=int, help="of every meta-training")
     parser.add_argument("--seeds", type=int, nargs="+", help="of the short trainings")
@@ -84,6 +84,11 @@ def _tasks(budget: Budget, seed: int, file: Path) -> None:
         write({"rows": multi_task(_LAB[0], budget, seed)}, file)
 
 
+def _texts(folder: Path, steps: int, seed: int, file: Path) -> None:
+    if not file.exists():
+        write({"rows": texts.rows(folder, steps, seed)}, file)
+
+
 def main() -> None:
     """Train, score, and record one result file a suite."""
     given = arguments()
@@ -104,6 +109,7 @@ def main() -> None:
         for seed in seeds
     ]
     task_files = [runs / f"tasks-{seed}.json" for seed in seeds[:1]]
+    text_files = [runs / f"texts-{seed}.json" for seed in seeds[:1]]
     threads = max(1, torch.get_num_threads() // given.jobs)
     with ProcessPoolExecutor(
         given.jobs, get_context("spawn"), initializer=_begin, initargs=(threads, options)
@@ -118,13 +124,16 @@ def main() -> None:
         if "tasks" in given.suite:
             pairs = zip(seeds, task_files, strict=False)
             later += [pool.submit(_tasks, budget, seed, file) for seed, file in pairs]
+        if "texts" in given.suite:
+            kept = folder / "hypernets"
+            pairs = zip(seeds, text_files, strict=False)
+            later += [pool.submit(_texts, kept, budget.steps, seed, file) for seed, file in pairs]
         _wait(later, "runs")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     found: dict[str, list[Any]] = {
         "sizes": [json.loads(case[-1].read_text()) for case in cases if case[-1].exists()],
-        "tasks": [
-            row for f in task_files if f.exists() for row in json.loads(f.read_text())["rows"]
-        ],
+        "tasks": _rows(task_files),
+        "texts": _rows(text_files),
     }
     for suite in given.suite:
         path = schema.record(
@@ -136,6 +145,10 @@ def main() -> None:
             folder=given.results,
         )
         print(path.name)
+
+
+def _rows(files: list[Path]) -> list[Any]:
+    return [row for f in files if f.exists() for row in json.loads(f.read_text())["rows"]]
 
 
 def _wait(futures: list[Any], what: str) -> None:

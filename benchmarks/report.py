@@ -282,6 +282,23 @@ def tasks() -> str:
     return f"{accuracies(rows, column, costs=False)}\n\n{told}.\n\n{origin(result)}"
 
 
+def texts() -> str:
+    """GPT-2s that were never trained, and after a short training."""
+    result = results("hypernets-texts-micro")
+    rows = sorted(result["rows"], key=lambda row: row["name"] != "transformers default")
+
+    def column(row: Mapping[str, Any]) -> str:
+        return "{}, {} x {}{}".format(row["text"], *_size(row), ", unseen" * row["unseen"])
+
+    columns = list(dict.fromkeys(map(column, rows)))
+    cells = {
+        (row["name"], column(row)): f"{row['trained']:.2f} ({row['at_once']:.2f})" for row in rows
+    }
+    names = dict.fromkeys(row["name"] for row in rows)
+    lines = [[name, *(cells.get((name, c), "") for c in columns)] for name in names]
+    return f"{table(['', *columns], lines)}\n\n{origin(result)}"
+
+
 def tune() -> str:
     """The learning rates that were tried."""
     result = results("learngene-tune-micro")
@@ -292,7 +309,7 @@ PARTS: Mapping[Path, Sequence[Callable[[], str]]] = {
     schema.ROOT / "README.md": (demo, bundles, learngene, benchmarks),
     schema.ROOT / "docs" / "benchmarks.md": (
         depth, width, deeper, components, templates, fit, transfer, curves, tune, shrink, grow,
-        hypernets, tasks,
+        hypernets, tasks, texts,
     ),
 }  # fmt: skip
 

@@ -22,7 +22,7 @@ from weightinit.training.text import TextData
 if TYPE_CHECKING:
     from weightinit.project import AncestorLike
 
-__all__ = ["language_ancestor"]
+__all__ = ["language_ancestor", "train_language"]
 
 
 def language_ancestor(
@@ -68,6 +68,29 @@ def language_ancestor(
     assert recipe is not None
     with seeded(seed):
         model = TEXTS.build(TEXTS.arguments(network.kwargs, tasks[0]))
+    train_language(model, tasks, recipe, seed=seed, progress=progress)
+    val = {task.name: round(bits_per_byte(model, task), 4) for task in tasks}
+    card = {"model": network.model, "kwargs": dict(network.kwargs), "recipe": asdict(recipe)}
+    return model.eval(), card | {"bits_per_byte": val}
+
+
+def train_language(
+    model: nn.Module,
+    tasks: Sequence[TextData],
+    recipe: Recipe,
+    *,
+    seed: int = 0,
+    progress: bool | None = None,
+) -> nn.Module:
+    """Train a language model in place on texts, one a step, and return it.
+
+    Args:
+        model: maps tokens ``[B, T]`` to an object with ``logits [B, T, vocab]``.
+        tasks: of its vocabulary.
+        recipe: of the training.
+        seed: of the batches.
+        progress: None shows a bar on a terminal.
+    """
     fleet = accelerator()
     model.to(fleet.device).train()
     optimizer = optimizer_of(model, recipe)
@@ -82,6 +105,4 @@ def language_ancestor(
         optimizer.zero_grad()
         bar.update()
     bar.close()
-    val = {task.name: round(bits_per_byte(model, task), 4) for task in tasks}
-    card = {"model": network.model, "kwargs": dict(network.kwargs), "recipe": asdict(recipe)}
-    return model.eval(), card | {"bits_per_byte": val}
+    return model

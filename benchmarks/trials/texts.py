@@ -1,0 +1,91 @@
+"""Hypernetworks of GPT-2s: what their predictions are worth on texts, in bits per byte."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+import weightinit as wi
+from weightinit.training.augment import seeded
+from weightinit.training.domains import TEXTS, bits_per_byte
+from weightinit.training.hypernet_presets import get_hypernet_preset
+from weightinit.training.hypernet_run import train_hypernet
+from weightinit.training.language import train_language
+from weightinit.training.loop import Recipe
+from weightinit.training.text import TextData, load_text
+
+#: Of every target after its prediction; the rate of predicted and of random weights.
+SHORT = Recipe(steps=240, batch_size=32, lr=1e-3, warmup_steps=24)
+RANDOM_LR = 3e-3
+#: By the name that tables show: the preset, which has seen one of its two targets in training.
+PRESETS = {"LoGAH": "micro-logah-gpt", "TAL, three texts": "micro-tal-text"}
+
+
+def rows(folder: Path, steps: int, seed: int) -> list[dict[str, Any]]:
+    """Return a row for each hypernetwork, text and target, and of random weights.
+
+    Args:
+        folder: of the hypernetworks, which are trained once.
+        steps: of each.
+        seed: of all.
+    """
+    found = []
+    for name, preset in PRESETS.items():
+        chosen = get_hypernet_preset(preset)
+        chosen = replace(chosen, recipe=chosen.recipe.planned(steps=steps))
+        out = folder / f"{preset}-{steps}-{seed}"
+        if not (out / "config.json").exists():
+            train_hypernet(chosen, out=out, seed=seed, resume=True, progress=False)
+        bundle = wi.HyperNetwork.from_pretrained(out)
+        given = _embeddings(out)
+        for text in chosen.data:
+            data = load_text(text, context=chosen.context)
+            for at, kwargs in enumerate(chosen.watch):
+                model = _fresh(kwargs, data, seed)
+                wi.init_from_hypernet(model, bundle, task=given.get(text))
+                found.append(_row(name, model, kwargs, data, SHORT, seed, unseen=at > 0))
+    for text in get_hypernet_preset("micro-tal-text").data:
+        data = load_text(text, context=64)
+        for at, kwargs in enumerate(get_hypernet_preset("micro-logah-gpt").watch):
+            recipe = replace(SHORT, lr=RANDOM_LR)
+            model = _fresh(kwargs, data, seed)
+            found.append(_row("transformers default", model, kwargs, data, recipe, seed, at > 0))
+    return found
+
+
+def _embeddings(folder: Path) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    file = folder / "training" / "tasks.safetensors"
+    return load_file(file) if file.exists() else {}
+
+
+def _fresh(kwargs: Mapping[str, Any], data: TextData, seed: int) -> nn.Module:
+    with seeded(seed):
+        return TEXTS.build(TEXTS.arguments(kwargs, data))
+
+
+def _row(
+    name: str,
+    model: nn.Module,
+    kwargs: Mapping[str, Any],
+    data: TextData,
+    recipe: Recipe,
+    seed: int,
+    unseen: bool,
+) -> dict[str, Any]:
+    row = {
+        "name": name,
+        "text": data.name,
+        "width": kwargs["n_embd"],
+        "depth": kwargs["n_layer"],
+        "unseen": unseen,
+        "seed": seed,
+        "at_once": round(bits_per_byte(model, data), 3),
+    }
+    train_language(model, [data], recipe, seed=seed, progress=False)
+    return row | {"steps": recipe.steps, "trained": round(bits_per_byte(model, data), 3)}
