@@ -121,4 +121,4 @@ def test_defaults_of_meta_training():
     parser = argparse.ArgumentParser()
     add_hypernet_arguments(parser)
     found = parser.parse_args(["--preset", "micro-logah", "-o", "x"])
-    assert (found.data, found.ancestor, found.start, found.resume) == ([], None, None, False)
+    assert (found.data, found.ancestor, found.start, found.resume) == ([], [], None, False)

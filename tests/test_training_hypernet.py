@@ -235,3 +235,18 @@ def test_processes_share_the_batch_and_end_alike(tmp_path):
     sums = [next(line for line in out.splitlines() if line.startswith("sum")) for out, _ in found]
     assert sums[0].split()[2] == sums[1].split()[2]
     assert (tmp_path / "out" / "checkpoint.safetensors").exists()
+
+
+def test_several_ancestors_are_learned_from(digits):
+    """One is drawn for each architecture; each gets its own predictions; the first is scored."""
+    old = [vit(embed_dim=32, num_classes=10), vit(embed_dim=48, num_heads=3, num_classes=10)]
+    before = [state_hash(one) for one in old]
+    net, alone = hypernet("pith", start="rule"), hypernet("pith", start="rule")
+    alone.load_state_dict(net.state_dict())
+    recipe = replace(RECIPE, architectures=2)
+    history = meta_train(net, digits, recipe, sampler=TINY, ancestor=old, watch=[ONE])
+    meta_train(alone, digits, recipe, sampler=TINY, ancestor=old[:1])
+    assert not equal(bits(net), bits(alone))
+    found = zero_shot(net, ONE, digits, ancestor=old[0])
+    assert history.rows[-1]["val"] == pytest.approx(found, abs=0.01)
+    assert [state_hash(one) for one in old] == before

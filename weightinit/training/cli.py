@@ -80,7 +80,10 @@ def add_hypernet_arguments(parser: argparse.ArgumentParser) -> None:
         "or a folder of them; several are tasks",
     )
     parser.add_argument(
-        "--ancestor", help="timm name, org/name@revision, a safetensors file or folder"
+        "--ancestor",
+        nargs="+",
+        default=[],
+        help="timm name, org/name@revision, a safetensors file or folder; PITH learns from several",
     )
     parser.add_argument("--start", metavar="B", help="bundle to go on from: TAL's first stage")
     parser.add_argument(
@@ -103,7 +106,7 @@ def run_hypernet(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]] | 
         arguments.preset,
         arguments.data,
         out=arguments.out,
-        ancestor=arguments.ancestor,
+        ancestor=arguments.ancestor or None,
         start=arguments.start,
         steps=arguments.steps,
         seed=arguments.seed,
@@ -129,8 +132,8 @@ def _hypernet_command(arguments: argparse.Namespace) -> str:
     if arguments.data:
         words += ["--data", *(Path(data).name for data in arguments.data)]
     if arguments.ancestor:
-        path = Path(arguments.ancestor).expanduser()
-        words += ["--ancestor", path.name if path.exists() else arguments.ancestor]
+        paths = {name: Path(name).expanduser() for name in arguments.ancestor}
+        words += ["--ancestor", *(p.name if p.exists() else name for name, p in paths.items())]
     if arguments.start:
         words += ["--start", Path(arguments.start).name]
     words += ["-o", arguments.out.name, *_changed(arguments), "--seed", str(arguments.seed)]

@@ -32,7 +32,7 @@ from weightinit.training.text import TextData
 if TYPE_CHECKING:
     from weightinit.project import AncestorLike
 
-__all__ = ["MetaRecipe", "guidance", "meta_train"]
+__all__ = ["MetaRecipe", "guidance", "listed", "meta_train"]
 
 
 def meta_train(
@@ -41,7 +41,7 @@ def meta_train(
     recipe: MetaRecipe,
     *,
     sampler: str | Sampler = "micro",
-    ancestor: AncestorLike | None = None,
+    ancestor: AncestorLike | Sequence[AncestorLike] | None = None,
     teacher: nn.Module | None = None,
     embeddings: Tensor | None = None,
     out: Path | None = None,
@@ -60,7 +60,8 @@ def meta_train(
             validation data is scored, test images left alone.
         recipe: how.
         sampler: of the architectures.
-        ancestor: fixed; whatever :func:`weightinit.project_from` takes.
+        ancestor: fixed; whatever :func:`weightinit.project_from` takes. PITH may learn from
+            several, a list or tuple, one drawn for each architecture; the first is scored.
         teacher: what gives the ancestor's features, in the shape of the data; None is the ancestor.
         embeddings: of the tasks ``[tasks, task_dim]``; None computes them from the teacher.
         out: folder for ``checkpoint.safetensors`` and ``history.json``; None writes nothing.
@@ -86,21 +87,21 @@ def meta_train(
     device = fleet.device
     hypernet.to(device)
     size = domain.image_size(tasks)
-    source = None if ancestor is None else Ancestor.open(ancestor)
+    sources = [Ancestor.open(one) for one in listed(ancestor)] or [None]
     needed = recipe.guide or (hypernet.config.task_dim and embeddings is None)
     if needed and teacher is None:
-        if source is None:
+        if sources[0] is None:
             raise WeightInitError(
                 "the recipe's guide and the task embeddings come from an ancestor: pass ancestor="
             )
-        teacher = source.module()
+        teacher = sources[0].module()
     if teacher is not None:
         teacher.to(device).eval()
     if hypernet.config.task_dim and embeddings is None and teacher is not None:
         embeddings = torch.stack([task_embedding(teacher, task) for task in tasks])
     embeddings = None if embeddings is None else embeddings.to(device)
     guide = _feature(teacher, tasks[0], domain) if teacher is not None and recipe.guide else 0
-    targets = Targets(hypernet, source, guide)
+    several = [Targets(hypernet, source, guide) for source in sources]
 
     scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
     history, start = History(asdict(recipe) | {"sampler": drawn.name}), 0
@@ -138,6 +139,9 @@ def meta_train(
             with recipe.autocast(device):
                 wanted = _features(teacher, inputs) if recipe.guide and teacher else None
             for _ in range(recipe.architectures):
+                targets = several[0]
+                if len(several) > 1:
+                    targets = several[int(torch.randint(len(several), (), generator=generator))]
                 target = targets(sample(drawn, generator, image_size=size), tasks[which])
                 loss = meta_loss(targets, target, inputs, labels, task, wanted, recipe)
                 if not torch.isfinite(loss):
@@ -162,7 +166,7 @@ def meta_train(
                 row = {"step": done, "lr": recipe.lr_at(step)}
                 row["loss"] = float(torch.stack(mean).mean())
                 if scored:
-                    row |= _scores(targets, watch, tasks, embeddings)
+                    row |= _scores(several[0], watch, tasks, embeddings)
                 bar.set_postfix({k: f"{v:.4g}" for k, v in row.items() if " " not in k})
                 history.rows.append(row)
                 mean = []
@@ -172,6 +176,12 @@ def meta_train(
         bar.close()
     fleet.wait_for_everyone()
     return history
+
+
+def listed(ancestor: AncestorLike | Sequence[AncestorLike] | None) -> list[AncestorLike]:
+    """Return one ancestor, several (a list or tuple) or none as a list."""
+    several: Any = ancestor if isinstance(ancestor, (list, tuple)) else [ancestor]
+    return [one for one in several if one is not None]
 
 
 @contextmanager

@@ -22,10 +22,10 @@ from weightinit.training.augment import seeded
 from weightinit.training.data import load_data
 from weightinit.training.distill import get_ancestor, versions
 from weightinit.training.domains import Data, domain_of
-from weightinit.training.hypernet import meta_train
+from weightinit.training.hypernet import listed, meta_train
 from weightinit.training.hypernet_presets import HyperPreset, get_hypernet_preset
 from weightinit.training.images import ImageData
-from weightinit.training.language import language_ancestor
+from weightinit.training.language import called, language_ancestor
 from weightinit.training.loop import Recipe, accelerator
 from weightinit.training.presets import Fed, Network
 from weightinit.training.settle import settle_
@@ -44,7 +44,7 @@ def train_hypernet(
     data: Sequence[str | os.PathLike[str] | Data] = (),
     *,
     out: str | os.PathLike[str],
-    ancestor: AncestorLike | None = None,
+    ancestor: AncestorLike | Sequence[AncestorLike] | None = None,
     start: str | os.PathLike[str] | Hypernet | None = None,
     steps: int | None = None,
     seed: int = 0,
@@ -64,7 +64,7 @@ def train_hypernet(
         out: folder of the bundle; ``training/`` in it holds the checkpoint, the history, and the
             embeddings of the tasks where there are any.
         ancestor: whatever :func:`weightinit.project_from` takes; None trains or downloads the
-            preset's own, if it has one.
+            preset's own, if it has one. Several, a list or tuple, are all learned from.
         start: the hypernetwork to go on from: TAL's first stage for its second.
         steps: of the meta-training, the warm-up scaled along; None is the preset's.
         seed: of everything.
@@ -96,7 +96,10 @@ def train_hypernet(
         raise WeightInitError(f"two tasks have one name ({names}): rename a folder or file")
     domain = domain_of(tasks, get_sampler(preset.sampler))
     recipe = preset.recipe.planned(steps=steps, seed=seed, precision=precision)
-    found = _ancestor(preset, ancestor, tasks, cache, seed, progress)
+    given = listed(ancestor)
+    found = _ancestor(preset, given[0] if given else None, tasks, cache, seed, progress)
+    others = given[1:]
+    more = [Ancestor.open(other) for other in others] if found.source else []
     config, embeddings = preset.config, None
     if config.task_dim:
         if found.teacher is None:
@@ -117,7 +120,7 @@ def train_hypernet(
         found.tasks,
         recipe,
         sampler=preset.sampler,
-        ancestor=found.source,
+        ancestor=[found.source, *more] if found.source and more else found.source,
         teacher=found.teacher,
         embeddings=embeddings,
         out=folder / "training",
@@ -134,6 +137,7 @@ def train_hypernet(
         "data": [task.describe() for task in found.tasks],
         "sampler": get_sampler(preset.sampler).name,
         "ancestor": found.card,
+        **({"others": [called(*pair) for pair in zip(others, more, strict=True)]} if more else {}),
         "recipe": asdict(recipe),
         "seconds": round(history.seconds),
         "metric": domain.metric,
@@ -237,7 +241,7 @@ def _ancestor(
     needed = preset.recipe.guide or preset.config.task_dim
     teacher = source.module() if needed else None
     path = Path(given).expanduser() if isinstance(given, (str, os.PathLike)) else None
-    card = {"source": path.name if path and path.exists() else source.source}
+    card = {"source": called(given, source)}
     if path and not path.exists():
         config = getattr(teacher or source.module(), "pretrained_cfg", None) or {}
         tasks = [_as_pretrained(task, config) for task in images]

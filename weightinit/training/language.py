@@ -22,7 +22,7 @@ from weightinit.training.text import TextData
 if TYPE_CHECKING:
     from weightinit.project import AncestorLike
 
-__all__ = ["language_ancestor", "train_language"]
+__all__ = ["called", "language_ancestor", "train_language"]
 
 
 def language_ancestor(
@@ -62,9 +62,7 @@ def language_ancestor(
                 f"{source.source} reads no texts of {max(vocab)} tokens: use a GPT-2 of that "
                 "vocabulary as ancestor"
             )
-        path = Path(given).expanduser() if isinstance(given, (str, os.PathLike)) else None
-        name = path.name if path and path.exists() else source.source
-        return source.module().eval(), {"source": name}
+        return source.module().eval(), {"source": called(given, source)}
     assert recipe is not None
     with seeded(seed):
         model = TEXTS.build(TEXTS.arguments(network.kwargs, tasks[0]))
@@ -72,6 +70,17 @@ def language_ancestor(
     val = {task.name: round(bits_per_byte(model, task), 4) for task in tasks}
     card = {"model": network.model, "kwargs": dict(network.kwargs), "recipe": asdict(recipe)}
     return model.eval(), card | {"bits_per_byte": val}
+
+
+def called(given: AncestorLike, source: Ancestor) -> str:
+    """Return what an ancestor is called, without this machine's paths.
+
+    Args:
+        given: as it was named.
+        source: what that is.
+    """
+    path = Path(given).expanduser() if isinstance(given, (str, os.PathLike)) else None
+    return path.name if path and path.exists() else source.source
 
 
 def train_language(
