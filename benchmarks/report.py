@@ -12,26 +12,11 @@ from typing import Any
 
 import schema
 from trials import plots
-from trials.tables import accuracies, mean, steps_saved, table
+from trials.speed import benchmarks
+from trials.tables import accuracies, best_rate, mean, origin, results, steps_saved, table
 
 from weightinit import HyperNetwork, TemplateBundle, list_templates
 from weightinit._locate import names
-
-
-def results(suite: str) -> dict[str, Any]:
-    """The newest result file of a suite."""
-    files = [schema.load(path) for path in schema.RESULTS.glob(f"{suite}--*.json")]
-    return max(files, key=lambda result: result["timestamp"])
-
-
-def origin(result: dict[str, Any]) -> str:
-    """Where the numbers of a table come from."""
-    kind, versions = result["machine"], result["versions"]
-    return (
-        f"`{result['command']}`; seeds {', '.join(map(str, result['seeds']))}; {kind['threads']} "
-        f"threads of {kind['gpu'] or kind['cpu']}, load {kind['load']} a core; "
-        f"torch {versions['torch']}, timm {versions['timm']}."
-    )
 
 
 def demo() -> str:
@@ -96,47 +81,6 @@ def bundles() -> str:
     return (
         f"Shipped in the package (accuracies in percent, recorded by the training):\n\n"
         f"{table(header, rows)}\n\n{hypernets}"
-    )
-
-
-def benchmarks() -> str:
-    """Ratios of speed."""
-    init, kernels = results("initialise"), results("kernels")
-    first = [row for row in init["rows"] if "random" in row]
-    steps = [row for row in init["rows"] if "step" in row]
-    parts = [
-        "`init_from_templates` on a meta model. `random`: timm's own random init takes so many\n"
-        "times as long. `load`: it takes so many times as long as copying a checkpoint of the\n"
-        "same size into memory that is allocated already. `touch`: as long as allocating the\n"
-        "model's memory and filling it with a constant, which for large models is most of it.",
-        table(
-            ["model", "seconds", "random", "load", "touch"],
-            [
-                [r["name"].removeprefix("init "), r["templates_seconds"]]
-                + [r[key] for key in ("random", "load", "touch")]
-                for r in first
-            ],
-        ),
-        "A training step of a constrained model, as a multiple of the plain model's: "
-        + "; ".join(f"{r['step']} ({r['name'].removeprefix('training step, ')})" for r in steps)
-        + ".",
-        origin(init),
-        "`kernels.kron_sum` at ViT-B sizes, all four matrices. `kron`, `einsum`, `compile`: the\n"
-        "sum of `torch.kron`, one einsum, and `torch.compile` of it take so many times as long.\n"
-        "`copy`: it takes so many times as long as moving its bytes once.",
-        kernel_table(kernels),
-        origin(kernels),
-    ]
-    return "\n\n".join(parts)
-
-
-def kernel_table(result: dict[str, Any]) -> str:
-    """The rows that sum up all kinds of matrices."""
-    keys = ["ratio", "layers", "kron", "einsum", "compile", "copy"]
-    rows = [row for row in result["rows"] if row["kind"] == "all"]
-    return table(
-        ["pass", "width / w", "blocks", *keys[2:]],
-        [[row["name"], *(row[key] for key in keys)] for row in rows],
     )
 
 
@@ -221,8 +165,9 @@ def curves() -> str:
 def inherited(suite: str) -> str:
     """One ancestor's weights in targets of other sizes; and what they are worth in steps."""
     result = results(f"learngene-{suite}-micro")
-    rows = [row for row in result["rows"] if row["budget"] == 1]
-    first = [row for row in result["rows"] if (row["width"], row["depth"]) == _size(rows[0])]
+    rows = best_rate([row for row in result["rows"] if row["budget"] == 1])
+    longer = [row for row in result["rows"] if row["budget"] > 1]
+    first = [row for row in [*rows, *longer] if _size(row) == _size(rows[0])]
     text = accuracies(rows, lambda row: "{} x {}".format(*_size(row)), costs=False)
     groups = dict.fromkeys((row["name"], row["steps"]) for row in first)
     means = [

@@ -66,6 +66,13 @@ class Case:
         return Source("vit", self.templates, depth, embed=width if width != self.templates else 0)
 
 
+#: Of one ancestor's weights: those that are close to the best, which get a second rate.
+RATED = (
+    "Weight Selection, whole heads", "weight subcloning", "Torch-Pruning", "Net2Net",
+    "bert2BERT, FPI", "LiGO, untrained operator", "LiGO, 100 steps", "templates of the ancestor",
+    "project_from", "project_from, calibrated",
+)  # fmt: skip
+
 RANDOM = ("He", "timm default", "Mimetic")
 LEARNGENES = ("Share Init", "Heur-LG", "Auto-LG", "TLEG")
 WAVES = ("WAVE, linear + fitted", "WAVE, interpolate", "WAVE, interpolate + fitted")
@@ -203,7 +210,8 @@ def _inherited(
         for size in sizes:
             if method.fits is None or method.fits(ancestor, size):
                 for seed in scale.seeds if method.main else scale.seeds[:1]:
-                    yield Case(suite, name, templates, *size, seed, ancestor=ancestor)
+                    for lr in (0.0, scale.lr / 2) if name in RATED else (0.0,):
+                        yield Case(suite, name, templates, *size, seed, lr=lr, ancestor=ancestor)
     # what a start is worth in steps from scratch
     for budget in (4.0, float(scale.budget)):
         first = (templates, *sizes[0], scale.seeds[0])

@@ -8,6 +8,8 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import schema
+
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -55,6 +57,18 @@ def accuracies(
     return table(["", *columns, *extra], lines)
 
 
+def best_rate(rows: Rows) -> list[Mapping[str, Any]]:
+    """The rows at the rate that scores best on validation images, by method and size."""
+    groups: dict[Any, dict[float, list[Mapping[str, Any]]]] = {}
+    for row in rows:
+        key = row["name"], row["width"], row["depth"]
+        groups.setdefault(key, {}).setdefault(row["lr"], []).append(row)
+    chosen = {
+        key: max(rates, key=lambda lr: mean(rates[lr], "val")) for key, rates in groups.items()
+    }
+    return [row for row in rows if row["lr"] == chosen[row["name"], row["width"], row["depth"]]]
+
+
 def _range(rows: Rows, key: str) -> str:
     low, high = min(row[key] for row in rows), max(row[key] for row in rows)
     return f"{low}" if low == high else f"{low} - {high}"
@@ -97,3 +111,19 @@ def steps_saved(rows: Rows) -> tuple[str, list[dict[str, Any]]]:
         ["start", "its steps", "test accuracy", "steps from scratch for as much"], lines
     )
     return text, found
+
+
+def results(suite: str) -> dict[str, Any]:
+    """The newest result file of a suite."""
+    files = [schema.load(path) for path in schema.RESULTS.glob(f"{suite}--*.json")]
+    return max(files, key=lambda result: result["timestamp"])
+
+
+def origin(result: dict[str, Any]) -> str:
+    """Where the numbers of a table come from."""
+    kind, versions = result["machine"], result["versions"]
+    return (
+        f"`{result['command']}`; seeds {', '.join(map(str, result['seeds']))}; {kind['threads']} "
+        f"threads of {kind['gpu'] or kind['cpu']}, load {kind['load']} a core; "
+        f"torch {versions['torch']}, timm {versions['timm']}."
+    )
