@@ -6,20 +6,21 @@ import os
 import warnings
 from collections.abc import Iterable, Mapping
 from importlib import import_module
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from weightinit.anatomy import Anatomy, Rule, anatomy
+from weightinit.anatomy import Rule, anatomy
 from weightinit.ancestor import Ancestor
 from weightinit.api import keeping
 from weightinit.errors import ProjectionError
 from weightinit.methods.activation import ActivationAware
 from weightinit.methods.folding import folded
 from weightinit.methods.fresh import base_seed
+from weightinit.methods.method import Method
 from weightinit.methods.pairs import check_pair
-from weightinit.plan import Plan, Recipe
+from weightinit.plan import Plan
 
 __all__ = ["METHODS", "Method", "plan_projection", "project_from"]
 
@@ -42,25 +43,6 @@ METHODS: Mapping[str, str] = {
     "subcloning": "weightinit.methods.subcloning:Subcloning",
     "weight_selection": "weightinit.methods.selection:WeightSelection",
 }
-
-
-class Method(Protocol):
-    """One way to inherit weights: a frozen dataclass of its options.
-
-    Its ``notes(source, target)``, where it has them, are lines for the report: whether the
-    function is kept, say.
-    """
-
-    def recipes(
-        self,
-        source: Ancestor,
-        target: Anatomy,
-        *,
-        seed: int = 0,
-        calibration: Iterable[Any] | None = None,
-    ) -> list[Recipe]:
-        """Return a recipe for every parameter of a target."""
-        ...
 
 
 def project_from(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,25 +19,11 @@ from weightinit.methods.activations import Runnable
 from weightinit.methods.depth import stages
 from weightinit.methods.growth import sizes_of
 from weightinit.methods.lemon import LEMON
+from weightinit.methods.method import Method
 from weightinit.methods.transfer import CHANNELS
 from weightinit.plan import Recipe
 
 __all__ = ["Halfway", "ShrinkThenGrow", "smaller"]
-
-
-class Shrinking(Protocol):
-    """A method for a target that is nowhere larger."""
-
-    def recipes(
-        self,
-        source: Runnable,
-        target: Anatomy,
-        *,
-        seed: int = 0,
-        calibration: Iterable[Any] | None = None,
-    ) -> list[Recipe]:
-        """Return a recipe for every parameter of the target."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -58,7 +44,7 @@ class ShrinkThenGrow:
         shrinks depth 4 -> 2 by WeightSelection; what that computes grows: LEMON is lossless here
     """
 
-    shrink: Shrinking
+    shrink: Method
     grow: LEMON = field(default_factory=LEMON)
 
     def recipes(
