@@ -38,6 +38,7 @@ class Rule:
         source: the ancestor.
         seed: of what is fresh.
         calibration: batches for :class:`~weightinit.methods.activation.ActivationAware`.
+        device: where its tensors stay, once they are made.
     """
 
     def __init__(
@@ -47,8 +48,9 @@ class Rule:
         *,
         seed: int = 0,
         calibration: Iterable[Any] | None = None,
+        device: torch.device | None = None,
     ) -> None:
-        self.target, self.source = target, source
+        self.target, self.source, self.device = target, source, device
         deeper = target.depth >= source.anatomy.depth
         self._depth = mixes(followers if deeper else "first_last", source.anatomy, target)
         self._axes = directions(source.anatomy, target)
@@ -64,7 +66,7 @@ class Rule:
             assert recipe.fill is not None
             recipe.fill(value)
             block = self._blocks.get(spec.name, -1)
-            parts = self.target.split(spec, value)
+            parts = self.target.split(spec, value.to(self.device))
             found |= {(block, role): part for role, part in parts.items()}
         return found
 
@@ -93,7 +95,7 @@ class Rule:
             if role not in pieces:
                 return None
             piece, place = pieces[role], Place(role, block, source)
-            value = self.source.part(piece).float()
+            value = self.source.part(piece).float().to(self.device)
             self._halves[key] = (
                 value,
                 self._moved(value, piece, place, 0),

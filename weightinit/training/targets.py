@@ -78,7 +78,9 @@ class Targets:
             seen = anatomy(model)
             extra = {GUIDE: (self.guide, seen.sizes["d"])} if self.guide else None
             started = self.ancestor is not None and self.hypernet.config.start == "rule"
-            rule = Rule(seen, self.ancestor) if started and self.ancestor else None
+            rule = (
+                Rule(seen, self.ancestor, device=self.device) if started and self.ancestor else None
+            )
             graph = graph_of(seen, softmax=self.hypernet.config.softmax, extra=extra)
             self._built[key] = Target(model, seen, graph, domain, rule)
         return self._built[key]
