@@ -20,11 +20,10 @@ from weightinit.hypernet.graph import Graph
 from weightinit.hypernet.network import Decoded, Hypernet, Pass, Weights
 from weightinit.methods.activations import Runnable
 from weightinit.methods.auto import Auto
-from weightinit.methods.carry import Axis, tiled
 from weightinit.methods.depth import mixes
+from weightinit.methods.each import EachAxis
 from weightinit.methods.growth import followers
-from weightinit.methods.selection import select_indices
-from weightinit.methods.transfer import Axes, Place, side
+from weightinit.methods.transfer import Place, side
 from weightinit.plan import Recipe
 
 __all__ = ["Rule", "Started"]
@@ -53,7 +52,7 @@ class Rule:
         self.target, self.source, self.device = target, source, device
         deeper = target.depth >= source.anatomy.depth
         self._depth = mixes(followers if deeper else "first_last", source.anatomy, target)
-        self._axes = directions(source.anatomy, target)
+        self._axes = EachAxis().axes(source.anatomy, target)
         recipes = Auto().recipes(source, target, seed=seed, calibration=calibration)
         self.recipes: Mapping[str, Recipe] = {recipe.spec.name: recipe for recipe in recipes}
 
@@ -106,34 +105,6 @@ class Rule:
     def _moved(self, value: Tensor, piece: Piece, place: Place, dim: int) -> Tensor:
         axis = self._axes(" ".join(piece.axes[dim]), place)
         return value if axis is None else along(value, dim, axis.op(side(place.role, dim, 2)))
-
-
-def directions(old: Anatomy, new: Anatomy) -> Axes:
-    """Return P and Q: channels and heads chosen evenly where there are fewer, or else repeated.
-
-    Args:
-        old: anatomy of the ancestor.
-        new: of the target.
-    """
-
-    def index(before: int, after: int) -> Tensor:
-        return select_indices(before, after) if after < before else torch.arange(after) % before
-
-    def find(label: str, place: Place) -> Axis | None:
-        parts = label.split()
-        if any(part not in old.sizes or part not in new.sizes for part in parts):
-            return None
-        before, after = ([seen.sizes[part] for part in parts] for seen in (old, new))
-        if before == after:
-            return None
-        if len(parts) == 1 and after[0] > before[0]:
-            return tiled(after[0])
-        chosen = torch.zeros(1, dtype=torch.int64)
-        for size, more in zip(before, after, strict=True):
-            chosen = (chosen[:, None] * size + index(size, more)).flatten()
-        return Axis(chosen, chosen)
-
-    return find
 
 
 class Started:

@@ -9,6 +9,8 @@ from typing import Any
 from weightinit.anatomy import Anatomy
 from weightinit.methods.activation import ActivationAware, suits
 from weightinit.methods.activations import Runnable
+from weightinit.methods.depth import stages
+from weightinit.methods.each import EachAxis
 from weightinit.methods.halfway import ShrinkThenGrow, smaller
 from weightinit.methods.lemon import LEMON
 from weightinit.methods.selection import WeightSelection
@@ -25,7 +27,8 @@ class Auto:
     is fitted to what the ancestor does on the calibration batches (:class:`ActivationAware`);
     without them, or with blocks of another kind, it keeps the first blocks and the last, whole
     heads and evenly chosen channels (:class:`WeightSelection`). One that is both, on different
-    axes, is shrunk so and then grown (:class:`ShrinkThenGrow`).
+    axes, is shrunk so and then grown (:class:`ShrinkThenGrow`). A model of several widths
+    (ConvNeXt) that grows anywhere gets each axis its own rule (:class:`EachAxis`).
 
     Examples:
         >>> import timm, weightinit as wi
@@ -38,7 +41,7 @@ class Auto:
 
     def choose(
         self, old: Anatomy, new: Anatomy, calibration: object = None
-    ) -> LEMON | ActivationAware | WeightSelection | ShrinkThenGrow:
+    ) -> LEMON | ActivationAware | WeightSelection | ShrinkThenGrow | EachAxis:
         """Return the method, with its options.
 
         Args:
@@ -47,6 +50,8 @@ class Auto:
             calibration: the batches, if there are any.
         """
         grows, shrinks = changes(old, new)
+        if grows and len(stages(new)) > 1:
+            return EachAxis()
         if grows and not shrinks:
             return LEMON()
         least = smaller(old, new) if grows else new

@@ -1,0 +1,68 @@
+import pytest
+import timm
+import torch
+from inherit import fill, randomise, small_vit
+
+from weightinit.anatomy import anatomy
+from weightinit.errors import ProjectionError
+from weightinit.methods.auto import Auto
+from weightinit.methods.each import EachAxis
+from weightinit.methods.selection import WeightSelection
+
+
+def convnext(dims, depths=(1, 1, 2, 1)):
+    model = timm.create_model("convnext_atto", dims=dims, depths=depths, num_classes=5)
+    return randomise(model)
+
+
+def logits(model):
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        return model(images.to(next(model.parameters())))
+
+
+def test_twice_every_width_is_the_same_function():
+    ancestor = convnext((8, 16, 32, 64)).double()
+    model = convnext((16, 32, 64, 128)).double()
+    assert isinstance(Auto().choose(anatomy(ancestor), anatomy(model)), EachAxis)
+    report = fill(model, ancestor, Auto())
+    assert report.counts["fresh"] == 0
+    torch.testing.assert_close(logits(model), logits(ancestor), atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("dims", "depths"),
+    [
+        ((8, 16, 32, 80), (1, 1, 1, 1)),
+        ((12, 16, 24, 64), (1, 2, 2, 1)),
+        ((16, 32, 48, 64), (1, 1, 1, 1)),
+    ],
+)
+def test_widths_and_stages_both_ways(dims, depths):
+    ancestor, model = convnext((8, 16, 32, 64)), convnext(dims, depths)
+    report = fill(model, ancestor, Auto())
+    assert report.counts["fresh"] == 0 and torch.isfinite(logits(model)).all()
+
+
+def test_what_only_shrinks_is_a_selection():
+    ancestor, one, other = small_vit(24, 3, 3), small_vit(16, 2, 2), small_vit(16, 2, 2)
+    fill(one, ancestor, EachAxis())
+    fill(other, ancestor, WeightSelection(depth="uniform"))
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+def test_heads_of_another_size_are_refused():
+    with pytest.raises(ProjectionError, match="head dim 8 -> 12"):
+        fill(small_vit(24, 2, 1, mlp_ratio=8.0), small_vit(24, 3, 1), EachAxis())
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [((3, 8), (6, 8)), ((4, 8), (2, 8)), ((2, 8), (3, 4))]
+)
+def test_heads_stay_whole(before, after):
+    old, new = (anatomy(small_vit(h * k, h, 1)) for h, k in (before, after))
+    axis = EachAxis().axes(old, new)("h k", None)
+    value = torch.arange(before[0] * before[1])[:, None]
+    found = axis.rows(value, 0) if callable(axis.rows) else value[axis.rows]
+    heads = found.view(after)
+    assert (heads // before[1] == heads[:, :1] // before[1]).all()
