@@ -29,9 +29,11 @@ if TYPE_CHECKING:
     from weightinit.methods.activation import ActivationAware
     from weightinit.methods.bert2bert import Bert2BERT
     from weightinit.methods.bot import BoT
+    from weightinit.methods.each import EachAxis
     from weightinit.methods.expansions import Expansions
     from weightinit.methods.extract import extract_templates
     from weightinit.methods.fine import FINE
+    from weightinit.methods.halfway import ShrinkThenGrow
     from weightinit.methods.hypercloning import HyperCloning
     from weightinit.methods.lemon import LEMON
     from weightinit.methods.ligo import LiGO
@@ -65,10 +67,12 @@ _LAZY = {
     "ActivationAware": "methods.activation",
     "Bert2BERT": "methods.bert2bert",
     "BoT": "methods.bot",
+    "EachAxis": "methods.each",
     "extract_templates": "methods.extract",
     "FINE": "methods.fine",
     "LiGO": "methods.ligo",
     "Expansions": "methods.expansions",
+    "ShrinkThenGrow": "methods.halfway",
     "HyperCloning": "methods.hypercloning",
     "LEMON": "methods.lemon",
     "Net2Net": "methods.net2net",
@@ -104,6 +108,7 @@ __all__ = [
     "BoT",
     "BundleError",
     "ConstrainedModel",
+    "EachAxis",
     "Expansions",
     "HyperCloning",
     "HyperConfig",
@@ -117,6 +122,7 @@ __all__ = [
     "Recipe",
     "Report",
     "Rule",
+    "ShrinkThenGrow",
     "Stacking",
     "Subcloning",
     "TemplateBundle",
