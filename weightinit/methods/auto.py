@@ -26,8 +26,8 @@ class Auto:
     A target that is nowhere smaller grows without loss (:class:`LEMON`). One that is nowhere larger
     is fitted to what the ancestor does on the calibration batches (:class:`ActivationAware`);
     without them, or with blocks of another kind, it keeps the first blocks and the last, whole
-    heads and evenly chosen channels (:class:`WeightSelection`). One that is both, on different
-    axes, is shrunk so and then grown (:class:`ShrinkThenGrow`). A model of several widths
+    heads and evenly chosen channels, rescaled (:class:`WeightSelection`). One that is both, on
+    different axes, is shrunk so and then grown (:class:`ShrinkThenGrow`). A model of several widths
     (ConvNeXt) that grows anywhere gets each axis its own rule (:class:`EachAxis`).
 
     Examples:
@@ -56,7 +56,8 @@ class Auto:
             return LEMON()
         least = smaller(old, new) if grows else new
         fitted = calibration is not None and shrinks and suits(old, least)
-        method = ActivationAware() if fitted else WeightSelection(depth="first_last")
+        selection = WeightSelection(depth="first_last", rescale=True)
+        method = ActivationAware() if fitted else selection
         return ShrinkThenGrow(method) if grows else method
 
     def recipes(
