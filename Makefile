@@ -28,6 +28,8 @@ check: $(VENV)/.ready  ## style and types
 bench: $(VENV)/.ready  ## the measurements behind the README's numbers
 	OMP_NUM_THREADS= $(BIN)/python benchmarks/kernels.py
 	OMP_NUM_THREADS= $(BIN)/python benchmarks/initialise.py
+	OMP_NUM_THREADS= $(BIN)/python benchmarks/transform.py
+	OMP_NUM_THREADS= $(BIN)/python benchmarks/hypernet.py
 	OMP_NUM_THREADS= $(BIN)/python benchmarks/demo.py
 	$(BIN)/python benchmarks/coverage.py
 
