@@ -18,6 +18,7 @@ def indices(rule, old, new):
         ("first", 6, 3, [0, 1, 2]),
         ("last", 6, 3, [3, 4, 5]),
         ("first_last", 6, 3, [0, 1, 5]),
+        ("first_last", 6, 1, [0]),
         ("mid", 6, 2, [2, 3]),
         ("uniform", 6, 3, [0, 2, 5]),
         ("interlace", 3, 6, [0, 0, 1, 1, 2, 2]),

@@ -34,9 +34,10 @@ def _first_last(old: int, new: int) -> list[Mix]:
     """The first new - 1 blocks and the last: what lies before the last is the least missed.
 
     Gromov et al., "The Unreasonable Ineffectiveness of the Deeper Layers",
-    https://arxiv.org/abs/2403.17887, with as many blocks left out as are too many.
+    https://arxiv.org/abs/2403.17887, with as many blocks left out as are too many. A single block
+    is the first.
     """
-    return [*_first(old, new - 1), *_one([old - 1])]
+    return [*_first(old, new - 1), *_one([old - 1])] if new > 1 else _first(old, new)
 
 
 def _mid(old: int, new: int) -> list[Mix]:
