@@ -97,3 +97,10 @@ def test_the_report_names_both_steps():
     assert "lossless" in line
     row = next(row for row in plan.report().rows if row.role == "mlp.fc1.weight")
     assert row.source.endswith("of what WeightSelection shrank")
+
+
+def test_a_head_of_other_classes_is_not_called_lossless():
+    """It is fresh, though halfway has as many classes as the target."""
+    plan = wi.plan_projection(small_vit(24, 3, 3), small_vit(48, 6, 2, num_classes=3))
+    (line,) = [note for note in plan.report().notes if note.startswith("shrinks")]
+    assert "not lossless" in line and "head.weight" in line

@@ -13,7 +13,7 @@ from torch import Tensor
 from weightinit.anatomy.pattern import LOCAL_LABELS, Group, parse, solve
 from weightinit.errors import AnatomyError
 
-__all__ = ["Layout", "Op", "along", "apply", "layout", "merge", "parse", "plain", "solve", "split"]
+__all__ = ["Layout", "Op", "along", "apply", "layout", "merge", "parse", "solve", "split"]
 
 #: What is done along one axis: select indices, multiply by a matrix [new, old], or call f(x, dim).
 Op = Tensor | Callable[[Tensor, int], Tensor]
@@ -156,17 +156,6 @@ def layout(
     labels = parse(pattern).labels
     known = tuple((f, sizes[f]) for f in sorted(labels) if f in sizes and f not in LOCAL_LABELS)
     return _layout(pattern, tuple(shape), known, parts, to)
-
-
-def plain(shape: tuple[int, ...], axes: tuple[Group, ...]) -> Layout:
-    """Return the layout of a tensor that is stored as its one canonical part.
-
-    Args:
-        shape: of both.
-        axes: labels of each axis.
-    """
-    order = tuple(range(len(shape)))
-    return Layout(shape, -1, (View(0, 0, shape, order, shape, axes, plain=True, turned=False),))
 
 
 def split(

@@ -6,9 +6,8 @@ select or repeat channels and whole heads.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +18,7 @@ from weightinit.hypernet.decoders import LowRank
 from weightinit.hypernet.graph import Graph
 from weightinit.hypernet.network import Decoded, Hypernet, Pass, Weights
 from weightinit.methods.activations import Runnable
-from weightinit.methods.auto import Auto
+from weightinit.methods.auto import SELECTION, Auto
 from weightinit.methods.depth import mixes
 from weightinit.methods.each import EachAxis
 from weightinit.methods.growth import followers
@@ -36,7 +35,6 @@ class Rule:
         target: anatomy of the target.
         source: the ancestor.
         seed: of what is fresh.
-        calibration: batches for :class:`~weightinit.methods.activation.ActivationAware`.
         device: where its tensors stay, once they are made.
     """
 
@@ -46,14 +44,13 @@ class Rule:
         source: Runnable,
         *,
         seed: int = 0,
-        calibration: Iterable[Any] | None = None,
         device: torch.device | None = None,
     ) -> None:
         self.target, self.source, self.device = target, source, device
         deeper = target.depth >= source.anatomy.depth
-        self._depth = mixes(followers if deeper else "first_last", source.anatomy, target)
+        self._depth = mixes(followers if deeper else SELECTION.depth, source.anatomy, target)
         self._axes = EachAxis().axes(source.anatomy, target)
-        recipes = Auto().recipes(source, target, seed=seed, calibration=calibration)
+        recipes = Auto().recipes(source, target, seed=seed)
         self.recipes: Mapping[str, Recipe] = {recipe.spec.name: recipe for recipe in recipes}
 
     @cached_property

@@ -16,7 +16,10 @@ from weightinit.methods.lemon import LEMON
 from weightinit.methods.selection import WeightSelection
 from weightinit.plan import Recipe
 
-__all__ = ["Auto", "changes"]
+__all__ = ["SELECTION", "Auto", "changes"]
+
+#: How to shrink without data.
+SELECTION = WeightSelection(depth="first_last", rescale=True)
 
 
 @dataclass(frozen=True)
@@ -56,8 +59,7 @@ class Auto:
             return LEMON()
         least = smaller(old, new) if grows else new
         fitted = calibration is not None and shrinks and suits(old, least)
-        selection = WeightSelection(depth="first_last", rescale=True)
-        method = ActivationAware() if fitted else selection
+        method = ActivationAware() if fitted else SELECTION
         return ShrinkThenGrow(method) if grows else method
 
     def recipes(

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from weightinit.anatomy import Anatomy, ParamSpec, Piece
-from weightinit.anatomy.axes import plain
+from weightinit.anatomy.axes import Layout, View
 from weightinit.methods.activations import Runnable
 from weightinit.methods.depth import stages
 from weightinit.methods.growth import sizes_of
 from weightinit.methods.lemon import LEMON
 from weightinit.methods.method import Method
+from weightinit.methods.selection import WeightSelection
 from weightinit.methods.transfer import CHANNELS
 from weightinit.plan import Recipe
 
@@ -76,7 +77,9 @@ class ShrinkThenGrow:
             if label in between.sizes and label[0] in CHANNELS
         } | {"depth": (old.depth, between.depth)}
         changes = ", ".join(f"{x} {a} -> {b}" for x, (a, b) in sizes.items() if a != b)
-        grown = "; ".join(self.grow.notes(Halfway(between, ()), target))
+        # What is fresh follows from the sizes, so any method that shrinks says it.
+        halfway = Halfway(between, WeightSelection().recipes(source, between))
+        grown = "; ".join(self.grow.notes(halfway, target))
         name = type(self.shrink).__name__
         return [f"shrinks {changes} by {name}; what that computes grows: {grown}"]
 
@@ -86,8 +89,7 @@ class Halfway:
 
     Args:
         between: anatomy that the recipes are of.
-        recipes: one for each of its parameters; fresh ones are left to who inherits. None at all
-            is a source that is only asked for its anatomy.
+        recipes: one for each of its parameters; fresh ones are left to who inherits.
     """
 
     def __init__(self, between: Anatomy, recipes: Iterable[Recipe]) -> None:
@@ -150,7 +152,8 @@ def _spec(piece: Piece, least: Mapping[str, int], sizes: Mapping[str, int]) -> P
         // math.prod(sizes[x] for x in labels if x in least)
         for size, labels in zip(piece.size, piece.axes, strict=True)
     )  # fmt: skip
-    spec = piece.spec
+    spec, order = piece.spec, tuple(range(len(shape)))
+    stored = View(0, 0, shape, order, shape, piece.axes, plain=True, turned=False)
     return replace(
         spec,
         name=f"{spec.name}:{piece.role}",
@@ -159,5 +162,5 @@ def _spec(piece: Piece, least: Mapping[str, int], sizes: Mapping[str, int]) -> P
         pattern=" ".join(f"({' '.join(labels)})" for labels in piece.axes),
         shape=shape,
         parts=(piece.role,),
-        layout=plain(shape, piece.axes),
+        layout=Layout(shape, -1, (stored,)),
     )

@@ -80,14 +80,11 @@ class LEMON:
         self, source: Source, target: Anatomy, *, seed: int = 0, calibration: object = None
     ) -> list[Recipe]:
         """Return a recipe for every parameter of a target that is no smaller on any axis."""
-        transfer = self.transfer(source, target, seed=seed)
-        return transfer_recipes(source, target, transfer, seed=seed)
-
-    def transfer(self, source: Source, target: Anatomy, *, seed: int = 0) -> Transfer:
-        """Return what is done along every axis, and over depth."""
         expansion = _Expansion(self, source, target, seed)
-        growth, (how, _) = expansion.growth, self._claim(expansion)
-        return Transfer(expansion.axes, growth.depth, how, growth.quiet(), expansion.silence)
+        growth = expansion.growth
+        how, _ = self._claim(expansion)
+        transfer = Transfer(expansion.axes, growth.depth, how, growth.quiet(), expansion.silence)
+        return transfer_recipes(source, target, transfer, seed=seed)
 
     def notes(self, source: Source, target: Anatomy) -> list[str]:
         """Return whether the function is kept, on which condition, and if not, why."""

@@ -64,13 +64,6 @@ class WeightSelection:
         self, source: Source, target: Anatomy, *, seed: int = 0, calibration: object = None
     ) -> list[Recipe]:
         """Return a recipe for every parameter of a target that is no larger on any axis."""
-        transfer = self.transfer(source, target, seed=seed)
-        if self.heads == "flat":
-            return _flat(self, source, target, seed)
-        return transfer_recipes(source, target, transfer, seed=seed)
-
-    def transfer(self, source: Source, target: Anatomy, *, seed: int = 0) -> Transfer:
-        """Return what is done along every axis, with whole heads, and over depth."""
         larger = [
             f"{label} {source.anatomy.sizes[label]} -> {size}"
             for label, size in target.sizes.items()
@@ -83,11 +76,15 @@ class WeightSelection:
                 f"weight selection only shrinks, and the target is larger in {larger or 'depth'}: "
                 "use method='auto', which grows too"
             )
-        return Transfer(
+        if self.heads == "flat":
+            return _flat(self, source, target, seed)
+        how = f"{self.elements} selection, whole heads"
+        transfer = Transfer(
             self._axes(source.anatomy, target, seed),
             mixes(self.depth, source.anatomy, target),
-            f"{self.elements} selection, whole heads",
+            how,
         )
+        return transfer_recipes(source, target, transfer, seed=seed)
 
     def _axes(self, old: Anatomy, new: Anatomy, seed: int) -> Axes:
         known: dict[str, Axis | None] = {}
