@@ -28,7 +28,9 @@ def arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--preset", choices=list(SCALES), default="micro")
-    parser.add_argument("--suite", choices=list(SUITES), nargs="+", help="default: all but tune")
+    parser.add_argument(
+        "--suite", choices=list(SUITES), nargs="+", help="default: all but tune and choices"
+    )
     parser.add_argument("--method", nargs="+", help="only these")
     parser.add_argument("--data", default="", help="of the sources; default: the preset's")
     parser.add_argument("--jobs", type=int, help="runs at once; default: one a core, or GPU")
@@ -62,7 +64,7 @@ def main() -> None:
     if given.smoke:
         options["limit"] = 16
     load = schema.machine()["load"]
-    suites = given.suite or [name for name in SUITES if name != "tune"]
+    suites = given.suite or [name for name in SUITES if name not in ("tune", "choices")]
     cases = [case for suite in suites for case in SUITES[suite](scale) if wanted(case, given)]
     device = accelerator().device.type
     alone = device == "cpu" and accelerator().num_processes == 1

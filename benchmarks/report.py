@@ -190,6 +190,16 @@ def shrink() -> str:
     return inherited("shrink")
 
 
+def choices() -> str:
+    """What the default shrinks by."""
+    result = results("learngene-choices-micro")
+
+    def column(row: Mapping[str, Any]) -> str:
+        return "{} x {}, lr {lr:g}".format(*_size(row), lr=row["lr"])
+
+    return f"{accuracies(result['rows'], column, costs=False)}\n\n{origin(result)}"
+
+
 def grow() -> str:
     """Larger targets."""
     return inherited("grow")
@@ -253,7 +263,8 @@ def tune() -> str:
 PARTS: Mapping[Path, Sequence[Callable[[], str]]] = {
     schema.ROOT / "README.md": (demo, bundles, learngene, benchmarks),
     schema.ROOT / "docs" / "benchmarks.md": (
-        depth, width, deeper, components, templates, fit, transfer, curves, tune, shrink, grow,
+        depth, width, deeper, components, templates, fit, transfer, curves, tune, shrink, choices,
+        grow,
         hypernets, tasks, texts,
     ),
 }  # fmt: skip

@@ -372,6 +372,15 @@ METHODS: Mapping[str, Method] = {
     "Weight Selection, rescaled": _projected(
         "weight_selection", depth="uniform", rescale=True, main=False
     ),
+    "Weight Selection, first and last": _projected(
+        "weight_selection", depth="first_last", main=False
+    ),
+    "Weight Selection, first and last, rescaled": _projected(
+        "weight_selection", depth="first_last", rescale=True, main=False
+    ),
+    "calibrated, ridge 1e-3": _projected("activation", ridge=1e-3, main=False),
+    "calibrated, ridge 1e-2": _projected("activation", ridge=1e-2, main=False),
+    "calibrated, ridge 1e-1": _projected("activation", ridge=1e-1, main=False),
     "weight subcloning": _projected("subcloning"),
     "FINE": Method(
         partial(trained, fit=wi.fit_fine),

@@ -186,6 +186,23 @@ def shrink(scale: Scale) -> Iterator[Case]:
         yield from _inherited(scale, "shrink", names, old, sizes)
 
 
+def choices(scale: Scale) -> Iterator[Case]:
+    """What the default shrinks by, with and without data: on validation images alone."""
+    names = (
+        "Weight Selection, whole heads", "Weight Selection, first blocks",
+        "Weight Selection, first and last", "Weight Selection, first and last, rescaled",
+        "calibrated, ridge 1e-3", "calibrated, ridge 1e-2", "calibrated, ridge 1e-1",
+    )  # fmt: skip
+    for width, depth in scale.shrink_from:
+        for size in ((width, depth // 2), (width // 2, depth // 2)):
+            for name in names:
+                for lr in (0.0, scale.lr / 2):
+                    yield Case(
+                        "choices", name, scale.presets[0].width, *size, scale.seeds[0], lr=lr,
+                        test=False, ancestor=(width, depth),
+                    )  # fmt: skip
+
+
 def grow(scale: Scale) -> Iterator[Case]:
     """From one ancestor to twice and one and a half times its width, twice its depth, and both."""
     for old in scale.grow_from:
@@ -230,6 +247,7 @@ SUITES: Mapping[str, Callable[[Scale], Iterator[Case]]] = {
         transfer,
         curves,
         shrink,
+        choices,
         grow,
         tune,
     )
