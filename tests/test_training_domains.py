@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import vit
+from test_training_hypernet import killed_and_resumed
 from test_training_hypernet_loss import hypernet
 from test_training_text import TEXT
 from torch.nn import functional
@@ -12,7 +13,6 @@ from torch.nn import functional
 import weightinit as wi
 from weightinit.errors import WeightInitError
 from weightinit.hypernet.samplers import Sampler, get_sampler
-from weightinit.training import hypernet as module
 from weightinit.training.augment import normalise
 from weightinit.training.data import load_data
 from weightinit.training.domains import IMAGES, TEXTS, bits_per_byte, domain_of, gpt2
@@ -135,10 +135,6 @@ def test_a_hypernetwork_learns_a_repeated_text_and_predicts_an_unseen_size(text)
     assert rows[-1]["val"] == pytest.approx((found + rows[-1]["val 16x2"]) / 2, abs=1e-4)
 
 
-class Killed(Exception):
-    pass
-
-
 @pytest.mark.parametrize("several", [False, True])
 def test_a_killed_run_resumes_bit_for_bit(text, tasks, tmp_path, monkeypatch, several):
     data = tasks if several else text
@@ -147,23 +143,7 @@ def test_a_killed_run_resumes_bit_for_bit(text, tasks, tmp_path, monkeypatch, se
         "embeddings": torch.eye(2, 5) if several else None,
     }  # fmt: skip
     kind = ("tal", {"task_dim": 5}) if several else ("logah", {})
-    whole, cut, resumed = (hypernet(kind[0], seed=seed, **kind[1]) for seed in (0, 0, 1))
-    expected = meta_train(whole, data, RECIPE, **options)
-    loss, calls = module.meta_loss, []
-
-    def mortal(*arguments):
-        calls.append(1)
-        if len(calls) == 6:
-            raise Killed
-        return loss(*arguments)
-
-    monkeypatch.setattr(module, "meta_loss", mortal)
-    with pytest.raises(Killed):
-        meta_train(cut, data, RECIPE, out=tmp_path, **options)
-    monkeypatch.setattr(module, "meta_loss", loss)
-    history = meta_train(resumed, data, RECIPE, out=tmp_path, resume=True, **options)
-    assert equal(bits(resumed), bits(whole))
-    assert history.rows[-1] == expected.rows[-1]
+    _, history = killed_and_resumed(data, RECIPE, options, kind, tmp_path, monkeypatch)
     if several:
         assert {"val 16x2 song", "val 16x2 back"} <= set(history.rows[-1])
 

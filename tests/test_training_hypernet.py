@@ -88,16 +88,14 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("several", [False, True])
-def test_a_killed_run_resumes_bit_for_bit(digits, tasks, tmp_path, monkeypatch, several):
-    data = tasks if several else digits
-    options = {
-        "sampler": TINY, "save_every": 2, "eval_every": 3, "watch": [ONE],
-        "embeddings": torch.ones(2, 5) if several else None,
-    }  # fmt: skip
-    kind = ("tal", {"task_dim": 5}) if several else ("logah", {})
+def killed_and_resumed(data, recipe, options, kind, folder, monkeypatch):
+    """Check that a run that was killed ends with the bits of one that was not.
+
+    Returns:
+        The network, and the history of its training.
+    """
     whole, cut, resumed = (hypernet(kind[0], seed=seed, **kind[1]) for seed in (0, 0, 1))
-    expected = meta_train(whole, data, RECIPE, **options)
+    expected = meta_train(whole, data, recipe, **options)
     loss, calls = module.meta_loss, []
 
     def mortal(*arguments):
@@ -108,11 +106,23 @@ def test_a_killed_run_resumes_bit_for_bit(digits, tasks, tmp_path, monkeypatch, 
 
     monkeypatch.setattr(module, "meta_loss", mortal)
     with pytest.raises(Killed):
-        meta_train(cut, data, RECIPE, out=tmp_path, **options)
+        meta_train(cut, data, recipe, out=folder, **options)
     monkeypatch.setattr(module, "meta_loss", loss)
-    history = meta_train(resumed, data, RECIPE, out=tmp_path, resume=True, **options)
+    history = meta_train(resumed, data, recipe, out=folder, resume=True, **options)
     assert equal(bits(resumed), bits(whole))
     assert history.rows[-1] == expected.rows[-1]
+    return resumed, history
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_killed_run_resumes_bit_for_bit(digits, tasks, tmp_path, monkeypatch, several):
+    data = tasks if several else digits
+    options = {
+        "sampler": TINY, "save_every": 2, "eval_every": 3, "watch": [ONE],
+        "embeddings": torch.ones(2, 5) if several else None,
+    }  # fmt: skip
+    kind = ("tal", {"task_dim": 5}) if several else ("logah", {})
+    resumed, _ = killed_and_resumed(data, RECIPE, options, kind, tmp_path, monkeypatch)
     with pytest.raises(WeightInitError, match="trained by another recipe"):
         meta_train(resumed, data, replace(RECIPE, lr=1.0), out=tmp_path, resume=True, **options)
 
