@@ -4,6 +4,7 @@ import json
 import time
 
 import pytest
+import timm
 import torch
 from conftest import vit
 from hypernet_reference import KINDS, hypernet
@@ -12,6 +13,7 @@ from test_hub import files_of, hub  # noqa: F401
 
 import weightinit as wi
 from weightinit._bundle_config import BundleConfig
+from weightinit._locate import names
 from weightinit.errors import BundleError
 from weightinit.hypernet.files import HyperNetwork
 
@@ -142,6 +144,16 @@ def test_the_hub_serves_one(hub, tmp_path):  # noqa: F811
 def test_the_hub_takes_one(hub):  # noqa: F811
     where = HyperNetwork.of(hypernet("ghn3")).push_to_hub("org/ghn3", token="hf_good")
     assert HyperNetwork.from_pretrained(where).hyper_config.kind == "ghn3"
+
+
+@pytest.mark.parametrize("name", names("hypernetwork"))
+def test_the_cards_of_what_ships_run(name):
+    card = HyperNetwork.from_pretrained(name).card
+    code = card.partition("## Provenance")[0].split("\n")
+    sizes = {"img_size": 32, "patch_size": 8, "depth": 6, "embed_dim": 64, "num_heads": 4}
+    given = {"ancestor": timm.create_model("vit_tiny_patch16_224", num_classes=10, **sizes)}
+    exec("\n".join(line[4:] for line in code if line.startswith("    ")), given)
+    assert all(torch.isfinite(parameter).all() for parameter in given["model"].parameters())
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,8 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+#: Of one tensor of a ViT-S: its patch embedding, 384 channels of 16 rows.
+MOST_ROWS = 384 * 16
 #: How the weights of a bundle get into a model, by kind, or method.
 USES = {
     "templates": "wi.init_from_templates(model, {name})",
@@ -104,9 +106,12 @@ USES = {
 
 def _use(config: BundleConfig, name: str) -> list[str]:
     """Return the lines of Python by which a bundle is used."""
+    size = "depth=9, num_classes=100"
+    if config.options.get("max_ck", MOST_ROWS) < MOST_ROWS:  # a decoder too small for that
+        size = "img_size=32, patch_size=8, embed_dim=96, num_heads=6, num_classes=10"
     model = [
         "import timm, weightinit as wi",
-        'model = timm.create_model("vit_small_patch16_224", depth=9, num_classes=100)',
+        f'model = timm.create_model("vit_small_patch16_224", {size})',
     ]
     if config.options.get("primitives") == 18:
         model = [
