@@ -28,7 +28,7 @@ from torchvision.models import VisionTransformer
 from transform import memory
 
 import weightinit as wi
-from weightinit.ancestor import Ancestor
+from weightinit.ancestor.ancestor import Ancestor
 from weightinit.hypernet.config import HyperConfig
 from weightinit.hypernet.graph import graph_of
 from weightinit.hypernet.network import Hypernet

@@ -16,7 +16,7 @@ from trials.speed import benchmarks
 from trials.tables import accuracies, best_rate, mean, origin, results, steps_saved, table
 
 from weightinit import HyperNetwork, TemplateBundle, list_templates
-from weightinit._locate import names
+from weightinit.files.locate import names
 
 
 def demo() -> str:

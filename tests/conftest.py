@@ -7,10 +7,11 @@ import timm
 import torch
 
 from weightinit.anatomy import anatomy
-from weightinit.bundle import BundleConfig, TemplateBundle
-from weightinit.config import TemplateConfig, kind_roles
-from weightinit.methods.carry import collect
-from weightinit.methods.templates import scaler_shape
+from weightinit.files.config import BundleConfig
+from weightinit.inherit.outside import collect
+from weightinit.templates.bundle import TemplateBundle
+from weightinit.templates.compose import scaler_shape
+from weightinit.templates.config import TemplateConfig, kind_roles
 
 # Several pytest workers on two cores: more threads each only slow them down.
 torch.set_num_threads(1)

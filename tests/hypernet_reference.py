@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from torchvision.models import VisionTransformer
 
-from weightinit.ancestor import Ancestor
+from weightinit.ancestor.ancestor import Ancestor
 from weightinit.hypernet.config import HyperConfig
 from weightinit.hypernet.network import Hypernet
 

@@ -6,8 +6,9 @@ import math
 
 import torch
 
-from weightinit.bundle import BundleConfig, TemplateBundle
-from weightinit.config import TemplateConfig, TemplateKind
+from weightinit.files.config import BundleConfig
+from weightinit.templates.bundle import TemplateBundle
+from weightinit.templates.config import TemplateConfig, TemplateKind
 
 SIZES = {"d": 8, "h": 2, "k": 4, "m": 16, "n": 3, "t": 5, "c": 1, "p": 2, "q": 2}
 

@@ -5,7 +5,7 @@ import timm
 import torch
 from safetensors.torch import load_file
 
-from weightinit.ancestor import Ancestor
+from weightinit.ancestor.ancestor import Ancestor
 from weightinit.cli import main
 
 SIZE = ["--set", "depth=2", "embed_dim=80", "num_heads=5", "img_size=32", "patch_size=8"]

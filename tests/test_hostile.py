@@ -8,9 +8,9 @@ from hostile import ATTACKS
 from hostile.base import write_sound
 from make_bundle import make_bundle
 
-import weightinit._checks as checks
-from weightinit.bundle import TemplateBundle
+import weightinit.files.checks as checks
 from weightinit.errors import BundleError
+from weightinit.templates.bundle import TemplateBundle
 
 
 def test_the_bundle_that_attacks_start_from_is_sound(tmp_path):

@@ -9,12 +9,12 @@ import torch
 from conftest import vit
 from hypernet_reference import KINDS, hypernet
 from safetensors.torch import load_file, save_file
-from test_hub import files_of, hub  # noqa: F401
+from test_files_hub import files_of, hub  # noqa: F401
 
 import weightinit as wi
-from weightinit._bundle_config import BundleConfig
-from weightinit._locate import names
 from weightinit.errors import BundleError
+from weightinit.files.config import BundleConfig
+from weightinit.files.locate import names
 from weightinit.hypernet.files import HyperNetwork
 
 

@@ -7,7 +7,7 @@ from conftest import vit
 from hypernet_reference import hypernet, torchvision_vit
 
 import weightinit as wi
-from weightinit.ancestor import Ancestor
+from weightinit.ancestor.ancestor import Ancestor
 from weightinit.errors import ProjectionError
 from weightinit.hypernet.graph import graph_of
 from weightinit.hypernet.inherit import Inherited

@@ -12,7 +12,7 @@ from hypernet_reference import (
 )
 
 import weightinit as wi
-from weightinit.ancestor import Ancestor
+from weightinit.ancestor.ancestor import Ancestor
 from weightinit.errors import ProjectionError
 from weightinit.hypernet.config import HyperConfig
 from weightinit.hypernet.graph import graph_of

@@ -8,7 +8,7 @@ from hypernet_reference import KINDS, hypernet, task_of, torchvision_vit
 from torch.func import functional_call
 
 import weightinit as wi
-from weightinit.ancestor import Ancestor
+from weightinit.ancestor.ancestor import Ancestor
 from weightinit.errors import ProjectionError
 from weightinit.hypernet.graph import graph_of
 from weightinit.hypernet.predict import Prediction

@@ -6,7 +6,7 @@ from conftest import vit
 from hypernet_reference import hypernet
 
 import weightinit as wi
-from weightinit.ancestor import Ancestor
+from weightinit.ancestor.ancestor import Ancestor
 from weightinit.hypernet.graph import graph_of
 from weightinit.hypernet.network import Pass
 from weightinit.hypernet.predict import Prediction

@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 from test_init_widen import draw
 
 import weightinit as wi
-from weightinit.methods.depth import blocks_for
-from weightinit.methods.scalers import interpolate_depth
+from weightinit.inherit.depth import blocks_for
+from weightinit.templates.scalers import interpolate_depth
 
 
 @given(st.integers(1, 6), st.integers(1, 9))

@@ -5,11 +5,11 @@ from inherit import small_vit
 from torch import nn
 
 from weightinit.anatomy import anatomy
-from weightinit.ancestor import Ancestor
+from weightinit.ancestor.ancestor import Ancestor
 from weightinit.errors import ProjectionError
-from weightinit.methods.activation_blocks import Blocks, absorbed
-from weightinit.methods.activations import Running
-from weightinit.methods.stream import Stream, principal
+from weightinit.inherit.running import Running
+from weightinit.methods.activation.blocks import Blocks, absorbed
+from weightinit.methods.activation.stream import Stream, principal
 
 IMAGES = [draw(8, 3, 16, 16, seed=seed) for seed in (1, 2, 3)]
 

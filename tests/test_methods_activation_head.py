@@ -4,10 +4,10 @@ from conftest import draw
 from inherit import small_vit
 
 from weightinit.anatomy import anatomy
-from weightinit.ancestor import Ancestor
-from weightinit.methods.activation_head import fit_head, readers
-from weightinit.methods.activations import Running, watching
-from weightinit.methods.stream import principal
+from weightinit.ancestor.ancestor import Ancestor
+from weightinit.inherit.running import Running, watching
+from weightinit.methods.activation.head import fit_head, readers
+from weightinit.methods.activation.stream import principal
 
 IMAGES = [draw(30, 3, 16, 16, seed=seed) for seed in (1, 2)]
 

@@ -6,8 +6,8 @@ from inherit import small_vit
 
 from weightinit.anatomy import anatomy
 from weightinit.errors import ProjectionError
-from weightinit.methods.activation_keep import Keep
-from weightinit.methods.leastsquares import Moments
+from weightinit.methods.activation.keep import Keep
+from weightinit.methods.activation.leastsquares import Moments
 
 
 def keep(group, old=None, **sizes):

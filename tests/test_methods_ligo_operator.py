@@ -3,7 +3,7 @@ import torch
 from inherit import small_vit
 
 from weightinit.anatomy import anatomy
-from weightinit.methods.ligo_operator import (
+from weightinit.methods.ligo.operator import (
     DEPTH_INITS,
     WIDTH_INITS,
     draw_operator,

@@ -10,7 +10,7 @@ from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
 import weightinit as wi
 from weightinit.anatomy import anatomy
 from weightinit.errors import ProjectionError
-from weightinit.methods.fresh import sub_generator
+from weightinit.inherit.fresh import sub_generator
 from weightinit.methods.mimetic import Mimetic, mimetic_recipes
 from weightinit.plan import Plan
 

@@ -5,9 +5,9 @@ from inherit import fill, logits, small_vit
 from transformers import BertConfig, BertForSequenceClassification
 
 import weightinit as wi
-from weightinit.ancestor import Ancestor
+from weightinit.ancestor.ancestor import Ancestor
 from weightinit.errors import ProjectionError
-from weightinit.methods.activations import Running
+from weightinit.inherit.running import Running
 from weightinit.methods.subcloning import Subcloning, mean_inputs
 
 IMAGES = [draw(4, 3, 16, 16, seed=seed) for seed in (1, 2)]

@@ -5,28 +5,13 @@ import configparser
 import inspect
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import weightinit as wi
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "weightinit"
-#: A module may import from its own layer and those before it.
-LAYERS = [
-    {"errors", "_version"},
-    {"config", "init", "kernels", "report", "_checks", "_hub", "_writing"},
-    {"bundle", "_bundle_config", "_template_checks", "_locate"},
-    {"anatomy"},
-    {"ancestor", "_ancestor_files", "_ancestor_pair", "_ancestor_models", "_ancestor_open"},
-    {"plan"},
-    {"methods"},
-    {"hypernet"},
-    {"api", "training"},
-    {"project"},
-    {"generate"},
-    {"demo"},
-    {"cli", "__main__"},
-]
 
 
 def imports(tree, *, everywhere):
@@ -37,8 +22,7 @@ def imports(tree, *, everywhere):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             yield node.module or ""
-            if node.module == "weightinit":
-                yield from (f"weightinit.{alias.name}" for alias in node.names)
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
 def files():
@@ -101,22 +85,48 @@ def test_no_pickle_anywhere():
         assert not calls & {"torch.load", "torch.save", "eval", "exec", "__import__"}, file
 
 
-def layer(module):
-    name = module.split(".")[1] if "." in module else ""
-    return next((i for i, names in enumerate(LAYERS) if name in names), None)
+def dependencies():
+    """From each module to the modules of the package that it imports, late and by name too."""
+    paths = {".".join(file.relative_to(ROOT).with_suffix("").parts): file for file in files()}
+    modules = {name.removesuffix(".__init__"): file for name, file in paths.items()}
+    del modules["weightinit"]  # the table of contents names everything
+    del modules["weightinit.__main__"]  # the command by another name
+    found = {}
+    for module, file in modules.items():
+        tree = ast.parse(file.read_text())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+                node.body = []
+        named = set(imports(tree, everywhere=True))
+        named |= {
+            node.value.partition(":")[0]
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        }
+        found[module] = (named & set(modules)) - {module}
+    return found
 
 
-def test_imports_form_a_dag():
-    for file in files():
-        name = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
-        if name == "__init__":
-            continue
-        own = layer(f"weightinit.{name}")
-        assert own is not None, f"{file} has no layer"
-        for module in imports(ast.parse(file.read_text()), everywhere=False):
-            if module.startswith("weightinit."):
-                found = layer(module)
-                assert found is None or found <= own, f"{file} imports {module}"
+def floors(graph):
+    """The number of floors of a graph without circles: graphlib raises CycleError on a circle."""
+    floor = {}
+    for node in TopologicalSorter(graph).static_order():
+        floor[node] = 1 + max((floor[below] for below in graph.get(node, ())), default=0)
+    return max(floor.values())
+
+
+def test_modules_import_one_another_without_circles():
+    graph = dependencies()
+    # A package's own __init__ is its table of contents: it imports, and its modules do not.
+    floors({m: {n for n in names if not m.startswith(f"{n}.")} for m, names in graph.items()})
+
+
+def test_folders_import_one_another_without_circles():
+    rooms = {}
+    for module, names in dependencies().items():
+        room = module.split(".")[1]
+        rooms.setdefault(room, set()).update(name.split(".")[1] for name in names)
+    assert floors({room: names - {room} for room, names in rooms.items()}) <= 10
 
 
 def test_metadata_has_lower_bounds_only():

@@ -13,6 +13,7 @@ from torch.nn import functional
 import weightinit as wi
 from weightinit.errors import WeightInitError
 from weightinit.hypernet.samplers import Sampler, get_sampler
+from weightinit.inherit.running import captured
 from weightinit.training.augment import normalise
 from weightinit.training.data import load_data
 from weightinit.training.domains import IMAGES, TEXTS, bits_per_byte, domain_of, gpt2
@@ -20,7 +21,7 @@ from weightinit.training.hypernet import meta_train
 from weightinit.training.hypernet_loss import MetaRecipe
 from weightinit.training.loop import evaluate
 from weightinit.training.targets import GUIDE, Targets, zero_shot
-from weightinit.training.tasks import captured, task_embedding
+from weightinit.training.tasks import task_embedding
 from weightinit.training.text import TextData, load_text
 
 pytest.importorskip("transformers")

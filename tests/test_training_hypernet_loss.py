@@ -3,7 +3,7 @@ import torch
 from conftest import vit
 from torch.nn import functional
 
-from weightinit.ancestor import Ancestor
+from weightinit.ancestor.ancestor import Ancestor
 from weightinit.errors import WeightInitError
 from weightinit.hypernet.config import HyperConfig
 from weightinit.hypernet.network import Hypernet

@@ -3,7 +3,7 @@ import torch
 from conftest import state_hash, vit
 from test_training_hypernet_loss import hypernet
 
-from weightinit.ancestor import Ancestor
+from weightinit.ancestor.ancestor import Ancestor
 from weightinit.errors import ProjectionError
 from weightinit.hypernet.samplers import micro
 from weightinit.training.data import load_data

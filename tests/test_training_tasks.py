@@ -9,16 +9,11 @@ from conftest import vit
 from PIL import Image
 
 from weightinit.errors import WeightInitError
+from weightinit.inherit.running import captured
 from weightinit.training.augment import batches, normalise
 from weightinit.training.data import load_data
 from weightinit.training.images import ImageFiles, Split, rows
-from weightinit.training.tasks import (
-    TaskBatches,
-    captured,
-    in_shape,
-    probabilities,
-    task_embedding,
-)
+from weightinit.training.tasks import TaskBatches, in_shape, probabilities, task_embedding
 
 OPTIONS = {"batch_size": 8, "augment": "light", "seed": 3}
 

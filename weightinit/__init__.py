@@ -10,90 +10,96 @@ from typing import TYPE_CHECKING, Any
 
 from weightinit import init, kernels
 from weightinit._version import __version__
+
+# Not lazy: importing the package of this name would hide the function.
+from weightinit.anatomy import anatomy
 from weightinit.errors import AnatomyError, BundleError, ProjectionError, WeightInitError
 
 if TYPE_CHECKING:
-    from weightinit.anatomy import Anatomy, ParamSpec, Rule, anatomy
-    from weightinit.ancestor import Ancestor
+    from weightinit.anatomy import Anatomy, ParamSpec, Rule
+    from weightinit.ancestor.ancestor import Ancestor
     from weightinit.api import (
+        init_from_hypernet,
         init_from_templates,
         init_mimetic,
+        plan_hypernet,
         plan_mimetic,
+        plan_projection,
         plan_templates,
+        project_from,
     )
-    from weightinit.bundle import TemplateBundle, list_templates
-    from weightinit.config import TemplateConfig, TemplateKind
-    from weightinit.generate import PITH, init_from_hypernet, plan_hypernet
     from weightinit.hypernet.config import HyperConfig
     from weightinit.hypernet.files import HyperNetwork
-    from weightinit.methods.activation import ActivationAware
+    from weightinit.hypernet.pith import PITH
+    from weightinit.methods.activation.method import ActivationAware
     from weightinit.methods.bert2bert import Bert2BERT
     from weightinit.methods.bot import BoT
     from weightinit.methods.each import EachAxis
     from weightinit.methods.expansions import Expansions
-    from weightinit.methods.extract import extract_templates
-    from weightinit.methods.fine import FINE
+    from weightinit.methods.fine.fit import fit_fine
+    from weightinit.methods.fine.method import FINE
     from weightinit.methods.halfway import ShrinkThenGrow
     from weightinit.methods.hypercloning import HyperCloning
     from weightinit.methods.lemon import LEMON
-    from weightinit.methods.ligo import LiGO
+    from weightinit.methods.ligo.fit import fit_ligo
+    from weightinit.methods.ligo.method import LiGO
     from weightinit.methods.mimetic import Mimetic
     from weightinit.methods.net2net import Net2Net
     from weightinit.methods.selection import WeightSelection
     from weightinit.methods.stacking import Stacking
     from weightinit.methods.subcloning import Subcloning
     from weightinit.plan import Plan, Recipe
-    from weightinit.project import plan_projection, project_from
     from weightinit.report import Report
-    from weightinit.training import ConstrainedModel, constrain, fit_scalers
-    from weightinit.training.fine import fit_fine
-    from weightinit.training.ligo import fit_ligo
+    from weightinit.templates.bundle import TemplateBundle, list_templates
+    from weightinit.templates.config import TemplateConfig, TemplateKind
+    from weightinit.templates.constrain import ConstrainedModel, constrain
+    from weightinit.templates.extract import extract_templates
+    from weightinit.templates.fit import fit_scalers
 
 _LAZY = {
     "Anatomy": "anatomy",
     "ParamSpec": "anatomy",
     "Rule": "anatomy",
-    "anatomy": "anatomy",
-    "Ancestor": "ancestor",
+    "Ancestor": "ancestor.ancestor",
+    "init_from_hypernet": "api",
     "init_from_templates": "api",
     "init_mimetic": "api",
+    "plan_hypernet": "api",
     "plan_mimetic": "api",
+    "plan_projection": "api",
     "plan_templates": "api",
-    "TemplateBundle": "bundle",
-    "list_templates": "bundle",
-    "TemplateConfig": "config",
-    "TemplateKind": "config",
-    "Mimetic": "methods.mimetic",
-    "ActivationAware": "methods.activation",
+    "project_from": "api",
+    "HyperConfig": "hypernet.config",
+    "HyperNetwork": "hypernet.files",
+    "PITH": "hypernet.pith",
+    "ActivationAware": "methods.activation.method",
     "Bert2BERT": "methods.bert2bert",
     "BoT": "methods.bot",
     "EachAxis": "methods.each",
-    "extract_templates": "methods.extract",
-    "FINE": "methods.fine",
-    "LiGO": "methods.ligo",
     "Expansions": "methods.expansions",
+    "FINE": "methods.fine.method",
+    "fit_fine": "methods.fine.fit",
     "ShrinkThenGrow": "methods.halfway",
     "HyperCloning": "methods.hypercloning",
     "LEMON": "methods.lemon",
+    "LiGO": "methods.ligo.method",
+    "fit_ligo": "methods.ligo.fit",
+    "Mimetic": "methods.mimetic",
     "Net2Net": "methods.net2net",
+    "WeightSelection": "methods.selection",
     "Stacking": "methods.stacking",
     "Subcloning": "methods.subcloning",
-    "WeightSelection": "methods.selection",
-    "HyperConfig": "hypernet.config",
-    "HyperNetwork": "hypernet.files",
     "Plan": "plan",
     "Recipe": "plan",
-    "plan_projection": "project",
-    "project_from": "project",
-    "PITH": "generate",
-    "init_from_hypernet": "generate",
-    "plan_hypernet": "generate",
     "Report": "report",
-    "ConstrainedModel": "training",
-    "constrain": "training",
-    "fit_scalers": "training",
-    "fit_fine": "training.fine",
-    "fit_ligo": "training.ligo",
+    "TemplateBundle": "templates.bundle",
+    "list_templates": "templates.bundle",
+    "TemplateConfig": "templates.config",
+    "TemplateKind": "templates.config",
+    "ConstrainedModel": "templates.constrain",
+    "constrain": "templates.constrain",
+    "extract_templates": "templates.extract",
+    "fit_scalers": "templates.fit",
 }
 
 __all__ = [

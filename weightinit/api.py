@@ -3,29 +3,47 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from weightinit.anatomy import Anatomy, Rule, anatomy
-from weightinit.bundle import TemplateBundle
+from weightinit.anatomy import Rule, anatomy
+from weightinit.ancestor.ancestor import Ancestor
+from weightinit.ancestor.folding import folded
 from weightinit.errors import ProjectionError
-from weightinit.methods.fresh import base_seed
+from weightinit.hypernet.files import HyperNetwork
+from weightinit.hypernet.network import Hypernet
+from weightinit.hypernet.pith import embedding, named_network, prediction_recipes
+from weightinit.inherit.fresh import base_seed
+from weightinit.inherit.method import Method
+from weightinit.inherit.pairs import check_pair
+from weightinit.methods.activation.method import ActivationAware
 from weightinit.methods.mimetic import Mimetic, mimetic_recipes
-from weightinit.methods.wave import template_recipes
-from weightinit.plan import Plan, Recipe
+from weightinit.plan import Plan, keeping
+from weightinit.registry import get_method
+from weightinit.templates.bundle import TemplateBundle
+from weightinit.templates.wave import template_recipes
 
 __all__ = [
     "DEFAULT_TEMPLATES",
+    "init_from_hypernet",
     "init_from_templates",
     "init_mimetic",
+    "plan_hypernet",
     "plan_mimetic",
+    "plan_projection",
     "plan_templates",
+    "project_from",
 ]
 
 #: What ``templates=None`` takes: it ships in the package.
 DEFAULT_TEMPLATES = "cifar10-w64"
+
+AncestorLike = str | os.PathLike[str] | nn.Module | Mapping[str, Tensor] | Ancestor
+HypernetLike = str | os.PathLike[str] | HyperNetwork | Hypernet
 
 
 def init_from_templates(
@@ -183,6 +201,217 @@ def plan_mimetic(
     return Plan(model, target, keeping(target, recipes, keep), source="mimetic initialisation")
 
 
+def project_from(
+    ancestor: AncestorLike,
+    target: nn.Module,
+    *,
+    method: str | Method = "auto",
+    calibration: Iterable[Any] | None = None,
+    generator: torch.Generator | None = None,
+    keep: Iterable[str] = (),
+    rules: Iterable[Rule] = (),
+) -> nn.Module:
+    """Fill a model in place with weights inherited from one pretrained ancestor, and return it.
+
+    Narrower or wider, shallower or deeper, other heads, MLP ratio, patch and image size, all at
+    once. Call it before building the optimizer.
+
+    Args:
+        ancestor: a timm name, ``"org/name@revision"`` on the Hugging Face Hub, a safetensors file
+            or folder, a module, a state dict, or an :class:`weightinit.Ancestor`. It is only read.
+        target: a model of the same family, on any device. A meta model is materialised on the CPU.
+        method: by name, or an object of its options: ``wi.WeightSelection(heads="flat")``.
+        calibration: a few batches that the ancestor takes, unlabelled; some methods need them.
+        generator: of every random draw; None is a fixed seed. The global one is never touched.
+        keep: names or roles (``"head"``, ``"pos"``) that stay as they are.
+        rules: for parameters of yours that no rule explains; see :func:`weightinit.anatomy`.
+
+    Returns:
+        ``target``.
+
+    Raises:
+        AnatomyError: if a parameter of the target or the ancestor is not explained.
+        BundleError: if the ancestor cannot be had or is not sound.
+        ProjectionError: if the two do not fit. The target is left as it was.
+
+    Warns:
+        UserWarning: if the two are of very different size, or compute different functions; the
+            report of :func:`plan_projection` has the same lines.
+
+    Examples:
+        >>> import timm, weightinit as wi
+        >>> ancestor = timm.create_model("vit_tiny_patch16_224", depth=3)
+        >>> model = timm.create_model("vit_tiny_patch16_224", depth=2, embed_dim=96, num_heads=3)
+        >>> wi.project_from(ancestor, model) is model
+        True
+    """
+    plan, doubts = _planned(ancestor, target, method, calibration, generator, keep, rules)
+    plan.validate()
+    for doubt in doubts:  # before the first write, because a warning may be an error
+        warnings.warn(f"project_from: {doubt}", stacklevel=2)
+    return plan.commit()
+
+
+def plan_projection(
+    ancestor: AncestorLike,
+    target: nn.Module,
+    *,
+    method: str | Method = "auto",
+    calibration: Iterable[Any] | None = None,
+    generator: torch.Generator | None = None,
+    keep: Iterable[str] = (),
+    rules: Iterable[Rule] = (),
+) -> Plan:
+    """Return what :func:`project_from` would do, without doing it.
+
+    Takes the same arguments and raises the same errors, but for values that are not finite, which
+    :meth:`Plan.validate` finds.
+
+    Examples:
+        >>> import timm, weightinit as wi
+        >>> ancestor = timm.create_model("vit_tiny_patch16_224", depth=3, num_classes=7)
+        >>> model = timm.create_model("vit_tiny_patch16_224", depth=2, num_classes=7)
+        >>> wi.plan_projection(ancestor, model).report().counts["fresh"]
+        0
+    """
+    return _planned(ancestor, target, method, calibration, generator, keep, rules)[0]
+
+
+def _planned(
+    ancestor: AncestorLike,
+    target: nn.Module,
+    method: str | Method,
+    calibration: Iterable[Any] | None,
+    generator: torch.Generator | None,
+    keep: Iterable[str],
+    rules: Iterable[Rule],
+) -> tuple[Plan, list[str]]:
+    """Return the plan, and what makes one doubt that the pair was meant."""
+    chosen = get_method(method)
+    if not isinstance(generator, torch.Generator | None):
+        raise ProjectionError(f"generator={generator!r}: pass a torch.Generator, or leave it out")
+    rules = tuple(rules)
+    seen = anatomy(target, rules=rules)
+    source, notes = folded(Ancestor.open(ancestor, rules=rules), seen)
+    doubts = check_pair(source.anatomy, seen)
+    notes += doubts
+    if pick := getattr(chosen, "choose", None):
+        chosen = pick(source.anatomy, seen, calibration)
+        fitted = isinstance(getattr(chosen, "shrink", chosen), ActivationAware)
+        unused = calibration is not None and not fitted
+        reason = ", which has no use for calibration=" if unused else ""
+        notes.append(f"method 'auto' picked {chosen}{reason}")
+    recipes = chosen.recipes(source, seen, seed=base_seed(generator), calibration=calibration)
+    if say := getattr(chosen, "notes", None):
+        notes += say(source, seen)
+    plan = Plan(
+        target,
+        seen,
+        keeping(seen, recipes, keep),
+        source=f"ancestor {source.source}, by {chosen}",
+        notes=lambda: notes,
+    )
+    return plan, doubts
+
+
+def init_from_hypernet(
+    model: nn.Module,
+    hypernet: HypernetLike,
+    *,
+    task: Tensor | Iterable[Tensor] | None = None,
+    ancestor: AncestorLike | None = None,
+    faithful: bool = False,
+    generator: torch.Generator | None = None,
+    keep: Iterable[str] = (),
+    rules: Iterable[Rule] = (),
+) -> nn.Module:
+    """Fill a model in place with weights that a hypernetwork predicts for it, and return it.
+
+    GHN-3 (Knyazev et al., ICML 2023), LoGAH (Zhou et al., 2024), TAL and PITH (Xu et al.). The
+    prediction is deterministic, and runs no forward pass of the model. Layers that the published
+    graphs have no node for (tokens, layer scales) are set by the rule that the report names.
+
+    Args:
+        model: a ViT or GPT-2 of any size, on any device. A meta model is materialised on the CPU.
+        hypernet: a built-in name, a folder, ``"org/name@revision"`` on the Hugging Face Hub, a
+            :class:`weightinit.HyperNetwork`, or a network.
+        task: TAL: an embedding ``[task_dim]``, or images of the task, a batch ``[B, C, H, W]`` or
+            an iterable of batches as the ancestor takes them, whose mean feature it is.
+        ancestor: that PITH inherits from, or that makes the task's embedding.
+        faithful: to the released code: tensors beyond the decoder's size are clipped and tiled, the
+            positions of tokens are random, PITH's positions are one off.
+        generator: of every random draw; None is a fixed seed. The global one is never touched.
+        keep: names or roles (``"head"``, ``"pos"``) that stay as they are.
+        rules: for parameters of yours that no rule explains; see :func:`weightinit.anatomy`.
+
+    Returns:
+        ``model``.
+
+    Raises:
+        AnatomyError: if a parameter of the model is not explained.
+        BundleError: if the hypernetwork or the ancestor cannot be had or is not sound.
+        ProjectionError: if the model has layers outside the vocabulary, or is larger than the
+            hypernetwork predicts, or task or ancestor do not fit. The model is left as it was.
+
+    Examples:
+        >>> import timm, weightinit as wi
+        >>> from weightinit.hypernet.config import HyperConfig
+        >>> from weightinit.hypernet.network import Hypernet
+        >>> logah = Hypernet(HyperConfig("logah", hid=16, layers=1, heads=2, rank=4, max_ck=8192))
+        >>> model = timm.create_model("vit_tiny_patch16_224", depth=3, embed_dim=96, num_heads=3)
+        >>> wi.init_from_hypernet(model, logah) is model
+        True
+    """
+    return plan_hypernet(
+        model,
+        hypernet,
+        task=task,
+        ancestor=ancestor,
+        faithful=faithful,
+        generator=generator,
+        keep=keep,
+        rules=rules,
+    ).commit()
+
+
+def plan_hypernet(
+    model: nn.Module,
+    hypernet: HypernetLike,
+    *,
+    task: Tensor | Iterable[Tensor] | None = None,
+    ancestor: AncestorLike | None = None,
+    faithful: bool = False,
+    generator: torch.Generator | None = None,
+    keep: Iterable[str] = (),
+    rules: Iterable[Rule] = (),
+) -> Plan:
+    """Return what :func:`init_from_hypernet` would do, without doing it.
+
+    Takes the same arguments and raises the same errors, but for values that are not finite, which
+    :meth:`Plan.validate` finds.
+    """
+    target = anatomy(model, rules=tuple(rules))
+    source = None if ancestor is None else Ancestor.open(ancestor)
+    network, where = named_network(hypernet)
+    pith = network.config.kind == "pith"
+    doubts = check_pair(source.anatomy, target) if pith and source else []
+    recipes = prediction_recipes(
+        network,
+        target,
+        task=None if task is None else embedding(task, source),
+        ancestor=source,
+        faithful=faithful,
+        seed=base_seed(generator),
+    )
+    return Plan(
+        model,
+        target,
+        keeping(target, recipes, keep),
+        source=f"{network.config.kind} {where}" + (f", {source.source}" if source else ""),
+        notes=lambda: doubts,
+    )
+
+
 def _exact_checkpoint(model: nn.Module) -> list[str]:
     """Return a note if timm has pretrained weights for blocks of exactly this model's size."""
     import timm
@@ -205,29 +434,4 @@ def _exact_checkpoint(model: nn.Module) -> list[str]:
     return [
         f"timm has pretrained weights of exactly this size: timm.create_model({tags[0]!r}, "
         "pretrained=True) is likely better"
-    ]
-
-
-def keeping(target: Anatomy, recipes: list[Recipe], keep: Iterable[str]) -> list[Recipe]:
-    """Replace the recipes of kept parameters; a name that keeps nothing is an error."""
-    keep = [keep] if isinstance(keep, str) else list(keep)
-    kept: set[str] = set()
-    for entry in keep:
-        found = {
-            spec.name
-            for spec in target.specs
-            if any(
-                name == entry or name.startswith(f"{entry}.")
-                for name in (spec.name, spec.role, *spec.parts)
-            )
-        }
-        if not found:
-            roles = sorted({spec.role for spec in target.specs})
-            raise ProjectionError(
-                f"keep={entry!r} names no parameter: use a parameter's name, the start of one, or "
-                f"a role of {roles}"
-            )
-        kept |= found
-    return [
-        Recipe(r.spec, "kept", "kept by request") if r.spec.name in kept else r for r in recipes
     ]

@@ -172,7 +172,7 @@ def _init(arguments: argparse.Namespace) -> tuple[str, Any]:
 
 
 def _project(arguments: argparse.Namespace) -> tuple[str, Any]:
-    from weightinit.project import plan_projection
+    from weightinit.api import plan_projection
 
     _check_output(arguments.output)
     plan = plan_projection(
@@ -225,7 +225,7 @@ def _metadata(arguments: argparse.Namespace) -> dict[str, str]:
 
 
 def _templates(arguments: argparse.Namespace) -> tuple[str, Any]:
-    from weightinit.bundle import TemplateBundle, list_templates
+    from weightinit.templates.bundle import TemplateBundle, list_templates
 
     rows = []
     for name in list_templates():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from weightinit.anatomy import Anatomy, ParamSpec
 from weightinit.errors import ProjectionError
 from weightinit.report import Report, Row
 
-__all__ = ["Plan", "Recipe"]
+__all__ = ["Plan", "Recipe", "keeping"]
 
 
 @dataclass(frozen=True)
@@ -157,6 +157,31 @@ class Plan:
             # transformers re-initialises whatever lacks this mark.
             self._parameters[name]._is_hf_initialized = True  # type: ignore[attr-defined]
         return self.model
+
+
+def keeping(target: Anatomy, recipes: list[Recipe], keep: Iterable[str]) -> list[Recipe]:
+    """Replace the recipes of kept parameters; a name that keeps nothing is an error."""
+    keep = [keep] if isinstance(keep, str) else list(keep)
+    kept: set[str] = set()
+    for entry in keep:
+        found = {
+            spec.name
+            for spec in target.specs
+            if any(
+                name == entry or name.startswith(f"{entry}.")
+                for name in (spec.name, spec.role, *spec.parts)
+            )
+        }
+        if not found:
+            roles = sorted({spec.role for spec in target.specs})
+            raise ProjectionError(
+                f"keep={entry!r} names no parameter: use a parameter's name, the start of one, or "
+                f"a role of {roles}"
+            )
+        kept |= found
+    return [
+        Recipe(r.spec, "kept", "kept by request") if r.spec.name in kept else r for r in recipes
+    ]
 
 
 def _commit(

@@ -14,9 +14,9 @@ from torch.nn import functional
 import weightinit as wi
 from trials.peers import pruned
 from trials.sources import Lab, Source
-from weightinit.methods.learngene import auto_lg, heur_lg
-from weightinit.project import Method as ProjectionMethod
-from weightinit.project import get_method
+from weightinit.api import Method as ProjectionMethod
+from weightinit.registry import get_method
+from weightinit.templates.learngene import auto_lg, heur_lg
 from weightinit.training.augment import batches
 from weightinit.training.images import ImageData
 from weightinit.training.presets import Preset

@@ -15,9 +15,9 @@ from torch import nn
 from trials.remember import remember
 from trials.scales import Scale
 from weightinit import TemplateBundle
-from weightinit.config import TemplateConfig
+from weightinit.templates.config import TemplateConfig
+from weightinit.templates.constrain import ConstrainedModel, constrain
 from weightinit.training.checkpoint import load_weights
-from weightinit.training.constrain import ConstrainedModel, constrain
 from weightinit.training.data import load_data
 from weightinit.training.distill import build_auxiliary, get_ancestor
 from weightinit.training.images import ImageData, ImageFiles, rows

@@ -5,8 +5,8 @@ from make_bundle import SIZES
 from safetensors.torch import save
 
 from hostile.base import attack, edit_tensors, seal
-from weightinit.bundle import BundleConfig
-from weightinit.config import TemplateConfig, TemplateKind
+from weightinit.files.config import BundleConfig
+from weightinit.templates.config import TemplateConfig, TemplateKind
 
 FC1 = "mlp.fc1.weight"
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
-from weightinit.anatomy import axes
 from weightinit.anatomy.core import Anatomy, ParamSpec
+from weightinit.anatomy.layout import layout as layout_of
 from weightinit.anatomy.match import Match, family_of, match, match_user
 from weightinit.anatomy.rules import Family, Rule
 from weightinit.anatomy.solver import HINT, Group, names, solve_all
@@ -117,7 +117,7 @@ def _assemble(
     specs: dict[int, ParamSpec] = {}
     for group in groups:
         rule = group.rules[0]
-        layout = axes.layout(rule.pattern, group.shape, sizes, len(rule.parts), rule.to)
+        layout = layout_of(rule.pattern, group.shape, sizes, len(rule.parts), rule.to)
         for i in group.members:
             entry, found = entries[i], matches[i]
             specs[i] = ParamSpec(

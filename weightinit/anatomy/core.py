@@ -8,7 +8,7 @@ from functools import cached_property
 
 from torch import Tensor
 
-from weightinit.anatomy.axes import Layout
+from weightinit.anatomy.layout import Layout
 from weightinit.errors import AnatomyError
 
 __all__ = ["Anatomy", "ParamSpec", "Piece"]

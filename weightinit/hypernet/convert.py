@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from weightinit._checks import MAX_TENSORS, check_name, some
 from weightinit.errors import BundleError
+from weightinit.files.checks import MAX_TENSORS, check_name, some
 from weightinit.hypernet.config import HyperConfig
 from weightinit.hypernet.infer import inferred
 from weightinit.hypernet.unpickle import MAX_BYTES, read_pickle

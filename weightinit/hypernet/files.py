@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 
 import torch
 
-from weightinit._bundle_config import BundleConfig
-from weightinit._checks import Shape, some
-from weightinit.bundle import _Bundle
 from weightinit.errors import BundleError
+from weightinit.files.bundle import Bundle
+from weightinit.files.checks import Shape, some
+from weightinit.files.config import BundleConfig
 from weightinit.hypernet.config import HyperConfig
 from weightinit.hypernet.network import Hypernet
 
@@ -62,7 +62,7 @@ def _check_expansion(
     """What is predicted has the size of the user's own model: nothing can be a bomb."""
 
 
-class HyperNetwork(_Bundle):
+class HyperNetwork(Bundle):
     """A hypernetwork's weights and configuration; :meth:`module` is the network.
 
     Frozen. ``tensors`` is the network's state dict, under the published names.

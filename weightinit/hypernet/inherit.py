@@ -14,8 +14,8 @@ from weightinit.errors import ProjectionError
 from weightinit.hypernet.decoders import LowRank
 from weightinit.hypernet.graph import Graph, Node, grid
 from weightinit.hypernet.network import Decoded, Hypernet, Pass
+from weightinit.inherit.transfer import Source
 from weightinit.methods.selection import select_indices
-from weightinit.methods.transfer import Source
 
 __all__ = ["Inherited"]
 

@@ -15,8 +15,8 @@ from weightinit.hypernet.graph import Graph, graph_of
 from weightinit.hypernet.inherit import Inherited
 from weightinit.hypernet.network import Decoded, Hypernet, Weights
 from weightinit.hypernet.rule import Rule, Started
-from weightinit.methods.activations import Runnable
-from weightinit.methods.fresh import fresh_rule, sub_generator
+from weightinit.inherit.fresh import fresh_rule, sub_generator
+from weightinit.inherit.running import Runnable
 from weightinit.plan import Recipe
 
 __all__ = ["Prediction"]

@@ -13,16 +13,16 @@ import torch
 from torch import Tensor
 
 from weightinit.anatomy import Anatomy, Piece
-from weightinit.anatomy.axes import along
+from weightinit.anatomy.layout import along
 from weightinit.hypernet.decoders import LowRank
 from weightinit.hypernet.graph import Graph
 from weightinit.hypernet.network import Decoded, Hypernet, Pass, Weights
-from weightinit.methods.activations import Runnable
+from weightinit.inherit.depth import mixes
+from weightinit.inherit.growth import followers
+from weightinit.inherit.running import Runnable
+from weightinit.inherit.transfer import Place, side
 from weightinit.methods.auto import SELECTION, Auto
-from weightinit.methods.depth import mixes
 from weightinit.methods.each import EachAxis
-from weightinit.methods.growth import followers
-from weightinit.methods.transfer import Place, side
 from weightinit.plan import Recipe
 
 __all__ = ["Rule", "Started"]

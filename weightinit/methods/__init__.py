@@ -1,1 +1,1 @@
-"""One file a method: pure functions from a source and a target anatomy to recipes."""
+"""Ways to inherit weights: one file each over the shared machinery."""

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from weightinit.anatomy import Anatomy
-from weightinit.methods.activation import ActivationAware, suits
-from weightinit.methods.activations import Runnable
-from weightinit.methods.depth import stages
+from weightinit.inherit.depth import stages
+from weightinit.inherit.running import Runnable
+from weightinit.methods.activation.method import ActivationAware, suits
 from weightinit.methods.each import EachAxis
 from weightinit.methods.halfway import ShrinkThenGrow, smaller
 from weightinit.methods.lemon import LEMON

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from weightinit.anatomy import Anatomy
-from weightinit.anatomy.axes import Op, along
+from weightinit.anatomy.layout import Op, along
 from weightinit.errors import ProjectionError
-from weightinit.methods.carry import Axis
-from weightinit.methods.depth import Depth, Mix, mixes
-from weightinit.methods.fresh import sub_generator
-from weightinit.methods.growth import sizes_of
-from weightinit.methods.transfer import Axes, Place, Source, Transfer, side, transfer_recipes
+from weightinit.inherit.depth import Depth, Mix, mixes
+from weightinit.inherit.fresh import sub_generator
+from weightinit.inherit.growth import sizes_of
+from weightinit.inherit.outside import Axis
+from weightinit.inherit.transfer import Axes, Place, Source, Transfer, side, transfer_recipes
 from weightinit.plan import Recipe
 
 __all__ = ["Bert2BERT", "copies_of"]

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from weightinit.anatomy import Anatomy, Piece
 from weightinit.errors import ProjectionError, WeightInitError
+from weightinit.inherit.depth import Mix, mixes
+from weightinit.inherit.outside import Axis
+from weightinit.inherit.transfer import Axes, Place, Source, Transfer, transfer_recipes
 from weightinit.init._wavelet import check_wavelet, resized, steps
-from weightinit.methods.carry import Axis
-from weightinit.methods.depth import Mix, mixes
-from weightinit.methods.transfer import Axes, Place, Source, Transfer, transfer_recipes
 from weightinit.plan import Recipe
 
 __all__ = ["BoT"]

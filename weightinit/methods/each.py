@@ -9,10 +9,10 @@ from torch import Tensor
 
 from weightinit.anatomy import Anatomy
 from weightinit.errors import ProjectionError
-from weightinit.methods.carry import Axis, tiled
-from weightinit.methods.depth import mixes
+from weightinit.inherit.depth import mixes
+from weightinit.inherit.outside import Axis, tiled
+from weightinit.inherit.transfer import Axes, Place, Source, Transfer, transfer_recipes
 from weightinit.methods.selection import select_indices
-from weightinit.methods.transfer import Axes, Place, Source, Transfer, transfer_recipes
 from weightinit.plan import Recipe
 
 __all__ = ["EachAxis"]

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from weightinit.anatomy import Anatomy, ParamSpec, Piece
-from weightinit.anatomy.axes import Layout, View
-from weightinit.methods.activations import Runnable
-from weightinit.methods.depth import stages
-from weightinit.methods.growth import sizes_of
+from weightinit.anatomy.layout import Layout, View
+from weightinit.inherit.depth import stages
+from weightinit.inherit.growth import sizes_of
+from weightinit.inherit.method import Method
+from weightinit.inherit.running import Runnable
+from weightinit.inherit.transfer import CHANNELS
 from weightinit.methods.lemon import LEMON
-from weightinit.methods.method import Method
 from weightinit.methods.selection import WeightSelection
-from weightinit.methods.transfer import CHANNELS
 from weightinit.plan import Recipe
 
 __all__ = ["Halfway", "ShrinkThenGrow", "smaller"]

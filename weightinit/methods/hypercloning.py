@@ -13,10 +13,10 @@ from torch import Tensor
 
 from weightinit.anatomy import Anatomy
 from weightinit.errors import ProjectionError
-from weightinit.methods.copies import Copies, Copying
-from weightinit.methods.fresh import sub_generator
-from weightinit.methods.growth import Growth, claim
-from weightinit.methods.transfer import Place, Source, Transfer, transfer_recipes
+from weightinit.inherit.copies import Copies, Copying
+from weightinit.inherit.fresh import sub_generator
+from weightinit.inherit.growth import Growth, claim
+from weightinit.inherit.transfer import Place, Source, Transfer, transfer_recipes
 from weightinit.plan import Recipe
 
 __all__ = ["HyperCloning"]

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from weightinit.anatomy import Anatomy
+from weightinit.ancestor.folding import scale_of
 from weightinit.errors import ProjectionError
-from weightinit.methods.carry import Axis
-from weightinit.methods.copies import Copies, Copying
-from weightinit.methods.folding import scale_of
-from weightinit.methods.fresh import fresh_rule, sub_generator
-from weightinit.methods.growth import Growth, claim
-from weightinit.methods.transfer import Place, Source, Transfer, transfer_recipes
+from weightinit.inherit.copies import Copies, Copying
+from weightinit.inherit.fresh import fresh_rule, sub_generator
+from weightinit.inherit.growth import Growth, claim
+from weightinit.inherit.outside import Axis
+from weightinit.inherit.transfer import Place, Source, Transfer, transfer_recipes
 from weightinit.plan import Recipe
 
 __all__ = ["LEMON"]

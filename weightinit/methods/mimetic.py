@@ -18,7 +18,7 @@ from torch import Tensor
 from weightinit import init
 from weightinit.anatomy import Anatomy, ParamSpec, Piece
 from weightinit.errors import ProjectionError
-from weightinit.methods.fresh import fresh_rule, sub_generator
+from weightinit.inherit.fresh import fresh_rule, sub_generator
 from weightinit.plan import Recipe
 
 __all__ = ["Mimetic", "mimetic_recipes"]

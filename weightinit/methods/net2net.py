@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from weightinit.anatomy import Anatomy
-from weightinit.anatomy.axes import Op, along
+from weightinit.anatomy.layout import Op, along
 from weightinit.errors import ProjectionError
+from weightinit.inherit.copies import Copying
+from weightinit.inherit.fresh import sub_generator
+from weightinit.inherit.growth import Growth, claim
+from weightinit.inherit.outside import Axis
+from weightinit.inherit.transfer import Place, Source, Transfer, transfer_recipes
 from weightinit.methods.bert2bert import copies_of
-from weightinit.methods.carry import Axis
-from weightinit.methods.copies import Copying
-from weightinit.methods.fresh import sub_generator
-from weightinit.methods.growth import Growth, claim
-from weightinit.methods.transfer import Place, Source, Transfer, transfer_recipes
 from weightinit.plan import Recipe
 
 __all__ = ["Net2Net"]

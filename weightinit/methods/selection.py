@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from weightinit.anatomy import Anatomy, ParamSpec
-from weightinit.anatomy.axes import along
+from weightinit.anatomy.layout import along
 from weightinit.errors import ProjectionError
+from weightinit.inherit.depth import Depth, mixes
+from weightinit.inherit.fresh import fresh_rule, sub_generator
+from weightinit.inherit.outside import Axis
+from weightinit.inherit.transfer import Axes, Place, Source, Transfer, transfer_recipes
 from weightinit.init._select import ELEMENTS, select_indices
-from weightinit.methods.carry import Axis
-from weightinit.methods.depth import Depth, mixes
-from weightinit.methods.fresh import fresh_rule, sub_generator
-from weightinit.methods.transfer import Axes, Place, Source, Transfer, transfer_recipes
 from weightinit.plan import Recipe
 
 __all__ = ["WeightSelection", "select_indices"]

@@ -2,7 +2,7 @@
 
 Gong et al., "Efficient Training of BERT by Progressively Stacking", ICML 2019
 (http://proceedings.mlr.press/v97/gong19a.html), and its successors: see the rules of
-:mod:`weightinit.methods.depth`.
+:mod:`weightinit.inherit.depth`.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 from weightinit.anatomy import Anatomy
 from weightinit.errors import ProjectionError
-from weightinit.methods.depth import Depth, Mix, mixes
-from weightinit.methods.tables import TABLES
-from weightinit.methods.transfer import Source, Transfer, transfer_recipes
+from weightinit.inherit.depth import Depth, Mix, mixes
+from weightinit.inherit.tables import TABLES
+from weightinit.inherit.transfer import Source, Transfer, transfer_recipes
 from weightinit.plan import Recipe
 
 __all__ = ["Stacking"]
@@ -28,7 +28,7 @@ class Stacking:
         depth: ``"stack"`` (whole copies, StackBERT), ``"stack_top"`` (the rest from the top blocks,
             bert2BERT), ``"interlace"`` (each block several times in a row), ``"solar"`` (two
             overlapping copies), ``"interpolate"`` (between neighbours), or any other rule of
-            :mod:`weightinit.methods.depth`.
+            :mod:`weightinit.inherit.depth`.
 
     Examples:
         >>> import timm, torch, weightinit as wi

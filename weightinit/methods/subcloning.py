@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from weightinit.anatomy import Anatomy, Piece
-from weightinit.anatomy.axes import along
+from weightinit.anatomy.layout import along
 from weightinit.errors import ProjectionError
-from weightinit.methods.activations import Runnable, Running, exact, watching
-from weightinit.methods.carry import Axis
-from weightinit.methods.depth import Depth, mixes
-from weightinit.methods.transfer import Axes, Place, Transfer, side, transfer_recipes
+from weightinit.inherit.depth import Depth, mixes
+from weightinit.inherit.outside import Axis
+from weightinit.inherit.running import Runnable, Running, exact, watching
+from weightinit.inherit.transfer import Axes, Place, Transfer, side, transfer_recipes
 from weightinit.plan import Recipe
 
 __all__ = ["Subcloning", "mean_inputs", "shrinking"]

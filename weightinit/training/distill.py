@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from weightinit._version import __version__
-from weightinit.bundle import TemplateBundle
-from weightinit.config import TemplateConfig
 from weightinit.errors import WeightInitError
+from weightinit.templates.bundle import TemplateBundle
+from weightinit.templates.config import TemplateConfig
+from weightinit.templates.constrain import ConstrainedModel, constrain
 from weightinit.training.checkpoint import load_weights
-from weightinit.training.constrain import ConstrainedModel, constrain
 from weightinit.training.data import load_data
 from weightinit.training.images import ImageData, ImageFiles
 from weightinit.training.loop import History, accelerator, evaluate, train

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from weightinit.ancestor import Ancestor
+from weightinit.ancestor.ancestor import Ancestor
 from weightinit.errors import WeightInitError
 from weightinit.hypernet.network import Hypernet
 from weightinit.hypernet.samplers import Sampler, get_sampler, sample
+from weightinit.inherit.running import captured
 from weightinit.training.augment import subseed
 from weightinit.training.checkpoint import History, restore, store
 from weightinit.training.domains import Data, Domain, domain_of
@@ -26,11 +27,11 @@ from weightinit.training.hypernet_loss import MetaRecipe, guidance, meta_loss
 from weightinit.training.images import ImageData
 from weightinit.training.loop import accelerator, optimizer_of, progress_bar
 from weightinit.training.targets import Targets
-from weightinit.training.tasks import TaskBatches, captured, task_embedding
+from weightinit.training.tasks import TaskBatches, task_embedding
 from weightinit.training.text import TextData
 
 if TYPE_CHECKING:
-    from weightinit.project import AncestorLike
+    from weightinit.api import AncestorLike
 
 __all__ = ["MetaRecipe", "guidance", "listed", "meta_train"]
 

@@ -11,9 +11,9 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from weightinit.errors import WeightInitError
+from weightinit.inherit.running import captured
 from weightinit.training.loop import Recipe
 from weightinit.training.targets import GUIDE, Target, Targets
-from weightinit.training.tasks import captured
 
 __all__ = ["MetaRecipe", "guidance", "meta_loss"]
 

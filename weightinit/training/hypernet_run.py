@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from weightinit.ancestor import Ancestor
+from weightinit.ancestor.ancestor import Ancestor
 from weightinit.errors import WeightInitError
 from weightinit.hypernet.files import HyperNetwork
 from weightinit.hypernet.network import Hypernet
@@ -34,7 +34,7 @@ from weightinit.training.tasks import in_shape, task_embedding
 from weightinit.training.text import TextData, load_text
 
 if TYPE_CHECKING:
-    from weightinit.project import AncestorLike
+    from weightinit.api import AncestorLike
 
 __all__ = ["train_hypernet", "warm_start"]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from weightinit.ancestor import Ancestor
+from weightinit.ancestor.ancestor import Ancestor
 from weightinit.errors import WeightInitError
 from weightinit.training.augment import seeded
 from weightinit.training.domains import TEXTS, bits_per_byte
@@ -20,7 +20,7 @@ from weightinit.training.tasks import TaskBatches
 from weightinit.training.text import TextData
 
 if TYPE_CHECKING:
-    from weightinit.project import AncestorLike
+    from weightinit.api import AncestorLike
 
 __all__ = ["called", "language_ancestor", "train_language"]
 

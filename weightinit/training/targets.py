@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from weightinit.anatomy import Anatomy, Piece, anatomy
-from weightinit.ancestor import Ancestor
+from weightinit.ancestor.ancestor import Ancestor
 from weightinit.hypernet.graph import Graph, graph_of
 from weightinit.hypernet.network import Hypernet
 from weightinit.hypernet.predict import Prediction
@@ -20,7 +20,7 @@ from weightinit.hypernet.rule import Rule
 from weightinit.training.domains import Data, Domain, Part, domain_of
 
 if TYPE_CHECKING:
-    from weightinit.project import AncestorLike
+    from weightinit.api import AncestorLike
 
 __all__ = ["GUIDE", "Target", "Targets", "zero_shot"]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -12,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from weightinit.anatomy import Anatomy, anatomy
 from weightinit.errors import WeightInitError
+from weightinit.inherit.running import captured
 from weightinit.training.augment import subseed
 from weightinit.training.domains import Data, domain_of
 from weightinit.training.images import ImageData, ImageFiles, Split
 
-__all__ = ["TaskBatches", "captured", "in_shape", "probabilities", "task_embedding"]
+__all__ = ["TaskBatches", "in_shape", "probabilities", "task_embedding"]
 
 
 def in_shape(data: ImageData, size: int, channels: int = 3) -> ImageData:
@@ -135,42 +134,6 @@ class TaskBatches:
         }
         for task in drawn:
             yield task, *next(sources[task])
-
-
-@contextmanager
-def captured(model: nn.Module, seen: Anatomy | None = None) -> Iterator[list[Tensor]]:
-    """Collect what the classifier of ``model`` reads in each forward inside the block.
-
-    That is the final class token, the pooled patches, or every token of a text, after the final
-    norm. A model without a classifier, or whose classifier is its embedding, returns it itself.
-
-    Args:
-        model: of any library that the anatomy explains.
-        seen: its anatomy; None reads it.
-
-    Yields:
-        The features ``[B, d]`` of each forward, of texts ``[B * T, d]``.
-    """
-    found: list[Tensor] = []
-    head = (seen or anatomy(model)).outside.get("head.weight")
-
-    def result(_: nn.Module, given: Any, out: Any) -> None:
-        out = out if isinstance(out, Tensor) else out.last_hidden_state
-        found.append(out.flatten(0, -2))
-
-    def argument(_: nn.Module, given: tuple[Tensor, ...]) -> None:
-        found.append(given[0].flatten(0, -2))
-
-    if head is None:
-        # a language model of transformers: what lies under its head
-        handle = getattr(model, "base_model", model).register_forward_hook(result)
-    else:
-        module = model.get_submodule(head.spec.name.rpartition(".")[0])
-        handle = module.register_forward_pre_hook(argument)
-    try:
-        yield found
-    finally:
-        handle.remove()
 
 
 @torch.no_grad()

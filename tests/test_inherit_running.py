@@ -1,0 +1,116 @@
+import pytest
+import torch
+from conftest import draw
+from inherit import Stub, randomise, small_vit
+from torch import nn
+from torchvision.models import VisionTransformer
+
+from weightinit.ancestor.ancestor import Ancestor
+from weightinit.errors import BundleError, ProjectionError
+from weightinit.inherit.running import Running, exact, first_tensor, watching
+
+IMAGES = [draw(3, 3, 16, 16, seed=seed) for seed in (1, 2)]
+
+
+def running(model=None, batches=IMAGES):
+    return Running(Ancestor.open(model or small_vit().double()), batches)
+
+
+def said(run, number=0):
+    """What the copy's head says while a batch runs."""
+    found = []
+    with watching({}, {run.module.head: found.append}):
+        run.run(number)
+    return found[0]
+
+
+def test_a_batch_taken_apart_is_the_same_stream():
+    model = small_vit(depth=3).double()
+    run = running(model)
+    after = []
+    with watching({model.norm: after.append}), torch.no_grad():
+        model(IMAGES[1])
+    with torch.no_grad():
+        x, blocks = run.trace(1)
+        assert len(blocks) == 3
+        for block in blocks:
+            x = block(x)
+    torch.testing.assert_close(x, after[0])
+    logits = said(run)
+    run.resume(0, x)
+    assert not torch.allclose(logits, said_after(run, 0, x))
+    torch.testing.assert_close(said_after(run, 1, x), said(run, 1))
+
+
+def said_after(run, number, stream):
+    found = []
+    with watching({}, {run.module.head: found.append}):
+        run.resume(number, stream)
+    return found[0]
+
+
+def test_the_copy_is_private_and_its_parts_are_views():
+    model = small_vit().double()
+    run = running(model)
+    piece = run.anatomy.blocks[0]["attn.k.weight"]
+    run.part(piece).zero_()
+    qkv = run.module.blocks[0].attn.qkv
+    assert run.owner(piece) is qkv and run.block(1) is run.module.blocks[1]
+    assert not qkv.weight[24:48].any() and qkv.weight[:24].any()
+    assert model.blocks[0].attn.qkv.weight[24:48].any()
+    assert not any(module._forward_pre_hooks for module in run.module.modules())
+
+
+def test_half_precision_runs_in_single():
+    run = running(small_vit().bfloat16(), [image.half() for image in IMAGES])
+    assert said(run).dtype == torch.float32
+    assert exact(said(run)).dtype == torch.float64
+
+
+def test_attention_of_torch_is_opened_and_computes_the_same():
+    model = randomise(
+        VisionTransformer(
+            image_size=16, patch_size=8, num_layers=2, num_heads=2, hidden_dim=8, mlp_dim=16,
+            num_classes=5,
+        )
+    ).double()  # fmt: skip
+    run = running(model)
+    seen = []
+    with watching({run.owner(run.anatomy.blocks[0]["attn.proj.weight"]): seen.append}):
+        run.run(0)
+    assert seen[0].shape == (3, 5, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(run.module(IMAGES[0]), model(IMAGES[0]))
+
+
+def test_what_cannot_run_raises():
+    model = small_vit()
+    stub = Stub(model)
+    stub.module = None
+    with pytest.raises(ProjectionError, match="runs the ancestor, and it is only weights"):
+        Running(stub, IMAGES)
+    with pytest.raises(ProjectionError, match=r"cannot be run.*pass the module itself"):
+        Running(Ancestor.open(model.state_dict(), heads=3), IMAGES)
+    with pytest.raises(ProjectionError, match=r"batch 0 of shape \[\(2, 3, 9, 9\)\]"):
+        running(batches=[torch.zeros(2, 3, 9, 9)]).run(0)
+    with pytest.raises(ProjectionError, match="not finite"):
+        running().check(torch.tensor([float("nan")]))
+    run = running()
+    run.module.blocks = nn.Sequential(*run.module.blocks, run.module.blocks[0])
+    with pytest.raises(ProjectionError, match="has 2 blocks and runs 3"):
+        run.trace(0)
+
+
+def test_the_first_tensor_is_found_inside():
+    assert first_tensor((None, ({}, IMAGES), 3)) is IMAGES[0]
+    assert first_tensor((None, [IMAGES[1]])) is IMAGES[1]
+    with pytest.raises(ProjectionError, match="not called with tensors"):
+        first_tensor((None, 3))
+
+
+def test_a_nan_that_attention_may_hide():
+    model = small_vit()
+    with torch.no_grad():
+        model.blocks[0].attn.qkv.bias[0] = torch.nan
+    with pytest.raises(BundleError, match=r"blocks\.0\.attn\.qkv\.bias of the ancestor holds NaN"):
+        running(model)

@@ -1,0 +1,88 @@
+import pytest
+import torch
+from conftest import draw
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from weightinit.methods.activation.leastsquares import Moments, choose
+
+
+def filled(x, y, parts=1):
+    moments = Moments()
+    for some, more in zip(x.chunk(parts), y.chunk(parts), strict=True):
+        moments.add(some, more)
+    return moments
+
+
+@given(st.integers(1, 6), st.integers(1, 4), st.booleans(), st.sampled_from([1e-3, 0.5, 10.0]))
+@settings(max_examples=30, deadline=None)
+def test_the_fit_is_that_of_lstsq_on_rows_of_the_prior(inputs, outputs, bias, ridge):
+    x, y, prior = draw(40, inputs, seed=1), draw(40, outputs, seed=2), draw(outputs, inputs)
+    weight, offset = filled(x, y).fit(prior, ridge=ridge, bias=bias)
+    mean = (x.mean(0), y.mean(0)) if bias else (torch.zeros(inputs), torch.zeros(outputs))
+    free = x - mean[0].double()
+    strength = (ridge * free.square().mean() * len(x)) ** 0.5
+    rows = torch.cat([free, strength * torch.eye(inputs, dtype=torch.float64)])
+    wanted = torch.cat([y - mean[1].double(), strength * prior.T])
+    reference = torch.linalg.lstsq(rows, wanted).solution.T
+    torch.testing.assert_close(weight, reference)
+    expected = y.mean(0) - reference @ x.mean(0) if bias else torch.zeros(outputs).double()
+    torch.testing.assert_close(offset, expected)
+
+
+def test_batches_add_up_whatever_their_shape():
+    x, y = draw(4, 6, 3, seed=1), draw(4, 6, 2, seed=2)
+    whole, parts = filled(x.flatten(0, 1), y.flatten(0, 1)), filled(x, y, parts=2)
+    assert whole.count == parts.count == 24
+    for one, other in zip(whole.centred(), parts.centred(), strict=True):
+        torch.testing.assert_close(one, other)
+    flat = x.flatten(0, 1)
+    torch.testing.assert_close(whole.centred()[0], torch.cov(flat.T, correction=0))
+
+
+def test_what_fits_stays_and_dead_inputs_keep_the_prior():
+    x, prior = draw(50, 4, seed=1), draw(3, 4)
+    weight, offset = filled(x, x @ prior.T + 2.0).fit(prior, ridge=5.0)
+    torch.testing.assert_close(weight, prior)
+    torch.testing.assert_close(offset, torch.full((3,), 2.0, dtype=torch.float64))
+    dead = x * torch.tensor([1.0, 0, 1, 0])
+    weight, _ = filled(dead, draw(50, 3, seed=2)).fit(prior, ridge=1e-3)
+    torch.testing.assert_close(weight[:, 1::2], prior[:, 1::2])
+    weight, _ = filled(0 * x, draw(50, 3, seed=2)).fit(prior, ridge=1e-3)
+    torch.testing.assert_close(weight, prior)
+
+
+def slow(gram, cross, number, unit):
+    """The same choice, with a whole least squares at every step."""
+    gram = gram + 1e-4 * gram.diagonal().mean() * torch.eye(len(gram))
+    chosen, gain = [], 0.0
+
+    def explained(units):
+        at = torch.cat([torch.arange(unit) + u * unit for u in units])
+        return float((cross[at] * torch.linalg.solve(gram[at][:, at], cross[at])).sum())
+
+    for _ in range(number):
+        rest = [u for u in range(len(gram) // unit) if u not in chosen]
+        gain, best = max((explained([*chosen, u]), -u) for u in rest)
+        chosen.append(-best)
+    return sorted(chosen), gain
+
+
+@pytest.mark.parametrize("unit", [1, 3])
+@pytest.mark.parametrize("number", [1, 2, 4])
+def test_the_choice_is_that_of_whole_regressions(unit, number):
+    x = draw(60, 5 * unit, seed=unit) @ draw(5 * unit, 5 * unit, seed=7)
+    gram, cross = filled(x, draw(60, 2, seed=3) + x[:, :2]).centred()
+    chosen, gain = choose(gram, cross, number, unit=unit)
+    expected, best = slow(gram, cross, number, unit)
+    assert chosen.tolist() == expected
+    assert gain == pytest.approx(best, rel=1e-9)
+
+
+def test_copies_are_not_chosen_twice_and_dead_inputs_last():
+    x = draw(50, 2, seed=1)
+    x = torch.cat([3 * x[:, :1], 3 * x[:, :1], x[:, 1:], 0 * x], 1)
+    gram, cross = filled(x, x).centred()
+    assert choose(gram, cross, 2)[0].tolist() == [0, 2]
+    assert choose(gram, cross, 5)[0].tolist() == [0, 1, 2, 3, 4]
+    assert choose(0 * gram, 0 * cross, 2)[0].tolist() == [0, 1]

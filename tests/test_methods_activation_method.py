@@ -1,0 +1,214 @@
+import pytest
+import timm
+import torch
+from conftest import draw, state_hash
+from inherit import fill, logits, randomise, small_vit
+from torchvision.models import VisionTransformer
+from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
+
+import weightinit as wi
+from weightinit.errors import ProjectionError
+from weightinit.methods.activation.method import ActivationAware
+from weightinit.methods.selection import WeightSelection
+
+IMAGES = [draw(16, 3, 16, 16, seed=seed) for seed in range(4)]
+FLOATS = [images.float() for images in IMAGES]
+
+
+def scrambled(model):
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(generator=torch.Generator().manual_seed(9))
+    return model
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"init_values": 0.1},
+        {"qkv_bias": False},
+        {"qk_norm": True},
+        {"class_token": False, "global_pool": "avg"},
+        {"reg_tokens": 2, "fc_norm": True},
+        {"num_classes": 0},
+    ],
+    ids=lambda options: ", ".join(options) or "plain",
+)
+def test_at_full_size_the_function_is_the_ancestors(options):
+    ancestor, model = small_vit(**options).double(), scrambled(small_vit(**options).double())
+    report = fill(model, wi.Ancestor.open(ancestor), ActivationAware(), calibration=IMAGES)
+    torch.testing.assert_close(logits(model), logits(ancestor), rtol=0, atol=1e-10)
+    assert report.counts["fresh"] == 0
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [({"init_values": 0.1}, {}), ({}, {"init_values": 0.1}), ({"qkv_bias": False}, {})],
+)
+def test_layer_scales_and_biases_may_differ(old, new):
+    ancestor, model = small_vit(**old).double(), scrambled(small_vit(**new).double())
+    wi.project_from(ancestor, model, method="activation", calibration=IMAGES)
+    torch.testing.assert_close(logits(model), logits(ancestor), rtol=0, atol=1e-10)
+
+
+SIZE = {"image_size": 16, "patch_size": 8, "num_layers": 2, "num_classes": 5}
+OTHERS = {
+    "torchvision": lambda: VisionTransformer(num_heads=2, hidden_dim=16, mlp_dim=32, **SIZE),
+    "gpt2": lambda: GPT2LMHeadModel(
+        GPT2Config(vocab_size=20, n_positions=8, n_embd=16, n_layer=2, n_head=2,
+                   bos_token_id=0, eos_token_id=0)
+    ),
+    "eva02": lambda: timm.create_model(
+        "eva02_tiny_patch14_224", img_size=16, patch_size=8, embed_dim=16, num_heads=2, depth=2,
+        num_classes=5,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_families_keep_their_function(name):
+    ancestor = randomise(OTHERS[name]()).double()
+    model = scrambled(OTHERS[name]().double()).eval()
+    tokens = torch.randint(0, 20, (8, 8), generator=torch.Generator().manual_seed(0))
+    batches = [{"input_ids": tokens}] if name == "gpt2" else IMAGES
+    wi.project_from(ancestor, model, method="activation", calibration=batches)
+    given = tokens if name == "gpt2" else IMAGES[0]
+    with torch.no_grad():
+        found = [getattr(out, "logits", out) for out in (model(given), ancestor(given))]
+    torch.testing.assert_close(*found, rtol=0, atol=1e-10)
+
+
+def narrow_stream(rank):
+    """An ancestor that writes into few directions of its stream, with one silent head a block."""
+    model = small_vit(24, 3).double()
+    basis = torch.linalg.qr(draw(24, rank, seed=5)).Q
+    basis = torch.linalg.qr(basis - basis.mean(0)).Q
+    with torch.no_grad():
+        for block in model.blocks:
+            block.attn.proj.weight[:, 8:16] = 0
+            for matrix in (block.attn.proj, block.mlp.fc2):
+                matrix.weight.copy_(basis @ basis.T @ matrix.weight)
+                matrix.bias.copy_(basis @ basis.T @ matrix.bias)
+        patch = model.patch_embed.proj
+        patch.weight.copy_(torch.einsum("ij,jcpq->icpq", basis @ basis.T, patch.weight))
+        patch.bias.copy_(basis @ basis.T @ patch.bias + 0.7)
+        for tokens in (model.pos_embed, model.cls_token):
+            tokens.copy_(tokens @ basis @ basis.T)
+    return model
+
+
+def test_nothing_is_lost_where_the_stream_has_room():
+    ancestor = narrow_stream(15)
+    model = small_vit(16, 2, mlp_ratio=6).double()
+    wi.project_from(ancestor, model, method="activation", calibration=IMAGES)
+    torch.testing.assert_close(logits(model), logits(ancestor), rtol=0, atol=1e-10)
+    smaller = small_vit(8, 1).double()
+    wi.project_from(ancestor, smaller, method="activation", calibration=IMAGES)
+    assert (logits(smaller) - logits(ancestor)).abs().max() > 1e-2
+
+
+@torch.no_grad()
+def loss(model, ancestor):
+    """Error on images that were not seen, relative to the variance of the outputs."""
+    images = draw(64, 3, 16, 16, seed=99).to(next(model.parameters()))
+    said, wanted = model.eval()(images), ancestor(images)
+    return float((said - wanted).square().mean() / wanted.var(0).mean())
+
+
+@pytest.mark.parametrize("size", [(24, 3, 2), (16, 2, 4), (16, 2, 2)])
+def test_smaller_targets_do_what_their_ancestor_does(size):
+    ancestor = small_vit(24, 3, 4)
+    errors = []
+    for method in (ActivationAware(), WeightSelection(depth="uniform")):
+        model = small_vit(*size)
+        wi.project_from(ancestor, model, method=method, calibration=FLOATS)
+        errors.append(loss(model, ancestor))
+    # Nearer than any constant, though the images are noise and the weights are random.
+    assert errors[0] < 1
+    assert errors[0] < 0.2 * errors[1]
+
+
+def test_patches_images_and_classes_may_differ():
+    ancestor = small_vit(24, 3)
+    model = small_vit(16, 2, img_size=32, patch_size=4, num_classes=7)
+    report = wi.plan_projection(ancestor, model, method="activation", calibration=FLOATS)
+    assert report.report().counts["fresh"] == 2
+    report.commit()
+    assert torch.equal(model.norm.weight, torch.ones(16))
+    assert logits(model).shape == (3, 7)
+
+
+def test_batches_come_in_any_form_and_the_result_is_the_same():
+    found = []
+    for batches in (
+        FLOATS,
+        [(images, torch.zeros(16)) for images in FLOATS],
+        iter([{"x": images, "labels": torch.zeros(16)} for images in FLOATS]),
+    ):
+        model = small_vit(16, 2, 1)
+        wi.project_from(small_vit(24, 3), model, method="activation", calibration=batches)
+        found.append(model.state_dict())
+    for other in found[1:]:
+        assert all(torch.equal(value, other[name]) for name, value in found[0].items())
+
+
+def test_the_ancestor_is_not_changed_and_the_target_may_be_on_meta():
+    ancestor = small_vit(24, 3).train()
+    before, drawn = state_hash(ancestor), torch.get_rng_state()
+    with torch.device("meta"):
+        model = timm.create_model(
+            "vit_tiny_patch16_224", img_size=16, patch_size=8, embed_dim=16, num_heads=2, depth=1,
+            num_classes=5,
+        )  # fmt: skip
+    wi.project_from(ancestor, model, method=wi.ActivationAware(), calibration=FLOATS)
+    assert state_hash(ancestor) == before
+    assert torch.equal(torch.get_rng_state(), drawn)
+    other = small_vit(16, 2, 1)
+    wi.project_from(ancestor, other, method="activation", calibration=FLOATS)
+    torch.testing.assert_close(logits(model), logits(other), rtol=0, atol=0)
+
+
+def bert():
+    return BertForSequenceClassification(
+        BertConfig(vocab_size=20, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+                   intermediate_size=32)
+    )  # fmt: skip
+
+
+NAN = torch.full((16, 3, 16, 16), float("nan"))
+
+
+@pytest.mark.parametrize(
+    ("ancestor", "model", "batches", "words"),
+    [
+        (small_vit, small_vit, None, "pass a few unlabelled batches"),
+        (small_vit, small_vit, [], "holds no batches"),
+        (small_vit, small_vit, [NAN], "not finite: check the batches"),
+        (small_vit, small_vit, [FLOATS[0][:2]], r"holds 10 tokens.* 24 channels: pass more"),
+        (small_vit, small_vit, [torch.zeros(16, 1, 16, 16)], "does not run on calibration batch 0"),
+        (small_vit, lambda: small_vit(depth=3), FLOATS, "depth 2 -> 3: use method='auto'"),
+        (small_vit, lambda: small_vit(12), FLOATS, "head dim .* 8 -> 4 differs: keep"),
+        (bert, bert, FLOATS, "norms after attention and MLP: use method='subcloning'"),
+        (
+            OTHERS["gpt2"],
+            lambda: GPT2LMHeadModel(
+                GPT2Config(vocab_size=20, n_positions=8, n_embd=8, n_layer=2, n_head=1)
+            ),
+            FLOATS,
+            "tied embed.* keep embed_dim = 16",
+        ),
+    ],
+)
+def test_what_does_not_fit_raises_and_leaves_the_target_alone(ancestor, model, batches, words):
+    model = model()
+    before = state_hash(model)
+    with pytest.raises(ProjectionError, match=words):
+        wi.project_from(ancestor(), model, method="activation", calibration=batches)
+    assert state_hash(model) == before
+
+
+@pytest.mark.parametrize("ridge", [0, -1.0, float("nan")])
+def test_a_ridge_that_is_not_positive_raises(ridge):
+    with pytest.raises(ProjectionError, match="pass a positive number"):
+        ActivationAware(ridge=ridge)

@@ -1,0 +1,187 @@
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import draw, make_bundle, vit
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import weightinit as wi
+from weightinit.anatomy import anatomy
+from weightinit.errors import ProjectionError
+from weightinit.inherit.depth import WRITING
+from weightinit.templates.compose import HeadDims, compose, scaler_shape
+from weightinit.templates.config import TemplateConfig, kind_roles
+from weightinit.templates.scalers import (
+    interpolate_depth,
+    linear_scalers,
+    size_key,
+    start_scalers,
+    stretch_depth,
+    widen_scalers,
+)
+
+KINDS = ("attn.qkv.weight", "attn.qkv.bias", "attn.proj.weight", "mlp.fc1.weight", "mlp.fc1.bias")
+
+
+@given(old=st.integers(1, 6), new=st.integers(1, 9))
+def test_depth_is_interpolated_linearly_between_the_ends(old, new):
+    scalers = torch.arange(old, dtype=torch.float64)[:, None].expand(old, 2)
+    out = interpolate_depth(scalers, new)
+    ends = torch.linspace(0, old - 1, new, dtype=torch.float64)
+    expected = ends if new > 1 else torch.tensor([(old - 1) / 2], dtype=torch.float64)
+    torch.testing.assert_close(out, expected[:, None].expand(new, 2))
+
+
+@pytest.mark.parametrize("depth", [1, 4, 7])
+def test_linear_scalers_are_equation_b1(depth):
+    """i = floor(((t-1) mod s1 s2) / s2) and j = (t-1) mod s2, in the paper's orientation."""
+    config = TemplateConfig.wave(4)
+    for kind in KINDS:
+        number = config.kinds[kind].number
+        size = {"attn.qkv.weight": (8, 8), "mlp.fc1.weight": (32, 8)}.get(kind, (8, 8))
+        shape = scaler_shape(config, kind, size[: len(config.kinds[kind].shape)])
+        actual = linear_scalers(config, kind, shape, depth, epsilon=0.0)
+        s1, s2 = (shape[1], shape[0]) if len(shape) == 2 else (1, shape[0])
+        for layer in range(1, depth + 1):
+            for t in range(1, number + 1):
+                expected = torch.zeros(s1, s2)
+                alpha = 1.0 if t <= number / 2 else layer / depth
+                expected[((t - 1) % (s1 * s2)) // s2, (t - 1) % s2] = alpha
+                stored = expected.T if len(shape) == 2 else expected[0]
+                torch.testing.assert_close(actual[layer - 1, t - 1], stored)
+
+
+def test_linear_scalers_at_ratio_one_are_tleg_per_part():
+    """At ratio 1, q = T1 + (l / L) T4, k = T2 + (l / L) T5 and v = T3 + (l / L) T6."""
+    config = TemplateConfig.wave(3)
+    templates = draw(6, 3, 3)
+    scalers = linear_scalers(config, "attn.qkv.weight", (3, 1), 5, epsilon=0.0).double()
+    parts = compose(
+        config,
+        "attn.qkv.weight",
+        templates,
+        scalers,
+        dict.fromkeys(kind_roles("attn.qkv.weight"), (3, 3)),
+    )
+    for index, part in enumerate(parts.values()):
+        for layer in range(5):
+            expected = templates[index] + (layer + 1) / 5 * templates[index + 3]
+            torch.testing.assert_close(part[layer], expected)
+
+
+@pytest.mark.parametrize("ratio", [2, 3])
+@pytest.mark.parametrize("noise", [0.0, 0.5])
+def test_widened_scalers_keep_the_product_with_repeated_inputs(ratio, noise):
+    config = TemplateConfig.wave(4)
+    for kind, size in (("attn.proj.weight", (4, 4)), ("mlp.fc2.weight", (4, 16))):
+        spec = config.kinds[kind]
+        templates = draw(spec.number, *spec.shape)
+        scalers = draw(2, spec.number, *scaler_shape(config, kind, size), seed=1)
+        wide = tuple(ratio * n for n in size)
+        new = widen_scalers(config, kind, scalers, size, wide, noise=noise)
+        before = compose(config, kind, templates, scalers, {kind: size})[kind]
+        after = compose(config, kind, templates, new, {kind: wide})[kind]
+        x = draw(size[1], seed=2)
+        torch.testing.assert_close(after @ x.repeat(ratio), (before @ x).repeat(1, ratio))
+        copies = after.unflatten(2, (ratio, -1)).unbind(2)
+        assert torch.allclose(copies[0], copies[1]) is (noise == 0.0)
+
+
+def test_an_input_copied_in_part_is_not_read():
+    config = TemplateConfig.wave(4)
+    scalers = draw(1, 2, 1, 1)
+    wide = widen_scalers(config, "attn.proj.weight", scalers, (4, 4), (10, 10), noise=0.5)
+    assert wide.shape == (1, 2, 3, 3)
+    assert not wide[..., 2].any()
+    torch.testing.assert_close(wide[..., :2].sum(-1), scalers.expand(1, 2, 3, 1)[..., 0])
+
+
+@settings(deadline=None, max_examples=40)
+@given(heads=st.integers(1, 3), source=st.integers(1, 4), target=st.integers(1, 9))
+def test_other_head_dims_keep_the_attention_logits(heads, source, target):
+    """q k / sqrt(k') over the new head dim is q k / sqrt(k) over the old one, where k' >= k."""
+    if target < source:
+        return
+    width = heads * source
+    config = TemplateConfig.wave(width)
+    dims = HeadDims(source, target)
+    kind = "attn.qkv.weight"
+    templates = draw(6, width, width)
+    scalers = draw(1, 6, 3, 1, seed=1)
+    size = (heads * target, width)
+    wide = widen_scalers(config, kind, scalers, (width, width), size, heads=dims, noise=0.3)
+    assert wide.shape[2:] == scaler_shape(config, kind, size, dims)
+    roles = kind_roles(kind)
+    old = compose(config, kind, templates, scalers, dict.fromkeys(roles, (width, width)))
+    new = compose(config, kind, templates, wide, dict.fromkeys(roles, size), heads=dims)
+    x, y = draw(width, seed=2), draw(width, seed=3)
+
+    def logits(parts, k):
+        q, key = (
+            (parts[f"attn.{p}.weight"][0] @ v).unflatten(0, (heads, k))
+            for p, v in (("q", x), ("k", y))
+        )
+        return (q * key).sum(1) / math.sqrt(k)
+
+    torch.testing.assert_close(logits(new, target), logits(old, source))
+
+
+def test_fitted_scalers_of_exactly_this_size_are_taken(bundle):
+    from weightinit.templates.fit import _with_fitted
+
+    model = vit(embed_dim=32, num_heads=4, depth=5)
+    seen = anatomy(model)
+    values = {k: torch.full_like(v, 0.25) for k, v in start_scalers(bundle, seen).items()}
+    fitted = _with_fitted(bundle, size_key(seen), values)
+    for how in ("interpolate", "fitted"):
+        assert "fitted scalers" in str(wi.plan_templates(model, fitted, scalers=how).report())
+    wi.init_from_templates(model, fitted)
+    expected = 0.25 * bundle.tensors["templates.attn.proj.weight"].sum(0)
+    torch.testing.assert_close(model.blocks[4].attn.proj.weight.detach(), expected.repeat(2, 2))
+    other = wi.plan_templates(vit(embed_dim=32, num_heads=4, depth=4), fitted)
+    assert "interpolate scalers" in str(other.report())
+
+
+def test_damaged_fitted_scalers_are_refused(bundle):
+    from weightinit.templates.fit import _with_fitted
+
+    seen = anatomy(vit())
+    values = start_scalers(bundle, seen)
+    fitted = _with_fitted(bundle, size_key(seen), values)
+    del fitted.tensors["fitted.0.mlp.fc2.weight"]
+    with pytest.raises(ProjectionError, match=r"fc2.*fit them anew"):
+        wi.plan_templates(vit(), fitted)
+
+
+def test_unknown_scalers_are_named(bundle):
+    with pytest.raises(ProjectionError, match="interpolate"):
+        start_scalers(bundle, anatomy(vit()), "inter")
+
+
+@pytest.mark.parametrize(
+    ("trained", "move"), [([2, 3, 4], interpolate_depth), ([3], stretch_depth)]
+)
+@pytest.mark.parametrize("depth", [2, 4, 12])
+def test_scalers_are_moved_over_depth_as_they_were_trained(trained, move, depth):
+    """A much deeper target also writes less into the stream."""
+    bundle = make_bundle()
+    config = replace(bundle.config, traits={**bundle.config.traits, "trained_depths": trained})
+    bundle = wi.TemplateBundle(config, bundle.tensors, "test")
+    factor = min(1.0, (1.5 * 3 / depth) ** 0.75)
+    for kind, values in start_scalers(bundle, anatomy(vit(depth=depth)), "interpolate").items():
+        whole = move(bundle.tensors[f"scalers.{kind}"].double(), depth)
+        torch.testing.assert_close(values, whole * (factor if kind in WRITING else 1.0))
+
+
+@given(old=st.integers(1, 8), new=st.integers(1, 20))
+def test_stretching_keeps_the_first_half(old, new):
+    scalers = torch.arange(old, dtype=torch.float64)[:, None]
+    out = stretch_depth(scalers, new)
+    assert out.shape == (new, 1)
+    kept = min(new, old // 2 if new > old else old)
+    assert torch.equal(out[:kept], scalers[:kept])
+    assert bool((out.diff(dim=0) >= -1e-12).all()) and float(out[-1]) <= old - 1
+    if new >= old > 1:
+        assert float(out[-1]) == pytest.approx(old - 1)

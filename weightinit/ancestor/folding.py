@@ -1,0 +1,129 @@
+"""Layer scales that a target has not, folded into the layers that they scale."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from weightinit.anatomy import Anatomy, ParamSpec, Piece
+from weightinit.anatomy.source import strip
+from weightinit.ancestor.ancestor import Ancestor
+
+__all__ = ["folded", "scale_of"]
+
+#: The roles of layer scales: ls1, ls2, ConvNeXt's ls, attns.0.ls of parallel branches.
+SCALES = re.compile(r"(.+\.)?ls\d?")
+#: What they scale: the last layer of a branch, whose rows are the residual stream.
+LAST = re.compile(r"(?P<branch>.*?)\.?(?:proj|fc2)\.(?:weight|bias)")
+
+
+def scale_of(role: str, block: Mapping[str, Piece]) -> Piece | None:
+    """Return the layer scale after what a parameter of a block writes, or None.
+
+    Args:
+        role: canonical, of the parameter.
+        block: its pieces by role.
+
+    Examples:
+        >>> import timm, weightinit as wi
+        >>> model = timm.create_model("vit_tiny_patch16_224", depth=1, init_values=1e-5)
+        >>> block = wi.anatomy(model).blocks[0]
+        >>> scale_of("mlp.fc2.bias", block).role, scale_of("mlp.fc1.bias", block)
+        ('ls2', None)
+    """
+    last = LAST.fullmatch(role)
+    if last is None or role not in block or block[role].axes[0][0][0] != "d":
+        return None
+    branch = last["branch"]
+    # A parallel block has one layer scale for both of its branches.
+    names = {"attn": ("ls1",), "mlp": ("ls2", "ls1", "ls")}.get(branch, (f"{branch}.ls",))
+    return next((block[name] for name in names if name in block), None)
+
+
+def folded(ancestor: Ancestor, target: Anatomy) -> tuple[Ancestor, list[str]]:
+    """Return an ancestor without the layer scales that a target has not, and notes on them.
+
+    What such a scale multiplies is multiplied by it: the function is the same.
+
+    Args:
+        ancestor: only read.
+        target: anatomy of the target.
+    """
+    seen = ancestor.anatomy
+    kept = {role for _, block in _blocks(target) for role in block}
+    gone = {
+        piece.role: None
+        for _, block in _blocks(seen)
+        for piece in block.values()
+        if SCALES.fullmatch(piece.role) and piece.role not in kept
+    }
+    if not gone or seen.family != target.family:
+        return ancestor, []
+    names = ", ".join(gone)
+    if seen.traits.get("post_norm"):
+        return ancestor, [f"the target has no {names}: a norm stands behind them, so they are lost"]
+    scales: dict[str, dict[str, Piece]] = {}
+    for _, block in _blocks(seen):
+        for role, piece in block.items():
+            scale = scale_of(role, block)
+            if scale is not None and scale.role in gone:
+                scales.setdefault(piece.spec.name, {})[role] = scale
+    folding = _Folding(ancestor, scales, set(gone))
+    specs = tuple(spec for spec in seen.specs if spec.role not in gone)
+    bare = replace(seen, specs=specs)
+    found = Ancestor(bare, ancestor.source, folding.read, folding.module)
+    return found, [f"the ancestor's {names} are folded into the layers before them"]
+
+
+def _blocks(seen: Anatomy) -> Iterator[tuple[str, Mapping[str, Piece]]]:
+    yield from (("", block) for block in seen.blocks)
+    yield from seen.extra_blocks
+
+
+class _Folding:
+    """Reads an ancestor's tensors, scaled.
+
+    Args:
+        ancestor: with its layer scales.
+        scales: from the name of a parameter, by role of its parts, to their layer scales.
+        gone: roles of the layer scales.
+    """
+
+    def __init__(
+        self, ancestor: Ancestor, scales: Mapping[str, Mapping[str, Piece]], gone: set[str]
+    ) -> None:
+        self.ancestor, self.scales, self.gone = ancestor, scales, gone
+
+    def read(self, name: str) -> Tensor:
+        """Return a stored tensor; one that is scaled is fp32, or fp64 if it was."""
+        stored = self.ancestor.stored(name)
+        if name not in self.scales:
+            return stored
+        spec = self.ancestor.anatomy.spec(name)
+        value = stored.to(torch.promote_types(stored.dtype, torch.float32), copy=True)
+        self._scale(spec, value)
+        return value
+
+    def module(self) -> nn.Module:
+        """Return a runnable copy that computes the same with layer scales of one."""
+        module = self.ancestor.module()
+        if any(value.dtype in (torch.float16, torch.bfloat16) for value in module.parameters()):
+            module = module.float()
+        seen = self.ancestor.anatomy
+        parameters = {strip(name): value.data for name, value in module.named_parameters()}
+        for spec in seen.specs:
+            if spec.name in self.scales:
+                self._scale(spec, parameters[spec.key])
+            elif spec.role in self.gone:
+                parameters[spec.key].fill_(1)
+        return module
+
+    def _scale(self, spec: ParamSpec, value: Tensor) -> None:
+        parts = self.ancestor.anatomy.split(spec, value)
+        for role, scale in self.scales[spec.name].items():
+            by = self.ancestor.part(scale).to(parts[role])
+            parts[role].mul_(by.view(-1, *[1] * (parts[role].dim() - 1)))

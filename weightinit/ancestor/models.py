@@ -1,0 +1,274 @@
+"""The library that knows an ancestor's weights: it builds the model, and loads what differs.
+
+A model is built on the meta device to learn its anatomy; the weights are then streamed if the files
+hold exactly its parameters. Where they do not, the library's own loading converts them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from weightinit.ancestor.pair import blocks_among, fault
+from weightinit.ancestor.weights import Weights
+from weightinit.errors import BundleError, ProjectionError
+from weightinit.files.checks import parse_json
+
+__all__ = ["Library", "from_config", "from_metadata", "timm_library"]
+
+#: Arguments of timm.create_model that a file must not set: they read further files.
+_RESERVED = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path"}
+#: The models of transformers that the anatomy knows; others may load further files when built.
+MODEL_TYPES = ("vit", "deit", "bert", "roberta", "gpt2")
+_DEPTHS = ("depth", "depths", "num_hidden_layers", "n_layer", "num_layers")
+
+
+@dataclass(frozen=True)
+class Library:
+    """How a library builds the model that some weights are of.
+
+    Args:
+        name: of the library.
+        build: returns the model on the default device, its weights unread.
+        load: returns the model on the CPU, its weights read and converted by the library.
+    """
+
+    name: str
+    build: Callable[[], nn.Module]
+    load: Callable[[], nn.Module]
+
+    def meta(self) -> nn.Module:
+        """Return the model on the meta device, in eval mode: it costs next to nothing."""
+        with self._explained("build"), torch.device("meta"):
+            return self.build().eval()
+
+    def loaded(self) -> nn.Module:
+        """Return the model with its weights, in eval mode; the global generator stays as it was."""
+        with self._explained("load"), torch.random.fork_rng(devices=[]):
+            return self.load().eval()
+
+    def filled(self, weights: Weights, names: Mapping[str, str]) -> nn.Module:
+        """Return the model in eval mode, its tensors read from ``weights``.
+
+        Args:
+            weights: with all of its parameters, and perhaps buffers.
+            names: from a parameter's name to the name in the files.
+        """
+        with self._explained("build"), torch.random.fork_rng(devices=[]):
+            module = self.build().eval()
+        if any(weights.dtypes[name] == "F64" for name in names.values()):
+            module = module.double()
+        with torch.no_grad():
+            for name, tensor in module.named_parameters():
+                tensor.copy_(weights.read(names[name]))
+            for name, tensor in module.named_buffers():
+                if weights.shapes.get(name) == tuple(tensor.shape):
+                    tensor.copy_(weights.read(name))
+        return module
+
+    @contextmanager
+    def _explained(self, action: str) -> Iterator[None]:
+        try:
+            yield
+        except (BundleError, ProjectionError):
+            raise
+        except Exception as error:  # whatever a config makes a library's constructors raise
+            raise BundleError(
+                f"{self.name} cannot {action} this ancestor ({_reason(error)}): update "
+                f"{self.name}, or load the model yourself and pass the module"
+            ) from error
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def timm_library(name: str, weights: Weights, **arguments: Any) -> Library:
+    """Return how timm builds and loads a model of its own.
+
+    Args:
+        name: of the model, or ``"local-dir:"`` and a folder with timm's config.json.
+        weights: its safetensors.
+        arguments: of ``timm.create_model``.
+    """
+    import timm
+
+    def build() -> nn.Module:
+        return timm.create_model(name, pretrained=False, **arguments)
+
+    def load() -> nn.Module:
+        if len(weights.paths) != 1:
+            raise BundleError("timm reads one file: merge the shards into one model.safetensors")
+        # The file that was checked and nothing else: left alone, timm falls back to pickles.
+        overlay = {"source": "", "file": str(weights.paths[0]), "custom_load": False}
+        torch.manual_seed(0)
+        module: Any = timm.create_model(
+            name, pretrained=True, pretrained_cfg_overlay=overlay, **arguments
+        )
+        torch.manual_seed(0)
+        drawn = _still(module, build())
+        classes = module.pretrained_cfg.get("num_classes")
+        if drawn or classes not in (None, module.num_classes):
+            # timm leaves random what it does not find in some models' files.
+            raise BundleError(fault(drawn or ["a head of these classes"], [], []))
+        return module
+
+    return Library("timm", build, load)
+
+
+def _still(module: nn.Module, fresh: nn.Module) -> list[str]:
+    """Return the parameters that are as they were drawn; constants are no draws."""
+    drawn = dict(fresh.named_parameters())
+    return [
+        name
+        for name, value in module.named_parameters()
+        if torch.equal(value, drawn[name]) and value.min() != value.max()
+    ]
+
+
+def from_config(folder: Path, config: Mapping[str, Any], weights: Weights) -> Library:
+    """Return the library that a config.json is of: timm's or transformers'.
+
+    Raises:
+        BundleError: if it is neither, or asks for what no config may ask for.
+        ProjectionError: if it is of a model that only transformers itself can open.
+    """
+    where = f"{folder / 'config.json'}"
+    architecture = config.get("architecture")
+    if isinstance(architecture, str):
+        import timm
+
+        if not timm.is_model(architecture):
+            raise BundleError(
+                f"{where} has architecture {architecture[:64]!r}, which this timm "
+                f"({timm.__version__}) does not know: update timm, or pass the module"
+            )
+        _check_arguments(config.get("model_args", {}), weights, where)
+        return timm_library(f"local-dir:{folder}", weights)
+    if isinstance(config.get("model_type"), str):
+        _check_depth(config, weights, where)
+        return _transformers_library(folder, config, where)
+    if {"schema", "kind", "sha256"} <= config.keys():
+        raise BundleError(
+            f"{where} is of a weightinit bundle, not of a pretrained network: pass it to "
+            "init_from_templates"
+        )
+    raise BundleError(
+        f"{where} has neither timm's 'architecture' nor transformers' 'model_type': load the model "
+        "with its own library and pass the module"
+    )
+
+
+def from_metadata(weights: Weights, what: str) -> Library | None:
+    """Return timm, if the metadata of a safetensors file says how to build its model there.
+
+    Raises:
+        BundleError: if the arguments are no sound JSON.
+    """
+    architecture = weights.metadata.get("architecture")
+    if architecture is None:
+        return None
+    import timm
+
+    if not timm.is_model(architecture):
+        return None
+    text = weights.metadata.get("model_args", "{}")
+    arguments = parse_json(text.encode(), f"model_args in the metadata of {what}", 10_000)
+    _check_arguments(arguments, weights, what)
+    return timm_library(architecture, weights, **arguments)
+
+
+def _check_arguments(arguments: object, weights: Weights, where: str) -> None:
+    sound = isinstance(arguments, dict) and not _RESERVED & arguments.keys()
+    if not sound:
+        raise BundleError(
+            f"the model_args of {where} must be an object without {sorted(_RESERVED)}: correct it"
+        )
+    assert isinstance(arguments, dict)
+    _check_depth(arguments, weights, where)
+
+
+def _check_depth(config: Mapping[str, Any], weights: Weights, where: str) -> None:
+    """Raise BundleError if more blocks are to be built than there are tensors."""
+    for key in _DEPTHS:
+        value = config.get(key)
+        for depth in value if isinstance(value, list) else [value]:
+            if isinstance(depth, (int, float)) and depth > len(weights):
+                raise BundleError(
+                    f"{where} has {key} {depth}, for {len(weights)} tensors: they are not of one "
+                    "model; correct it"
+                )
+
+
+def _transformers_library(folder: Path, raw: Mapping[str, Any], where: str) -> Library:
+    kind = raw["model_type"]
+    if kind not in MODEL_TYPES:
+        raise ProjectionError(
+            f"{where} has model_type {kind[:64]!r}, and files are read of {MODEL_TYPES}: load the "
+            "model with transformers and pass the module"
+        )
+    if raw.get("quantization_config") or (folder / "adapter_config.json").exists():
+        raise BundleError(
+            f"{where} is of quantized weights or an adapter: load the model with transformers, "
+            "dequantize or merge it, and pass the module"
+        )
+    try:
+        import transformers
+    except ImportError as error:
+        raise ProjectionError(
+            f"{where} is of transformers, which is not installed: pip install transformers"
+        ) from error
+    try:
+        config = transformers.CONFIG_MAPPING[kind].from_dict(_plain(raw))
+    except Exception as error:  # whatever a config makes it raise
+        raise BundleError(
+            f"transformers cannot read {where} ({_reason(error)}): update transformers, or load "
+            "the model yourself and pass the module"
+        ) from error
+    model: Any = transformers.AutoModel
+    for name in getattr(config, "architectures", None) or ():
+        found = getattr(transformers, str(name), None)
+        # The class that was saved knows its head; only transformers' own classes are ever taken.
+        if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
+            if found.config_class is type(config):
+                model = found
+                break
+
+    def build() -> nn.Module:
+        if model is transformers.AutoModel:
+            return model.from_config(config, trust_remote_code=False)
+        return model(config)
+
+    def load() -> nn.Module:
+        options = {"trust_remote_code": False} if model is transformers.AutoModel else {}
+        module, info = model.from_pretrained(
+            folder,
+            config=config,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+            **options,
+        )
+        # transformers draws what is missing, and passes over the blocks that are too many.
+        missing = sorted(info["missing_keys"])
+        stray = blocks_among(info["unexpected_keys"], [n for n, _ in module.named_parameters()])
+        if missing or stray:
+            raise BundleError(fault(missing, [], stray))
+        return module
+
+    return Library("transformers", build, load)
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config without what makes transformers fetch kernels, code or other weights."""
+    return {
+        key: value
+        for key, value in config.items()
+        if "implementation" not in key and key not in ("auto_map", "transformers_weights")
+    }

@@ -1,0 +1,203 @@
+"""Safetensors files of an ancestor: found in a folder or on the Hub, read one tensor at a time."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from weightinit.errors import BundleError
+from weightinit.files import hub
+from weightinit.files.checks import PICKLES, Shape, parse_json, read_text, some
+from weightinit.files.hub import CONFIG, WEIGHTS
+
+__all__ = ["ADVICE", "PICKLED", "Weights", "download", "find_weights", "read_config"]
+
+INDEX = "model.safetensors.index.json"
+# timm's configs hold the names of up to 22,000 classes, an index one entry a tensor.
+MAX_JSON, MAX_JSON_ENTRIES = 2**25, 10**6  # bytes, entries
+PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".tar", ".npz")
+SHARD = re.compile(r"[A-Za-z0-9_][\w.-]*\.safetensors", re.ASCII)
+ADVICE = (
+    "weightinit never reads pickles, which can run code: load the model with its own library and "
+    "pass the module, or save it as safetensors"
+)
+
+
+class Weights:
+    """The tensors of one or several safetensors files, by name; no tensor is held.
+
+    Args:
+        paths: of the files.
+
+    Raises:
+        BundleError: if one cannot be read, is cut off, or is no safetensors file.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = tuple(paths)
+        self.shapes: dict[str, Shape] = {}
+        self.dtypes: dict[str, str] = {}
+        self.metadata: dict[str, str] = {}
+        self._files: dict[str, Path] = {}
+        for path in self.paths:
+            _check_format(path)
+            try:
+                with safe_open(path, "pt") as file:
+                    self.metadata.update(file.metadata() or {})
+                    for name in file.keys():
+                        entry = file.get_slice(name)
+                        self.shapes[name] = tuple(entry.get_shape())
+                        self.dtypes[name] = entry.get_dtype()
+                        self._files[name] = path
+            except (OSError, SafetensorError) as error:
+                raise _unreadable(path, error) from error
+        if not self.shapes:
+            raise BundleError(f"{some(map(str, paths))} holds no tensors: save the model again")
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+    def read(self, name: str) -> Tensor:
+        """Return a tensor as stored, mapped from its file: writing to it never reaches the file."""
+        path = self._files[name]
+        try:
+            # Opened for each tensor: an open file keeps all pages that were ever read.
+            with safe_open(path, "pt") as file:
+                return file.get_tensor(name)
+        except (OSError, SafetensorError) as error:
+            raise _unreadable(path, error) from error
+
+
+def _check_format(path: Path) -> None:
+    """Raise BundleError for a pickle, whatever it is called, and for what is no file."""
+    if not path.is_file():
+        raise BundleError(f"{path} is no file: pass a .safetensors file, or the folder that has it")
+    try:
+        with path.open("rb") as file:
+            start = file.read(16)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    # The header of safetensors is an object: a brace stands where a length has eight bytes.
+    if path.suffix in PICKLED or (start.startswith(PICKLES) and start[8:9] != b"{"):
+        raise BundleError(f"{path} is a pickle or an archive, no safetensors. {ADVICE}")
+    if path.suffix != ".safetensors":
+        raise BundleError(f"{path} is not called .safetensors: rename it if it is such a file")
+
+
+def _unreadable(path: Path, error: Exception) -> BundleError:
+    return BundleError(
+        f"cannot read {path} ({str(error)[:200]}): it is damaged, cut off, or no safetensors file. "
+        "Delete it, and download or save it again"
+    )
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Return a JSON object of a model's folder: its config or the index of its shards.
+
+    Raises:
+        BundleError: if it is no sound JSON.
+    """
+    try:
+        return parse_json(read_text(path, MAX_JSON), str(path), MAX_JSON_ENTRIES)
+    except OSError as error:
+        raise BundleError(f"cannot read {path} ({error}): save or download it again") from error
+
+
+def find_weights(folder: Path, what: str) -> Weights:
+    """Return the safetensors of a folder: model.safetensors, its shards, or the only file there is.
+
+    Args:
+        folder: with the files.
+        what: names it in messages.
+
+    Raises:
+        BundleError: if there are none, or several that are no shards of one model.
+    """
+    if (folder / WEIGHTS).exists():
+        return Weights([folder / WEIGHTS])
+    if (folder / INDEX).exists():
+        shards = _shards(folder / INDEX)
+        missing = [name for name in shards if not (folder / name).is_file()]
+        if missing:
+            raise BundleError(f"{what} lacks {some(missing)}: copy or download all of the files")
+        weights = Weights([folder / name for name in shards])
+        lost = [
+            repr(name)[:80] for name in shards.values() for name in name - weights.shapes.keys()
+        ]
+        if lost:
+            raise BundleError(
+                f"{what}: the shards lack {some(lost)}, which {INDEX} states: download them again"
+            )
+        return weights
+    try:
+        names = sorted(path.name for path in folder.iterdir())
+    except OSError as error:
+        raise BundleError(f"cannot read {folder} ({error}): pass another folder") from error
+    found = [name for name in names if name.endswith(".safetensors")]
+    if len(found) == 1:
+        return Weights([folder / found[0]])
+    if found:
+        raise BundleError(f"{what} holds {some(found)}: pass the one that is meant, as a file")
+    pickles = [name for name in names if name.endswith(PICKLED)]
+    held = f"; it holds {some(pickles)}" if pickles else ""
+    raise BundleError(f"{what} holds no {WEIGHTS} and no {INDEX}{held}. {ADVICE}")
+
+
+def _shards(index: Path) -> dict[str, set[str]]:
+    """Return the files that an index names, each with its tensors."""
+    shards: dict[str, set[str]] = {}
+    weight_map = read_config(index).get("weight_map")
+    for name, file in weight_map.items() if isinstance(weight_map, dict) else ():
+        if not isinstance(file, str) or not SHARD.fullmatch(file):
+            raise BundleError(
+                f"{index} names {repr(file)[:80]}, which is no safetensors file beside it: save or "
+                "download the model again"
+            )
+        shards.setdefault(file, set()).add(name)
+    if not shards:
+        raise BundleError(f"{index} has no weight_map: save or download the model again")
+    return shards
+
+
+def download(
+    repo: str, revision: str | None, names: Iterable[str] = (), **options: Any
+) -> tuple[Path, str]:
+    """Return the cached folder of a repository with its config and safetensors, and its source.
+
+    Args:
+        repo: ``"org/name"``.
+        revision: branch, tag or commit.
+        names: of weights files to fetch instead; the default is model.safetensors or its shards.
+        options: ``cache_dir``, ``token`` and ``local_files_only`` of the Hub's client.
+
+    Raises:
+        BundleError: if the repository cannot be had, or holds no safetensors.
+    """
+
+    def fetch(revision: str | None, files: Sequence[str]) -> Path:
+        return hub.download(repo, revision, files=files, what="ancestor", **options)
+
+    names = tuple(names) or (WEIGHTS, INDEX)
+    folder = fetch(revision, (CONFIG, *names))
+    source = f"{repo}@{folder.name}"
+    found = [name for name in names if (folder / name).exists()]
+    if found == [INDEX]:
+        fetch(folder.name, tuple(_shards(folder / INDEX)))
+    elif not found:
+        offline = " in the cache" if _offline(options) else ""
+        raise BundleError(
+            f"{source} holds no {' and no '.join(names)}{offline}. "
+            + ("Load it once while online" if offline else ADVICE)
+        )
+    return folder, source
+
+
+def _offline(options: Mapping[str, Any]) -> bool:
+    from huggingface_hub import constants
+
+    return bool(options.get("local_files_only")) or constants.HF_HUB_OFFLINE

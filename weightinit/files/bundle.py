@@ -1,0 +1,225 @@
+"""Template bundles: config.json and model.safetensors in a folder or on the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from safetensors.torch import save_file
+
+from weightinit.errors import BundleError
+from weightinit.files import hub
+from weightinit.files.checks import DTYPES, Shape, check_name, check_shape, read_text, read_weights
+from weightinit.files.config import MAX_CONFIG, BundleConfig
+from weightinit.files.hub import CARD, CONFIG, WEIGHTS
+from weightinit.files.locate import explain_missing, locate
+from weightinit.files.writing import model_card, replace_files
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["MAX_BYTES", "Bundle"]
+
+#: The largest file that is read, and the largest model that a bundle may describe, in bytes.
+MAX_BYTES = 8 * 2**30
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Bundle:
+    """What every kind of bundle shares: a checked config, named tensors, and where they are from.
+
+    A subclass sets ``kind`` and says in ``_check_tensors`` which tensors a config calls for.
+    """
+
+    config: BundleConfig
+    tensors: Mapping[str, torch.Tensor]
+    source: str = "memory"
+    card: str | None = None
+    kind: ClassVar[str]
+    #: Raises BundleError unless the tensors are those that the config calls for.
+    _check_tensors: ClassVar[Callable[[BundleConfig, Mapping[str, Shape]], None]]
+    #: Raises BundleError if so many bytes describe a model out of all proportion.
+    _check_expansion: ClassVar[Callable[[BundleConfig, Mapping[str, Shape], int, int], None]]
+
+    def __post_init__(self) -> None:
+        """Check the tensors against the config."""
+        object.__setattr__(self, "tensors", dict(self.tensors))
+        shapes = {}
+        for name, tensor in self.tensors.items():
+            check_name(name)
+            if tensor.dtype not in DTYPES.values():
+                allowed = [str(dtype) for dtype in DTYPES.values()]
+                raise BundleError(f"tensor {name} is {tensor.dtype}: cast it to one of {allowed}")
+            shapes[name] = check_shape(name, tensor.shape)
+        self._check(self.config, shapes)
+
+    def __repr__(self) -> str:
+        config = self.config
+        return (
+            f"{type(self).__name__}(method={config.method!r}, depth={config.depth}, "
+            f"sizes={dict(config.sizes)}, {len(self.tensors)} tensors, source={self.source!r})"
+        )
+
+    @classmethod
+    def _check(cls, config: BundleConfig, shapes: Mapping[str, Shape]) -> None:
+        if config.kind != cls.kind:
+            raise BundleError(
+                f"this is a bundle of kind {config.kind!r}, {cls.__name__} reads {cls.kind!r}: "
+                "pass another bundle"
+            )
+        cls._check_tensors(config, shapes)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
+        max_bytes: int = MAX_BYTES,
+    ) -> Self:
+        """Load a bundle and check all of it; no code of the bundle runs and no pickle is read.
+
+        Args:
+            name: a built-in name, a folder (``./name`` where a built-in has the same name), or
+                a Hub repository as ``"org/name"`` or ``"org/name@revision"``.
+            revision: branch, tag or commit of the Hub repository.
+            cache_dir: folder of the Hub's cache; default: that of huggingface_hub.
+            token: for private repositories; default: the one of ``hf auth login``.
+            local_files_only: use the cache only. ``HF_HUB_OFFLINE=1`` does the same.
+            max_bytes: largest weights file, and largest model described by it, that is accepted.
+
+        Returns:
+            The bundle, tensors on the CPU in the dtypes stored, ``source`` naming the commit.
+
+        Raises:
+            BundleError: if the bundle cannot be found or is not sound.
+        """
+        folder, source = locate(
+            name,
+            revision=revision,
+            cache_dir=cache_dir,
+            token=token,
+            local_files_only=local_files_only,
+        )
+        try:
+            return cls._read(folder, source, max_bytes)
+        except OSError as error:
+            explain_missing(folder)
+            raise BundleError(f"cannot read the bundle in {folder}: {error}") from error
+
+    @classmethod
+    def _read(cls, folder: Path, source: str, max_bytes: int) -> Self:
+        config = BundleConfig.from_json(
+            read_text(folder / CONFIG, MAX_CONFIG), str(folder / CONFIG)
+        )
+
+        def check(shapes: Mapping[str, Shape], nbytes: int) -> None:
+            cls._check(config, shapes)
+            cls._check_expansion(config, shapes, nbytes, max_bytes)
+
+        tensors = read_weights(folder / WEIGHTS, config.sha256, check, max_bytes=max_bytes)
+        card = folder / CARD
+        text = read_text(card, MAX_CONFIG).decode(errors="replace") if card.exists() else None
+        return cls(config, tensors, source, text)
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
+        """Write config.json, model.safetensors and, if there is none, README.md.
+
+        The files appear whole or not at all: after any exception the folder is as it was. A file
+        that is mapped by another reader keeps its contents. Dtypes are kept.
+
+        Args:
+            save_directory: created if it does not exist; other files in it are left alone.
+
+        Raises:
+            BundleError: if a value is not finite or the folder cannot be written to.
+        """
+        folder = Path(save_directory).expanduser()
+        replace_files(
+            folder, lambda new: self._write(new, folder.name, card=not (folder / CARD).exists())
+        )
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        revision: str | None = None,
+        commit_message: str | None = None,
+        create_pr: bool = False,
+        token: str | bool | None = None,
+    ) -> str:
+        """Upload the bundle in one commit; a README.md that the repository has is kept.
+
+        Args:
+            repo_id: ``"org/name"``, created if it does not exist.
+            private: visibility of a new repository; default: the organization's.
+            revision: branch to commit to, created if it does not exist.
+            commit_message: default: ``"Upload bundle with weightinit"``.
+            create_pr: open a pull request instead of committing to the main branch.
+            token: with write permission; default: the one of ``hf auth login``.
+
+        Returns:
+            ``"org/name@commit"``, which :meth:`from_pretrained` accepts.
+
+        Raises:
+            BundleError: if the repository cannot be created or written to.
+        """
+        if create_pr and revision is not None:
+            raise BundleError(
+                f"create_pr=True opens a pull request against main, not {revision!r}: pass one"
+            )
+        with tempfile.TemporaryDirectory() as temp:
+            self._write(Path(temp), repo_id, card=True)
+            return hub.push(
+                Path(temp),
+                repo_id,
+                private=private,
+                revision=revision,
+                commit_message=commit_message or "Upload bundle with weightinit",
+                create_pr=create_pr,
+                token=token,
+            )
+
+    def _write(self, folder: Path, name: str, *, card: bool) -> None:
+        tensors = {}
+        for key, tensor in self.tensors.items():
+            if tensor.is_meta or not bool(torch.isfinite(tensor).all()):
+                raise BundleError(
+                    f"tensor {key} {'is on meta' if tensor.is_meta else 'holds NaN or infinity'}: "
+                    "a bundle holds finite values"
+                )
+            # safetensors refuses views that share memory or have strides.
+            tensors[key] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+        nbytes = sum(tensor.nbytes for tensor in tensors.values())
+        self._check_expansion(self.config, shapes, nbytes, MAX_BYTES)
+        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+        with (folder / WEIGHTS).open("rb") as file:
+            digest = hashlib.sha256()
+            while chunk := file.read(2**20):
+                digest.update(chunk)
+        config = replace(self.config, sha256=digest.hexdigest())
+        data = config.to_json().encode()
+        if len(data) > MAX_CONFIG:
+            raise BundleError(
+                f"config.json would have {len(data)} bytes, over the limit of {MAX_CONFIG}: "
+                "shorten provenance or traits"
+            )
+        BundleConfig.from_json(data)
+        (folder / CONFIG).write_bytes(data)
+        # safetensors makes files that only their owner reads.
+        shutil.copymode(folder / CONFIG, folder / WEIGHTS)
+        if card:
+            text = self.card or model_card(config, shapes, name)
+            (folder / CARD).write_text(text, encoding="utf-8")

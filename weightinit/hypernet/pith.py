@@ -1,0 +1,119 @@
+"""PITH as a way to inherit: one ancestor, projected by generated matrices."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from weightinit.anatomy import Anatomy
+from weightinit.ancestor.ancestor import Ancestor
+from weightinit.errors import ProjectionError
+from weightinit.hypernet.files import HyperNetwork
+from weightinit.hypernet.network import Hypernet
+from weightinit.hypernet.predict import Prediction
+from weightinit.inherit.running import Runnable, captured
+from weightinit.plan import Recipe
+
+__all__ = ["DEFAULT_PITH", "PITH", "embedding", "named_network", "prediction_recipes"]
+
+#: What PITH takes where no hypernetwork is named: it ships in the package.
+DEFAULT_PITH = "pith-cifar10"
+
+HypernetLike = str | os.PathLike[str] | HyperNetwork | Hypernet
+
+
+@dataclass(frozen=True)
+class PITH:
+    """Project one ancestor by generated matrices: W = a P W_P Q + (1 - a) W_pred.
+
+    Xu et al., "PITH". The default is ours: P and Q begin at those of a closed-form projection, and
+    training adds to them.
+
+    Args:
+        hypernet: a built-in name, a folder, ``"org/name@revision"``, or an object; None is the one
+            that ships with weightinit.
+        faithful: to the released code: block i from block i, positions one off.
+
+    Examples:
+        >>> import timm, weightinit as wi
+        >>> from weightinit.hypernet.config import HyperConfig
+        >>> from weightinit.hypernet.network import Hypernet
+        >>> small = HyperConfig("pith", hid=16, layers=1, heads=2, rank=4, max_ck=8192)
+        >>> old, new = (
+        ...     timm.create_model("vit_tiny_patch16_224", depth=n, embed_dim=96, num_heads=3)
+        ...     for n in (3, 2))
+        >>> wi.project_from(old, new, method=wi.PITH(Hypernet(small))) is new
+        True
+    """
+
+    hypernet: HypernetLike | None = None
+    faithful: bool = False
+
+    def recipes(
+        self, source: Runnable, target: Anatomy, *, seed: int = 0, calibration: object = None
+    ) -> list[Recipe]:
+        """Return a recipe for every parameter of a target of any size."""
+        network, _ = named_network(self.hypernet if self.hypernet is not None else DEFAULT_PITH)
+        if network.config.kind != "pith":
+            raise ProjectionError(
+                f"the hypernetwork is of kind {network.config.kind!r}, which inherits from no "
+                "ancestor: use wi.init_from_hypernet(model, hypernet)"
+            )
+        return prediction_recipes(
+            network, target, task=None, ancestor=source, faithful=self.faithful, seed=seed
+        )
+
+
+def named_network(hypernet: HypernetLike) -> tuple[Hypernet, str]:
+    """Return the network, and where it is from in words."""
+    if isinstance(hypernet, Hypernet):
+        return hypernet, "network"
+    if not isinstance(hypernet, HyperNetwork):
+        hypernet = HyperNetwork.from_pretrained(hypernet)
+    return hypernet.module(), hypernet.source
+
+
+@torch.no_grad()
+def prediction_recipes(
+    network: Hypernet,
+    target: Anatomy,
+    *,
+    task: Tensor | None,
+    ancestor: Runnable | None,
+    faithful: bool,
+    seed: int,
+) -> list[Recipe]:
+    """Return the recipes of one prediction."""
+    device = next(network.parameters()).device
+    return Prediction(
+        network,
+        target,
+        task=None if task is None else task.detach().to(device, torch.float32),
+        ancestor=ancestor,
+        faithful=faithful,
+        seed=seed,
+    ).recipes()
+
+
+@torch.no_grad()
+def embedding(task: Tensor | Iterable[Tensor], source: Ancestor | None) -> Tensor:
+    """Return a task embedding as it is, or the ancestor's mean feature of images."""
+    if isinstance(task, Tensor) and task.dim() == 1:
+        return task
+    if source is None:
+        raise ProjectionError(
+            "task= are images, whose embedding an ancestor makes: pass ancestor=, or the embedding"
+        )
+    module, total, count = source.module(), torch.zeros((), dtype=torch.float64), 0
+    device = next(module.parameters()).device
+    with captured(module) as found:
+        for images in [task] if isinstance(task, Tensor) else task:
+            module(images.to(device))
+            total, count = total + found.pop().double().sum(0).cpu(), count + len(images)
+    if not count:
+        raise ProjectionError("task= holds no images: pass at least one batch")
+    return (total / count).float()

@@ -1,0 +1,1 @@
+"""The machine under all methods: what every way to inherit weights shares."""

@@ -1,0 +1,291 @@
+"""What an ancestor does on a few batches: it is run as it is, and watched through its anatomy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.hooks import RemovableHandle
+
+from weightinit.anatomy import Anatomy, Piece, anatomy
+from weightinit.anatomy.source import strip
+from weightinit.errors import BundleError, ProjectionError
+from weightinit.inherit.calibration import calls_of
+from weightinit.inherit.transfer import Source
+
+__all__ = ["Runnable", "Running", "captured", "exact", "first_tensor", "watching"]
+
+
+class Runnable(Source, Protocol):
+    """A source of weights that can be run; :class:`weightinit.Ancestor` is one."""
+
+    def module(self) -> nn.Module:
+        """Return a copy to run, in eval mode."""
+        ...
+
+
+def exact(tensor: Tensor) -> Tensor:
+    """Return a tensor in float64, on its device if that has such numbers."""
+    tensor = tensor.detach()
+    return (tensor.cpu() if tensor.device.type == "mps" else tensor).to(torch.float64)
+
+
+class Running:
+    """An ancestor's private copy, the batches it runs on, and where each of its parts is.
+
+    Args:
+        source: of the copy.
+        calibration: see :func:`~weightinit.inherit.calibration.calls_of`.
+
+    Attributes:
+        anatomy: of the ancestor.
+        module: the copy, in eval mode; half precision is widened to fp32.
+        calls: one a batch, on the module's device.
+    """
+
+    def __init__(self, source: Runnable, calibration: Iterable[Any] | None) -> None:
+        run = getattr(source, "module", None)
+        if run is None:
+            raise ProjectionError(
+                "this method runs the ancestor, and it is only weights: pass a module, a timm name "
+                "or a Hub repository"
+            )
+        self.anatomy = source.anatomy
+        calls = calls_of(calibration, module := run().eval())
+        narrow = {p.dtype for p in module.parameters()} & {torch.float16, torch.bfloat16}
+        self.module = _open(module.float() if narrow else module)
+        config: Any = getattr(self.module, "config", None)
+        if getattr(config, "use_cache", False):
+            config.use_cache = False  # a cache would remember the block that is run twice
+        self._parameters = {
+            strip(name): parameter.data
+            for name, parameter in self.module.named_parameters(remove_duplicate=False)
+        }
+        for name, value in self._parameters.items():
+            # Fused attention may return zeros for a head of NaN, and hide it from check().
+            if not torch.isfinite(value).all():
+                raise BundleError(
+                    f"{name} of the ancestor holds NaN or infinity: take an ancestor whose "
+                    "training went well"
+                )
+        self._owners = {
+            strip(f"{name}.x").removesuffix(".x"): module
+            for name, module in self.module.named_modules()
+        }
+        like = next(iter(self._parameters.values()))
+        self.calls = [
+            (tuple(_like(x, like) for x in args), {k: _like(x, like) for k, x in kwargs.items()})
+            for args, kwargs in calls
+        ]
+
+    def part(self, piece: Piece) -> Tensor:
+        """Return a canonical part of a parameter of the copy: a view, to be written to."""
+        spec = piece.spec
+        return self.anatomy.split(spec, self._parameters[spec.key])[piece.role]
+
+    def owner(self, piece: Piece) -> nn.Module:
+        """Return the module whose parameter a piece is of."""
+        return self._owners[piece.spec.key.rpartition(".")[0]]
+
+    def block(self, index: int) -> nn.Module:
+        """Return the module that is a block of the main stack."""
+        keys = [p.spec.key.split(".") for p in self.anatomy.blocks[index].values()]
+        shared = 0
+        while all(key[: shared + 1] == keys[0][: shared + 1] for key in keys[1:]):
+            shared += 1
+        return self._owners[".".join(keys[0][:shared])]
+
+    @torch.no_grad()
+    def run(self, number: int) -> None:
+        """Run one batch.
+
+        Raises:
+            ProjectionError: if the ancestor does not take it.
+        """
+        args, kwargs = self.calls[number]
+        try:
+            self.module(*args, **kwargs)
+        except ProjectionError:
+            raise
+        except Exception as error:  # whatever a forward pass makes of the wrong batch
+            shapes = [tuple(x.shape) for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
+            raise ProjectionError(
+                f"the ancestor does not run on calibration batch {number} of shape {shapes} "
+                f"({' '.join(str(error).split())[:200]}): pass batches as it was trained on"
+            ) from error
+
+    def trace(self, number: int) -> tuple[Tensor, list[Callable[[Tensor], Tensor]]]:
+        """Run one batch, and take it apart.
+
+        Returns:
+            The stream ``[..., d]`` before the blocks; and each block, with all else that it was
+            given then, as a function from the stream before to that after it.
+        """
+        first: list[Tensor] = []
+        replays: list[Callable[[Tensor], Tensor]] = []
+
+        def see(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            first.append(first_tensor((*args, *kwargs.values())) if not first else first[0])
+            replays.append(_replay(block, args, kwargs))
+
+        depth = self.anatomy.depth
+        blocks = [self.block(index) for index in range(depth)]
+        with _hooked([x.register_forward_pre_hook(see, with_kwargs=True) for x in blocks]):
+            self.run(number)
+        if len(replays) != depth:
+            raise ProjectionError(
+                f"the ancestor has {depth} blocks and runs {len(replays)}: pass it without "
+                "checkpointing, fused blocks and blocks that run twice"
+            )
+        return first[0], replays
+
+    def resume(self, number: int, stream: Tensor) -> None:
+        """Run one batch with another stream ``[..., d]`` after the last block."""
+
+        def put(_: nn.Module, args: Any, result: Any) -> Any:
+            return (stream, *result[1:]) if isinstance(result, tuple) else stream
+
+        with _hooked([self.block(self.anatomy.depth - 1).register_forward_hook(put)]):
+            self.run(number)
+
+    def check(self, tensor: Tensor) -> Tensor:
+        """Return a statistic if it is finite."""
+        if not torch.isfinite(tensor).all():
+            raise ProjectionError(
+                "the ancestor's activations on the calibration batches are not finite: check the "
+                "batches with torch.isfinite, and that the ancestor is not in half precision"
+            )
+        return tensor
+
+
+@contextmanager
+def watching(
+    inputs: Mapping[nn.Module, Callable[[Tensor], None]],
+    outputs: Mapping[nn.Module, Callable[[Tensor], None]] | None = None,
+) -> Iterator[None]:
+    """Call back with what modules are given, and what they return, while the block is open."""
+    handles = [
+        module.register_forward_pre_hook(
+            lambda _, args, kwargs, see=see: see(first_tensor((*args, *kwargs.values()))),
+            with_kwargs=True,
+        )
+        for module, see in inputs.items()
+    ] + [
+        module.register_forward_hook(lambda _, args, result, see=see: see(first_tensor((result,))))
+        for module, see in (outputs or {}).items()
+    ]
+    with _hooked(handles):
+        yield
+
+
+@contextmanager
+def _hooked(handles: Iterable[RemovableHandle]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _replay(
+    block: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Callable[[Tensor], Tensor]:
+    """Return a call of a block as a function of the stream, its first tensor."""
+    given: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
+    name = next(key for key, value in given.items() if isinstance(value, Tensor))
+    given[name] = None  # let go of the stream
+
+    def replay(stream: Tensor) -> Tensor:
+        now = {**given, name: stream}
+        positional = [now.pop(index) for index in range(len(args))]
+        return first_tensor((block(*positional, **now),))
+
+    return replay
+
+
+def first_tensor(values: Iterable[Any]) -> Tensor:
+    """Return the first tensor of arguments or results, which for a block is the stream."""
+    for value in values:
+        if isinstance(value, Tensor):
+            return value
+        if isinstance(value, (tuple, list)):
+            return first_tensor(value)
+    raise ProjectionError(
+        "a part of the ancestor is not called with tensors: pass a model of timm, torchvision or "
+        "transformers"
+    )
+
+
+def _like(value: Any, like: Tensor) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    return value.to(like) if value.is_floating_point() else value.to(like.device)
+
+
+def _open(module: nn.Module) -> nn.Module:
+    """Return a module whose attention calls its output projection, where torch's own does not."""
+    for name, child in list(module.named_modules()):
+        if isinstance(child, nn.MultiheadAttention):
+            parent, _, last = name.rpartition(".")
+            setattr(module.get_submodule(parent), last, _Attention(child))
+    return module
+
+
+class _Attention(nn.Module):
+    """torch's self-attention in the open: the same parameters under the same names."""
+
+    def __init__(self, closed: nn.MultiheadAttention) -> None:
+        super().__init__()
+        self.in_proj_weight, self.in_proj_bias = closed.in_proj_weight, closed.in_proj_bias
+        self.out_proj, self.heads = closed.out_proj, closed.num_heads
+        self.batch_first = closed.batch_first
+
+    def forward(self, query: Tensor, *_: Any, **options: Any) -> tuple[Tensor, None]:
+        if any(options.get(mask) is not None for mask in ("attn_mask", "key_padding_mask")):
+            raise ProjectionError("the ancestor masks its attention: use a model of timm")
+        x = query if self.batch_first else query.transpose(0, 1)
+        packed = functional.linear(x, self.in_proj_weight, self.in_proj_bias)
+        q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in packed.chunk(3, -1))
+        x = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        x = self.out_proj(x)
+        return (x if self.batch_first else x.transpose(0, 1)), None
+
+
+@contextmanager
+def captured(model: nn.Module, seen: Anatomy | None = None) -> Iterator[list[Tensor]]:
+    """Collect what the classifier of ``model`` reads in each forward inside the block.
+
+    That is the final class token, the pooled patches, or every token of a text, after the final
+    norm. A model without a classifier, or whose classifier is its embedding, returns it itself.
+
+    Args:
+        model: of any library that the anatomy explains.
+        seen: its anatomy; None reads it.
+
+    Yields:
+        The features ``[B, d]`` of each forward, of texts ``[B * T, d]``.
+    """
+    found: list[Tensor] = []
+    head = (seen or anatomy(model)).outside.get("head.weight")
+
+    def result(_: nn.Module, given: Any, out: Any) -> None:
+        out = out if isinstance(out, Tensor) else out.last_hidden_state
+        found.append(out.flatten(0, -2))
+
+    def argument(_: nn.Module, given: tuple[Tensor, ...]) -> None:
+        found.append(given[0].flatten(0, -2))
+
+    if head is None:
+        # a language model of transformers: what lies under its head
+        handle = getattr(model, "base_model", model).register_forward_hook(result)
+    else:
+        module = model.get_submodule(head.spec.name.rpartition(".")[0])
+        handle = module.register_forward_pre_hook(argument)
+    try:
+        yield found
+    finally:
+        handle.remove()

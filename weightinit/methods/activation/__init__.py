@@ -1,0 +1,1 @@
+"""The activation-aware method: weights fitted to what the ancestor computes."""

@@ -1,0 +1,95 @@
+"""What reads the stream after the blocks, fitted to read a smaller one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from weightinit.anatomy import Anatomy, Piece
+from weightinit.inherit.running import Running, exact, watching
+from weightinit.methods.activation.blocks import Values, absorbed
+from weightinit.methods.activation.leastsquares import Moments
+from weightinit.methods.activation.stream import Stream
+
+__all__ = ["FINAL", "READS", "fit_head", "readers"]
+
+#: Outside the blocks: the norms after them, and what reads the stream then.
+FINAL = re.compile(r"(norm|fc_norm)\.(weight|bias)")
+READS = re.compile(r"(head|head_dist|pre_logits|pool\.fc)\.(weight|bias)")
+
+
+def readers(old: Anatomy, new: Anatomy) -> dict[str, Piece]:
+    """Return the ancestor's matrices that read the stream after the blocks, in the target too."""
+    return {
+        role: piece
+        for role, piece in old.outside.items()
+        if READS.fullmatch(role)
+        and piece.axes[1:] == (("d",),)
+        and not piece.spec.tied
+        and role in new.outside
+        and new.outside[role].size[0] == piece.size[0]
+    }
+
+
+@torch.no_grad()
+def fit_head(
+    running: Running,
+    target: Anatomy,
+    stream: Stream,
+    features: Mapping[str, Sequence[Tensor]],
+    after: Sequence[Tensor],
+    *,
+    ridge: float,
+) -> tuple[Values, Tensor]:
+    """Return what reads the stream after the blocks, and the bias of the norm before it.
+
+    What heads are given is regressed on what the target's are given, whatever pools the tokens in
+    between, and their matrices are multiplied by the result. The norm's gain becomes 1.
+
+    Args:
+        running: the ancestor's copy, whose final norms are overwritten.
+        target: anatomy of the target.
+        stream: of the target in the ancestor's.
+        features: what each of :func:`readers` was given, one a batch ``[..., d]``.
+        after: the target's stream after the blocks in the ancestor's terms, one a batch.
+        ridge: of the regressions.
+    """
+    outside = running.anatomy.outside
+    found = {role: outside[role] for role in features}
+    gain = torch.ones_like(stream.write[0])
+    for role, piece in outside.items():
+        if FINAL.fullmatch(role):
+            part, scales = running.part(piece), role.endswith("weight")
+            gain = exact(part).clone() if scales else gain
+            part.fill_(float(scales))
+    moments = {role: Moments() for role in found}
+
+    def see(role: str, number: int, x: Tensor) -> None:
+        moments[role].add(exact(x) @ stream.write.T, exact(features[role][number]))
+
+    for number, x in enumerate(after):
+        watched = {
+            running.owner(piece): lambda x, role=role, number=number: see(role, number, x)
+            for role, piece in found.items()
+        }
+        with watching(watched):
+            running.resume(number, x)
+    values: Values = {}
+    bare: list[tuple[Tensor, Tensor]] = []
+    for role, piece in found.items():
+        bias = role.removesuffix("weight") + "bias"
+        weight, offset = moments[role].fit(gain[:, None] * stream.read, ridge=ridge)
+        matrix = exact(running.part(piece))
+        values[role], missing = matrix @ weight, matrix @ offset
+        if bias in outside.keys() & target.outside.keys():
+            values[bias] = missing + exact(running.part(outside[bias]))
+        else:
+            bare.append((values[role], missing))
+    shift = absorbed(bare, stream)
+    for role in found:
+        if (bias := role.removesuffix("weight") + "bias") in values:
+            values[bias] = values[bias] - values[role] @ shift
+    return {role: running.check(value).cpu() for role, value in values.items()}, shift.cpu()

@@ -1,0 +1,279 @@
+"""Activation-aware projection: a smaller network that does on a few batches what its ancestor does.
+
+Ours. No training, no labels: principal directions of the residual stream (as in SliceGPT, Ashkboos
+et al., https://arxiv.org/abs/2401.15024), one matrix for all blocks here, and least squares.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from weightinit.anatomy import Anatomy
+from weightinit.anatomy.layout import along
+from weightinit.errors import ProjectionError
+from weightinit.inherit.depth import Mix
+from weightinit.inherit.outside import Axis
+from weightinit.inherit.running import Runnable, Running, exact, watching
+from weightinit.inherit.tables import TABLES
+from weightinit.inherit.transfer import Place, Transfer, transfer_recipes
+from weightinit.methods.activation.blocks import Blocks, Values
+from weightinit.methods.activation.head import FINAL, READS, fit_head, readers
+from weightinit.methods.activation.stream import Stream, centres, groups_of, normalise, principal
+from weightinit.methods.subcloning import shrinking
+from weightinit.plan import Recipe
+
+__all__ = ["ActivationAware", "suits"]
+
+#: What a block must hold, and what it may.
+NEEDED = {f"{role}.weight" for role in ("norm1", "norm2", "attn.proj", "mlp.fc1", "mlp.fc2")}
+KNOWN = re.compile(r"norm[12]\..*|ls[12]|attn\..*|mlp\.(fc1|up|fc2|norm)\..*")
+#: Outside the blocks: what may write the stream.
+WRITES = re.compile(r"(patch|stem\.(proj|\d+\.conv))\.(weight|bias)|pos(\..*)?|token\..*|embed\..*")
+
+
+@dataclass(frozen=True)
+class ActivationAware:
+    """Fit the target to what the ancestor does on a few unlabelled batches, in closed form.
+
+    The residual stream is projected onto its principal directions, by one matrix P for all blocks;
+    heads and neurons are kept by how much of their block's output they explain; neighbouring blocks
+    become one where the stream changes least; and all that reads and writes the stream is repaired
+    by ridge regression, block after block, on what the smaller network itself computes
+    (:class:`~weightinit.methods.activation.blocks.Blocks`). Gains, biases and layer scales end up
+    in the matrices beside them. At full size the function is the ancestor's.
+
+    Needs ``calibration=``: 5 to 20 batches of 128 images do, several times as many samples (of
+    images, for the head) as the ancestor has channels. It holds the stream of all of them some five
+    times: batches x tokens x embed_dim x 20 bytes, and runs about ten forward passes. For blocks
+    with a norm before attention and MLP.
+
+    Args:
+        ridge: of the regressions, relative to the mean variance of what is regressed on.
+
+    Raises:
+        ProjectionError: if ``ridge`` is not positive.
+
+    Examples:
+        >>> import timm, torch, weightinit as wi
+        >>> old, new = (
+        ...     timm.create_model("vit_tiny_patch16_224", depth=n, embed_dim=d, num_heads=d // 32,
+        ...                       img_size=32, num_classes=5) for n, d in ((4, 96), (3, 64)))
+        >>> batches = [torch.randn(8, 3, 32, 32) for _ in range(5)]
+        >>> wi.project_from(old, new, method=ActivationAware(), calibration=batches) is new
+        True
+    """
+
+    ridge: float = 1e-2
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if not self.ridge > 0:
+            raise ProjectionError(f"ridge={self.ridge}: pass a positive number, such as 1e-2")
+
+    def recipes(
+        self,
+        source: Runnable,
+        target: Anatomy,
+        *,
+        seed: int = 0,
+        calibration: Iterable[Any] | None = None,
+    ) -> list[Recipe]:
+        """Return a recipe for every parameter of a target that is no larger on any axis.
+
+        Raises:
+            ProjectionError: if it is larger, if the blocks are of another kind, or if there is no
+                calibration.
+        """
+        old = source.anatomy
+        shrinking(old, target, "activation-aware projection")
+        _check(old, target)
+        found = _Shrinking(Running(source, calibration), target, self.ridge).found()
+        narrower = old.sizes["d"] != target.sizes["d"]
+        read, write = found.stream.read.T.cpu(), found.stream.write.cpu()
+
+        def axes(label: str, place: Place) -> Axis | None:
+            if label != "d":
+                return None
+            if found.shift is not None and FINAL.fullmatch(place.role):
+                return Axis(_constant(found.shift), read, _constant(torch.ones_like(found.shift)))
+            return Axis(_cast(write), _cast(read)) if narrower else None
+
+        depth: list[Mix] = [((group[0], 1.0),) for group in found.groups]
+        transfer = Transfer(axes, depth, "principal directions")
+        values = {piece.spec.name: ("", found.head) for piece in target.outside.values()}
+        for group, block, part in zip(found.groups, target.blocks, found.blocks, strict=True):
+            text = f" of block{'s' * (len(group) > 1)} {', '.join(map(str, group))}"
+            values |= {piece.spec.name: (text, part) for piece in block.values()}
+        return [
+            _fitted(recipe, target, *values[recipe.spec.name])
+            for recipe in transfer_recipes(source, target, transfer, seed=seed)
+        ]
+
+
+def _constant(values: Tensor) -> Callable[[Tensor, int], Tensor]:
+    return lambda tensor, _: values.to(tensor)
+
+
+def _cast(matrix: Tensor) -> Callable[[Tensor, int], Tensor]:
+    return lambda tensor, dim: along(tensor, dim, matrix.to(tensor))
+
+
+def _fitted(recipe: Recipe, target: Anatomy, where: str, values: Values) -> Recipe:
+    """Return the recipe of a parameter whose values were found, or else its own."""
+    spec, before = recipe.spec, recipe.fill
+    known = [role for role in spec.parts if role in values]
+    if not known:
+        return recipe
+
+    def fill(out: Tensor) -> None:
+        if before is not None and len(known) < len(spec.parts):  # a bias of keys alone, say
+            before(out)
+        for role in known:
+            target.split(spec, out)[role].copy_(values[role])
+
+    text = f"{', '.join(known)}{where} (fitted on calibration batches)"
+    return replace(recipe, action="written", source=text, fill=fill)
+
+
+def suits(old: Anatomy, new: Anatomy) -> bool:
+    """Whether the blocks are of a kind that can be fitted, and heads and tables keep their size."""
+    try:
+        _check(old, new)
+    except ProjectionError:
+        return False
+    shared = any(
+        "e" in axis for block in old.blocks for piece in block.values() for axis in piece.axes
+    )
+    # Tables of relative positions are neither resampled nor, where all blocks share one, chosen.
+    tables = any(TABLES.fullmatch(role) for role in (*old.blocks[0], *old.outside))
+    same = old.traits.get("grid") == new.traits.get("grid")
+    alike = same and ("rel_pos.table" not in old.outside or old.sizes["h"] == new.sizes["h"])
+    return old.sizes["k"] == new.sizes["k"] and not shared and (alike or not tables)
+
+
+def _check(old: Anatomy, new: Anatomy) -> None:
+    """Raise ProjectionError if blocks or stream are of a kind that P cannot be put into."""
+    roles = {role for block in (*old.blocks, *new.blocks) for role in block}
+    wrong = sorted(role for role in roles if not KNOWN.fullmatch(role))
+    wrong += [f"no {role}" for role in sorted(NEEDED - roles)]
+    wrong += sorted({stack for stack, _ in (*old.extra_blocks, *new.extra_blocks)})
+    if old.traits.get("post_norm"):
+        wrong.append("norms after attention and MLP")
+    if wrong:
+        raise ProjectionError(
+            f"activation-aware projection needs blocks with a norm before attention and before the "
+            f"MLP, and these have {', '.join(wrong)}: use method='subcloning'"
+        )
+    if old.sizes["d"] == new.sizes["d"]:
+        return
+    kinds = (WRITES, FINAL, READS)
+    wrong = [
+        role
+        for role, piece in old.outside.items()
+        if any("d" in axis for axis in piece.axes)
+        and not any(kind.fullmatch(role) for kind in kinds)
+    ] + [f"tied {role}" for role, piece in old.outside.items() if piece.spec.tied]
+    if wrong:
+        raise ProjectionError(
+            f"{', '.join(wrong)} cannot follow a rotation of the stream's channels: keep embed_dim "
+            f"= {old.sizes['d']}, or use method='subcloning'"
+        )
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What was found on the batches.
+
+    Args:
+        stream: of the target in the ancestor's.
+        groups: of the ancestor's blocks, one a block of the target.
+        blocks: values of each.
+        head: of what reads the stream after the blocks.
+        shift: what becomes of the final norm's bias, its gain being 1; None leaves it alone.
+    """
+
+    stream: Stream
+    groups: list[list[int]]
+    blocks: list[Values]
+    head: Values
+    shift: Tensor | None
+
+
+class _Shrinking:
+    def __init__(self, running: Running, target: Anatomy, ridge: float) -> None:
+        self.running, self.target, self.ridge = running, target, ridge
+        self.old = running.anatomy
+        self.readers = readers(self.old, target)
+        self.features: dict[str, list[Tensor]] = {role: [] for role in self.readers}
+
+    @torch.no_grad()
+    def found(self) -> _Found:
+        """Return all that a target is made of."""
+        running, width, depth = self.running, self.target.sizes["d"], self.target.depth
+        norm = running.owner(self.old.blocks[0]["norm1.weight"])
+        moment, similarity = self._look(-(-self.old.depth // depth))
+        stream = principal(running.check(moment), width, centred=centres(norm))
+        groups = groups_of(similarity, depth)
+        blocks = Blocks(running, self.target, stream, self.calls, self.ridge)
+        values, after = blocks.shrink(groups, self.streams)
+        if not self.readers and width == self.old.sizes["d"]:
+            return _Found(stream, groups, values, {}, None)
+        head, shift = fit_head(running, self.target, stream, self.features, after, ridge=self.ridge)
+        return _Found(stream, groups, values, head, shift)
+
+    def _look(self, most: int) -> tuple[Tensor, Tensor]:
+        """Run the ancestor; return the stream's second moments and its similarity over depth.
+
+        Args:
+            most: how many neighbouring blocks to compare.
+        """
+        running, depth = self.running, self.old.depth
+        moment = torch.zeros((), dtype=torch.float64)
+        similarity = torch.eye(depth, dtype=torch.float64)
+        recent: list[Tensor] = []
+        tokens = 0
+        self.calls, self.streams = [], []
+
+        def see(norm: nn.Module, index: int | None, x: Tensor) -> None:
+            nonlocal moment, tokens
+            z = normalise(exact(x), norm).flatten(0, -2)
+            moment = moment.to(z) + z.T @ z
+            if index is None:
+                return
+            tokens += len(z) * (index == 0)
+            recent[:] = [z, *recent[: most - 1]] if index else [z]
+            for back, other in enumerate(recent[1:], 1):
+                similarity[index - back, index] += float((z * other).sum()) / z.shape[-1]
+
+        norms = {
+            running.owner(block[f"{norm}.weight"]): index if norm == "norm1" else None
+            for index, block in enumerate(self.old.blocks)
+            for norm in ("norm1", "norm2")
+        }
+        for role, piece in self.old.outside.items():
+            if FINAL.fullmatch(role):
+                norms[running.owner(piece)] = None
+        watched: dict[nn.Module, Callable[[Tensor], None]] = {
+            norm: partial(see, norm, index) for norm, index in norms.items()
+        }
+        for role, piece in self.readers.items():
+            watched[running.owner(piece)] = self.features[role].append
+        for number in range(len(running.calls)):
+            with watching(watched):
+                stream, calls = running.trace(number)
+            self.streams.append(stream)
+            self.calls.append(calls)
+        if tokens < len(moment):
+            raise ProjectionError(
+                f"calibration= holds {tokens} tokens, and the stream has {len(moment)} channels: "
+                "pass more batches, several times as many tokens as channels"
+            )
+        similarity += torch.triu(similarity, 1) * (1 / tokens - 1)
+        return moment, similarity

@@ -1,0 +1,1 @@
+"""FINE: factorised weights whose diagonal is learned."""

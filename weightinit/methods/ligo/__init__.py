@@ -1,0 +1,1 @@
+"""LiGO: growth operators that are learned."""

@@ -1,0 +1,255 @@
+"""LiGO: a larger network by a linear operator, factored into depth and width, that can be trained.
+
+Wang et al., "Learning to Grow Pretrained Models for Efficient Transformer Training", ICLR 2023,
+https://arxiv.org/abs/2303.00980 (Eq. 8): W'_l = B (sum_j w_lj W_j) A^T for every module.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from weightinit.anatomy import Anatomy, ParamSpec, Piece
+from weightinit.errors import BundleError, ProjectionError
+from weightinit.inherit.transfer import Source, Transfer, transfer_recipes
+from weightinit.methods.ligo.operator import (
+    DEPTH_INITS,
+    WIDTH_INITS,
+    Level,
+    draw_operator,
+    levels,
+    operator_axes,
+    operator_shapes,
+)
+from weightinit.plan import Recipe
+
+__all__ = ["LiGO", "Mixed"]
+
+FORMAT = "weightinit-ligo-1"
+
+
+@dataclass(frozen=True)
+class LiGO:
+    """Options of LiGO, and the operator once it is trained.
+
+    Every expansion matrix is [I; C]: the old channels stay, and those added are mixtures of all of
+    them, across heads too. Nothing is preserved; what the method is worth comes from training the
+    operator for a hundred steps, with :func:`weightinit.fit_ligo`. It only grows.
+
+    Args:
+        depth_init: how the weights of the ancestor's blocks start: ``"stackbert"`` (one-hot at l
+            mod L), ``"interlace"`` (one-hot at l L / L'; the published code has l // 2, which is
+            the same for twice the depth), either with ``"_noisy"``, ``"rand"`` or
+            ``"rand_softmax"``.
+        width_init: how the rows of C start: ``"rand"`` (uniform, summing to 1), ``"rand_softmax"``,
+            ``"sel"`` (one-hot at random) or ``"sel_noisy"``.
+        tied: one matrix for the residual stream, and for each layer one for q, k, v and the MLP, as
+            published; False gives every module its own.
+        operator: by the names of :func:`weightinit.methods.ligo.operator.operator_shapes`; None is
+            drawn.
+        noise: upper end of the uniform noise of the ``noisy`` schemes.
+
+    Raises:
+        ProjectionError: if a scheme is unknown.
+
+    Examples:
+        >>> import timm, weightinit as wi
+        >>> from weightinit.methods.ligo.method import LiGO
+        >>> old, new = (
+        ...     timm.create_model("vit_tiny_patch16_224", depth=n, embed_dim=32 * n, num_heads=n)
+        ...     for n in (2, 3))
+        >>> wi.project_from(old, new, method=LiGO(width_init="sel")) is new
+        True
+    """
+
+    depth_init: str = "stackbert_noisy"
+    width_init: str = "rand"
+    tied: bool = True
+    operator: Mapping[str, Tensor] | None = field(default=None, repr=False, compare=False)
+    noise: float = 0.03
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        for name, allowed in (("depth_init", DEPTH_INITS), ("width_init", WIDTH_INITS)):
+            if getattr(self, name) not in allowed:
+                raise ProjectionError(f"{name}={getattr(self, name)!r}: use one of {allowed}")
+
+    def start(self, ancestor: Anatomy, target: Anatomy, *, seed: int = 0) -> LiGO:
+        """Return these options with an operator between two models: the one it holds, or drawn.
+
+        Raises:
+            ProjectionError: if the target is smaller in any way, or the operator held is of
+                another pair of models.
+        """
+        if self.operator is None:
+            drawn = draw_operator(
+                ancestor, target, self.depth_init, self.width_init,
+                tied=self.tied, noise=self.noise, seed=seed,
+            )  # fmt: skip
+            return replace(self, operator=drawn)
+        wanted = operator_shapes(ancestor, target, tied=self.tied)
+        given = {name: tuple(value.shape) for name, value in self.operator.items()}
+        wrong = sorted(n for n in wanted.keys() | given if wanted.get(n) != given.get(n))
+        if wrong:
+            raise ProjectionError(
+                f"the operator is of another pair of models: {wrong[0]} and {len(wrong) - 1} more "
+                f"differ (it has {given.get(wrong[0])} there, and {wanted.get(wrong[0])} is "
+                "needed). Train one for this pair with weightinit.fit_ligo"
+            )
+        return self
+
+    def recipes(
+        self, source: Source, target: Anatomy, *, seed: int = 0, calibration: object = None
+    ) -> list[Recipe]:
+        """Return a recipe for every parameter of a target that is no smaller in any way."""
+        return self.start(source.anatomy, target, seed=seed).grown(source, target, seed=seed)
+
+    def grown(
+        self, source: Source, target: Anatomy, *, seed: int = 0, held: Mixed | None = None
+    ) -> list[Recipe]:
+        """Return the recipes of the operator that is held.
+
+        Args:
+            source: of the weights.
+            target: anatomy of the target.
+            seed: of what is fresh by rule.
+            held: a source mixed before; None mixes it as it is read.
+        """
+        operator = self.operator or {}
+        mixed = held or Mixed(source, target, operator)
+        transfer = Transfer(
+            operator_axes(operator, target, tied=self.tied),
+            [((index, 1.0),) for index in range(target.depth)],
+            "LiGO",
+        )
+        blocks = {piece.spec.name for block in target.blocks for piece in block.values()}
+        return [
+            replace(recipe, source=f"{recipe.spec.role} of all blocks, mixed and widened (LiGO)")
+            if recipe.spec.name in blocks and recipe.action == "written"
+            else recipe
+            for recipe in transfer_recipes(mixed, target, transfer, seed=seed)
+        ]
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the options and the operator into a safetensors file, whole or not at all.
+
+        Raises:
+            ProjectionError: if no operator is held.
+            BundleError: if the file cannot be written.
+        """
+        from safetensors.torch import save_file
+
+        if self.operator is None:
+            raise ProjectionError("there is no operator to save: train one with fit_ligo")
+        file = Path(path)
+        options = {
+            "format": FORMAT, "depth_init": self.depth_init, "width_init": self.width_init,
+            "tied": str(self.tied), "noise": repr(self.noise),
+        }  # fmt: skip
+        tensors = {k: v.detach().cpu().contiguous() for k, v in self.operator.items()}
+        try:
+            with tempfile.TemporaryDirectory(prefix=".saving-", dir=file.parent) as folder:
+                save_file(tensors, Path(folder, file.name), options)
+                Path(folder, file.name).replace(file)
+        except OSError as error:
+            raise BundleError(
+                f"cannot save the operator to {file} ({error}): choose a place that can be "
+                "written to"
+            ) from error
+        return file
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> LiGO:
+        """Return the options and the operator of a file that :meth:`save` wrote.
+
+        Raises:
+            BundleError: if it is not such a file.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, "pt") as file:
+                told = file.metadata() or {}
+                operator = {name: file.get_tensor(name) for name in file.keys()}
+            if told.get("format") != FORMAT:
+                raise ValueError(f"its format is {told.get('format')!r}")
+            tied, noise = {"True": True, "False": False}[told["tied"]], float(told["noise"])
+            return cls(told["depth_init"], told["width_init"], tied, operator, noise)
+        except (OSError, SafetensorError, KeyError, ValueError, ProjectionError) as error:
+            raise BundleError(
+                f"{path} holds no LiGO operator ({error}): pass a file that LiGO.save wrote"
+            ) from error
+
+
+class Mixed:
+    """An ancestor as deep as a target, each block a mixture of its own: LiGO's depth operator.
+
+    Args:
+        source: of the weights.
+        target: anatomy of the target.
+        operator: holds ``depth.<block>.<role>``; read whenever a part is asked for.
+        device: where parts are mixed and returned; None is where they are.
+        hold: whether to keep the ancestor's tensors once they are read, for training.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        target: Anatomy,
+        operator: Mapping[str, Tensor],
+        *,
+        device: torch.device | None = None,
+        hold: bool = False,
+    ) -> None:
+        self._source, self._operator = source, operator
+        self._levels = levels(source.anatomy, target)
+        self._device, self._held = device, ({} if hold else None)
+        #: Of the ancestor, with as many blocks as the target has.
+        self.anatomy = self._deepened(source.anatomy)
+
+    def _deepened(self, old: Anatomy) -> Anatomy:
+        stacks = [_stack(old, level) for level in self._levels]
+        specs = [spec for spec in old.specs if spec.stack not in stacks]
+        for block, (stack, level) in enumerate(zip(stacks, self._levels, strict=True)):
+            like: dict[str, ParamSpec] = {}
+            for spec in old.specs:
+                if spec.stack == stack:
+                    like.setdefault(spec.role, spec)
+            specs += [
+                replace(spec, name=f"{block}/{spec.name}", key=f"{block}/{spec.key}", tied=(),
+                        block=level.index)
+                for spec in like.values()
+            ]  # fmt: skip
+        return replace(old, specs=tuple(specs), depth=len(self._levels))
+
+    def part(self, piece: Piece) -> Tensor:
+        """Return a canonical part of the mixture; it has a gradient where the operator has one."""
+        block, _, name = piece.spec.name.partition("/")
+        if not name:
+            return self._keep((piece.spec.name, piece.role), lambda: self._source.part(piece))
+        level = self._levels[int(block)]
+        theirs = self._source.anatomy.blocks[level.first : level.first + level.old]
+        chosen = [i for i, other in enumerate(theirs) if piece.role in other]
+        stacked = self._keep(
+            (level.first, piece.role),
+            lambda: torch.stack([self._source.part(theirs[i][piece.role]) for i in chosen]),
+        )
+        weights = self._operator[f"depth.{block}.{piece.role}"].to(stacked)
+        return torch.tensordot(weights[chosen], stacked, 1)
+
+    def _keep(self, key: tuple[object, ...], read: Callable[[], Tensor]) -> Tensor:
+        if self._held is None:
+            return read().to(self._device)
+        if key not in self._held:
+            self._held[key] = read().detach().to(self._device)
+        return self._held[key]
+
+
+def _stack(old: Anatomy, level: Level) -> str:
+    return next(iter(old.blocks[level.first].values())).spec.stack

@@ -1,0 +1,258 @@
+"""LiGO's operator: its expansion matrices and depth weights, how they are tied, how they start.
+
+Wang et al., "Learning to Grow Pretrained Models for Efficient Transformer Training", ICLR 2023,
+https://arxiv.org/abs/2303.00980, as its published code ties and draws them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from weightinit.anatomy import Anatomy, Piece
+from weightinit.anatomy.layout import Op
+from weightinit.errors import ProjectionError
+from weightinit.inherit.fresh import sub_generator
+from weightinit.inherit.outside import Axis
+from weightinit.inherit.transfer import Axes, Place, side
+
+__all__ = [
+    "DEPTH_INITS",
+    "WIDTH_INITS",
+    "Level",
+    "draw_operator",
+    "expand",
+    "levels",
+    "operator_axes",
+    "operator_shapes",
+]
+
+DEPTH_INITS = (
+    "rand", "rand_softmax", "stackbert", "stackbert_noisy", "interlace", "interlace_noisy",
+)  # fmt: skip
+WIDTH_INITS = ("rand", "rand_softmax", "sel", "sel_noisy")
+#: First letters of the labels that may grow; of them, those of one map for all layers.
+GROWING, STREAMS = "dhkmez", "dz"
+
+
+@dataclass(frozen=True)
+class Level:
+    """One block of a target among those of its stage.
+
+    Args:
+        first: index of the ancestor's first block of that stage.
+        old: how many blocks the ancestor's stage has.
+        index: of the block within the target's stage.
+        new: how many blocks the target's stage has.
+    """
+
+    first: int
+    old: int
+    index: int
+    new: int
+
+
+def levels(old: Anatomy, new: Anatomy) -> list[Level]:
+    """Return the level of every block of a target.
+
+    Raises:
+        ProjectionError: if the two have other numbers of stages, or a stage is to become shallower.
+    """
+    before, after = [
+        [next(iter(b.values())).spec.stack for b in seen.blocks] for seen in (old, new)
+    ]
+    counts = [[stacks.count(s) for s in dict.fromkeys(stacks)] for stacks in (before, after)]
+    if len(counts[0]) != len(counts[1]) or any(a > b for a, b in zip(*counts, strict=True)):
+        raise ProjectionError(
+            f"LiGO only grows, and the ancestor's stages of {counts[0]} blocks cannot become "
+            f"{counts[1]}: use method='weight_selection' or 'auto', which shrink"
+        )
+    found, first = [], 0
+    for was, is_now in zip(*counts, strict=True):
+        found += [Level(first, was, index, is_now) for index in range(is_now)]
+        first += was
+    return found
+
+
+def expand(tensor: Tensor, dim: int, added: Tensor) -> Tensor:
+    """Return x -> [I; C] x along one axis of a tensor: the old channels, and mixtures of them.
+
+    Args:
+        tensor: of any shape, ``n`` long along ``dim``.
+        dim: of the axis.
+        added: C, ``[more, n]``.
+
+    Examples:
+        >>> expand(torch.tensor([1.0, 2.0]), 0, torch.tensor([[0.5, 0.5]]))
+        tensor([1.0000, 2.0000, 1.5000])
+    """
+    mixed = tensor.movedim(dim, -1) @ added.to(tensor).T
+    return torch.cat([tensor, mixed.movedim(-1, dim)], dim)
+
+
+def operator_shapes(old: Anatomy, new: Anatomy, *, tied: bool = True) -> dict[str, tuple[int, ...]]:
+    """Return the name and shape of everything that an operator between two models holds.
+
+    ``width.*`` are matrices C ``[added, old]`` of [I; C], ``depth.<block>.<role>`` vectors
+    ``[ancestor's blocks]``, one a parameter: weights and biases have their own.
+
+    Args:
+        old: anatomy of the ancestor.
+        new: of the target.
+        tied: one matrix for the residual stream of all layers (and one for the classifier's
+            transformation), and for each layer one for q, for k, for v with what reads it, and for
+            the hidden axis of the MLP. Otherwise every module has its own on either side.
+
+    Raises:
+        ProjectionError: if the target is smaller along an axis or in depth.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    name = _Names(new, tied)
+    smaller: dict[str, None] = {}
+
+    def widths(piece: Piece, before: Sequence[int], block: int) -> None:
+        lengths = zip(piece.axes, before, piece.size, strict=True)
+        for dim, (labels, was, length) in enumerate(lengths):
+            label = " ".join(labels)
+            if was == length or label[0] not in GROWING:
+                continue
+            if length < was:
+                smaller[f"{label} {was} -> {length}"] = None
+            where = name(label, piece.role, block, side(piece.role, dim, len(piece.size)))
+            shapes[where] = (length - was, was)
+
+    for block, (level, pieces) in enumerate(zip(levels(old, new), new.blocks, strict=True)):
+        theirs = old.blocks[level.first : level.first + level.old]
+        for role, piece in pieces.items():
+            own = next((b[role] for b in theirs if role in b), None)
+            if own is not None:
+                shapes[f"depth.{block}.{role}"] = (level.old,)
+                widths(piece, own.size, block)
+    extra = {(stack, role): p for stack, block in old.extra_blocks for role, p in block.items()}
+    for stack, pieces in new.extra_blocks:
+        for role, piece in pieces.items():
+            if (stack, role) in extra:
+                widths(piece, extra[stack, role].size, -1)
+    for piece in new.outside.values():
+        # The ancestor may call it otherwise; its channels are those of the label all the same.
+        widths(piece, _lengths(piece, old), -1)
+    if smaller:
+        raise ProjectionError(
+            f"LiGO only grows, and the target is smaller in {', '.join(smaller)}: use "
+            "method='weight_selection' or 'auto', which shrink"
+        )
+    return shapes
+
+
+def _lengths(piece: Piece, old: Anatomy) -> list[int]:
+    """Return the lengths of a piece's axes in the ancestor; its own where that lacks the label."""
+    return [
+        math.prod(old.sizes[label] for label in labels) if old.sizes.keys() >= set(labels) else size
+        for labels, size in zip(piece.axes, piece.size, strict=True)
+    ]
+
+
+class _Names:
+    """Which matrix acts along an axis of a parameter: the tying."""
+
+    def __init__(self, target: Anatomy, tied: bool) -> None:
+        self.tied = tied
+        # A head that shares the embedding's weights reads the residual stream's channels.
+        self.transformed = {"pre_logits.weight", "head.weight"} <= target.outside.keys()
+
+    def __call__(self, label: str, role: str, block: int, of: str) -> str:
+        """Return a name; ``of`` is ``"rows"``, ``"gain"`` or ``"columns"``, see :func:`side`."""
+        module = role.removesuffix(".weight").removesuffix(".bias")
+        layer = f"{block}." if block >= 0 else ""
+        if not self.tied:
+            return f"width.{layer}{module}.{'in' if of == 'columns' else 'out'}:{label}"
+        if label[0] in STREAMS:
+            classifier = role == "head.weight" or (
+                role.startswith("pre_logits") and of != "columns"
+            )
+            return "width.head" if label == "d" and classifier and self.transformed else (
+                f"width.{label}"
+            )  # fmt: skip
+        branch, _, part = module.rpartition(".")
+        if " " not in label:
+            return f"width.{layer}{branch}:{label}"
+        # What follows the values, their projection first, reads them as they were made.
+        part = part if part in ("q", "k") else "v"
+        return f"width.{layer}{branch}.{part}" + (":e" if label == "e k" else "")
+
+
+def operator_axes(operator: Mapping[str, Tensor], target: Anatomy, *, tied: bool) -> Axes:
+    """Return what an operator does along the axes of a target; it is read when it acts.
+
+    Args:
+        operator: by the names of :func:`operator_shapes`.
+        target: anatomy of the target.
+        tied: whether its matrices are.
+    """
+    name = _Names(target, tied)
+
+    def acting(where: str) -> Op:
+        return lambda tensor, dim: expand(tensor, dim, operator[where])
+
+    def axes(label: str, place: Place) -> Axis | None:
+        rows, columns = (name(label, place.role, place.target, of) for of in ("rows", "columns"))
+        if rows not in operator and columns not in operator:
+            return None
+        return Axis(acting(rows), acting(columns))
+
+    return axes
+
+
+def draw_operator(
+    old: Anatomy,
+    new: Anatomy,
+    depth_init: str,
+    width_init: str,
+    *,
+    tied: bool = True,
+    noise: float = 0.03,
+    seed: int = 0,
+) -> dict[str, Tensor]:
+    """Return an operator as the published code starts it, by name, in fp32.
+
+    Args:
+        old: anatomy of the ancestor.
+        new: of the target.
+        depth_init: one of :data:`DEPTH_INITS`.
+        width_init: one of :data:`WIDTH_INITS`.
+        tied: see :func:`operator_shapes`.
+        noise: upper end of the uniform noise of the ``noisy`` ones.
+        seed: of the draws.
+    """
+    places = levels(old, new)
+    operator = {}
+    for name, shape in operator_shapes(old, new, tied=tied).items():
+        generator = sub_generator(seed, f"ligo.{name}")
+        if name.startswith("width."):
+            chosen = torch.randint(shape[1], shape[:1], generator=generator)
+            operator[name] = _draw(width_init, shape, chosen, noise, generator)
+            continue
+        level = places[int(name.split(".")[1])]
+        index = level.index % level.old
+        if depth_init.startswith("interlace"):
+            index = level.index * level.old // level.new
+        value = _draw(depth_init, (1, *shape), torch.tensor([index]), noise, generator)
+        operator[name] = value[0] / value.sum()
+    return operator
+
+
+def _draw(
+    scheme: str, shape: tuple[int, ...], chosen: Tensor, noise: float, generator: torch.Generator
+) -> Tensor:
+    """Return rows that are one-hot at ``chosen``, with noise elsewhere, or random and sum to 1."""
+    drawn = torch.rand(shape, generator=generator)
+    if scheme == "rand_softmax":
+        return drawn.softmax(-1)
+    if scheme == "rand":
+        return drawn / drawn.sum(-1, keepdim=True)
+    drawn *= noise if scheme.endswith("noisy") else 0.0
+    return drawn.scatter_(-1, chosen[:, None], 1.0)

@@ -1,0 +1,1 @@
+"""Weight templates and scalers: WAVE and its special cases."""
