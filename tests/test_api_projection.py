@@ -6,7 +6,7 @@ import warnings
 import pytest
 import timm
 import torch
-from inherit import logits, randomise, small_vit
+from helpers.inherit import logits, randomise, small_vit
 from safetensors.torch import save_file
 
 import weightinit as wi

@@ -3,8 +3,8 @@
 import pytest
 import timm
 import torch
-from conftest import vit
-from hypernet_reference import hypernet, torchvision_vit
+from helpers.hypernet_reference import hypernet, torchvision_vit
+from helpers.models import vit
 
 import weightinit as wi
 from weightinit.ancestor.ancestor import Ancestor

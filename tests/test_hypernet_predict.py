@@ -3,8 +3,8 @@
 import pytest
 import timm
 import torch
-from conftest import vit
-from hypernet_reference import KINDS, hypernet, task_of, torchvision_vit
+from helpers.hypernet_reference import KINDS, hypernet, task_of, torchvision_vit
+from helpers.models import vit
 from torch.func import functional_call
 
 import weightinit as wi

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from conftest import vit
-from hypernet_reference import hypernet
+from helpers.hypernet_reference import hypernet
+from helpers.models import vit
 
 import weightinit as wi
 from weightinit.ancestor.ancestor import Ancestor

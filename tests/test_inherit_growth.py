@@ -1,9 +1,9 @@
 import pytest
 import timm
 import torch
+from helpers.inherit import Stub, fill, logits, narrow_eps, randomise, small_vit
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from inherit import Stub, fill, logits, narrow_eps, randomise, small_vit
 from timm.layers import RmsNorm, SwiGLUPacked
 from timm.models import beit, cait, deit, eva, vision_transformer, vision_transformer_relpos
 

@@ -1,5 +1,5 @@
 import torch
-from conftest import vit
+from helpers.models import vit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

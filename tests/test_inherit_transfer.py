@@ -1,7 +1,7 @@
 import pytest
 import timm
 import torch
-from inherit import Stub, fill, logits, randomise, small_vit
+from helpers.inherit import Stub, fill, logits, randomise, small_vit
 
 import weightinit as wi
 from weightinit.anatomy import anatomy

@@ -2,9 +2,9 @@ import math
 
 import pytest
 import torch
+from helpers.inherit import Stub, fill, logits, randomise, small_vit
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from inherit import Stub, fill, logits, randomise, small_vit
 from timm.layers import SwiGLU
 
 from weightinit.anatomy import anatomy

@@ -5,9 +5,9 @@ import pytest
 import timm
 import torch
 import torchvision
+from helpers.inherit import Stub, fill, logits, narrow_eps, randomise, small_vit
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from inherit import Stub, fill, logits, narrow_eps, randomise, small_vit
 from safetensors.torch import load_file
 from timm.layers import SwiGLU
 

@@ -1,7 +1,7 @@
 import pytest
 import timm
 import torch
-from conftest import state_hash, vit
+from helpers.models import state_hash, vit
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file

@@ -1,8 +1,8 @@
 import pytest
 import torch
+from helpers.inherit import Stub, fill, logits, small_vit
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from inherit import Stub, fill, logits, small_vit
 
 from weightinit.anatomy import anatomy
 from weightinit.errors import ProjectionError

@@ -3,7 +3,7 @@ import os
 import pytest
 import timm
 import torch
-from conftest import state_hash, vit
+from helpers.models import state_hash, vit
 from torch import nn
 
 import weightinit as wi
