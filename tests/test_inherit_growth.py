@@ -170,7 +170,7 @@ def test_no_architecture_is_promised_what_it_does_not_get(name, target):
             fill(new, old, method)
         except ProjectionError:
             continue
-        (note,) = method.notes(Stub(old), anatomy(new))
+        (note,) = method.plan(Stub(old), anatomy(new)).notes
         if "not lossless" not in note:
             narrow_eps(new, note)
             promised.add(type(method).__name__)

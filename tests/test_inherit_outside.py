@@ -42,7 +42,7 @@ def filled(source, target, role):
         return None
     out = torch.full(piece.size, float("nan"))
     with torch.no_grad():
-        how[1](out)
+        how.fill(out)
     return out
 
 
