@@ -12,11 +12,10 @@ from weightinit.anatomy import Anatomy
 from weightinit.files.bundle import Bundle
 from weightinit.files.config import BundleConfig
 from weightinit.files.locate import names
-from weightinit.inherit.outside import collect
 from weightinit.templates import checks
 from weightinit.templates.config import TemplateConfig
 
-__all__ = ["TemplateBundle", "as_bundle", "list_templates"]
+__all__ = ["TemplateBundle", "as_bundle", "fitted_index", "list_templates", "size_key"]
 
 
 class TemplateBundle(Bundle):
@@ -72,7 +71,7 @@ def as_bundle(
     anatomy: Anatomy,
     config: TemplateConfig,
     tensors: Mapping[str, Tensor],
-    parameters: Mapping[str, Tensor],
+    outside: Mapping[str, Tensor],
     *,
     depth: int,
     licence: str,
@@ -82,16 +81,16 @@ def as_bundle(
     """Return a bundle of templates, and of what a model has outside its blocks.
 
     Args:
-        anatomy: of the model.
-        config: of the templates.
+        anatomy: anatomy of the model.
+        config: the template set.
         tensors: ``templates.<kind>`` and ``scalers.<kind>``.
-        parameters: the model's by name; those of its blocks may be missing.
-        depth: of the auxiliary model.
+        outside: the model's tensors outside its blocks, by canonical role.
+        depth: number of blocks of the auxiliary model.
         licence: SPDX identifier.
-        provenance: of the training, plain JSON.
-        dtype: of the bundle's tensors.
+        provenance: provenance of the training, plain JSON.
+        dtype: dtype of the bundle's tensors.
     """
-    outside = {f"outside.{role}": v for role, v in collect(anatomy, parameters).items()}
+    named = {**tensors, **{f"outside.{role}": value for role, value in outside.items()}}
     return TemplateBundle(
         BundleConfig(
             kind="templates",
@@ -103,8 +102,22 @@ def as_bundle(
             traits={"family": anatomy.family, **anatomy.traits, "depths": (depth,)},
             provenance=dict(provenance),
         ),
-        {k: v.detach().cpu().to(dtype).clone() for k, v in {**tensors, **outside}.items()},
+        {name: value.detach().cpu().to(dtype).clone() for name, value in named.items()},
     )
+
+
+def size_key(anatomy: Anatomy) -> dict[str, int]:
+    """Return what tells two sizes apart for fitted scalers: depth, width, heads, MLP."""
+    return {"depth": anatomy.depth, **{label: anatomy.sizes[label] for label in "dhkm"}}
+
+
+def fitted_index(bundle: TemplateBundle, anatomy: Anatomy) -> int | None:
+    """Return which of the bundle's fitted scalers belong to a target's size, if any."""
+    key = size_key(anatomy)
+    for index, entry in enumerate(bundle.config.fitted):
+        if {"depth": entry["depth"], **entry["sizes"]} == key:
+            return index
+    return None
 
 
 def list_templates() -> list[str]:
