@@ -6,8 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from weightinit.anatomy import Anatomy
-from weightinit.inherit.depth import stages
+from weightinit.anatomy import Anatomy, Difference
 from weightinit.inherit.running import Runnable
 from weightinit.methods.activation.method import ActivationAware, suits
 from weightinit.methods.each import EachAxis
@@ -16,7 +15,7 @@ from weightinit.methods.lemon import LEMON
 from weightinit.methods.selection import WeightSelection
 from weightinit.plan import Inheritance
 
-__all__ = ["SELECTION", "Auto", "changes"]
+__all__ = ["SELECTION", "Auto"]
 
 #: How to shrink without data.
 SELECTION = WeightSelection(depth="first_last", rescale=True)
@@ -52,8 +51,9 @@ class Auto:
             new: anatomy of the target.
             calibration: the batches, if there are any.
         """
-        grows, shrinks = changes(old, new)
-        if grows and len(stages(new)) > 1:
+        difference = Difference(old, new)
+        grows, shrinks = bool(difference.grown), bool(difference.shrunk)
+        if grows and len(new.stages) > 1:
             return EachAxis()
         if grows and not shrinks:
             return LEMON()
@@ -79,16 +79,3 @@ class Auto:
         return Inheritance(
             planned.parts, [f"method 'auto' picked {chosen}{reason}", *planned.notes]
         )
-
-
-def changes(old: Anatomy, new: Anatomy) -> tuple[list[str], list[str]]:
-    """Return which axes grow and which shrink from one size to another."""
-    pairs = {
-        label: (old.sizes[label], size)
-        for label, size in new.sizes.items()
-        if label in old.sizes and label[0] in "dhkme"
-    } | {"depth": (old.depth, new.depth)}
-    return (
-        [label for label, (a, b) in pairs.items() if b > a],
-        [label for label, (a, b) in pairs.items() if b < a],
-    )
