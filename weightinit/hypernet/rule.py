@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from weightinit.anatomy import Anatomy, Piece
-from weightinit.anatomy.layout import along
 from weightinit.hypernet.decoders import LowRank
 from weightinit.hypernet.graph import Graph
 from weightinit.hypernet.network import Decoded, Hypernet, Pass, Weights
@@ -21,6 +20,7 @@ from weightinit.inherit.depth import mixes
 from weightinit.inherit.growth import followers
 from weightinit.inherit.running import Runnable
 from weightinit.inherit.transfer import Place, side
+from weightinit.init.operators import along
 from weightinit.methods.auto import SELECTION, Auto
 from weightinit.methods.each import EachAxis
 from weightinit.plan import Recipe

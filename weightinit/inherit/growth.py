@@ -15,7 +15,7 @@ from torch import Tensor
 
 from weightinit.anatomy import Anatomy, Piece
 from weightinit.errors import ProjectionError
-from weightinit.inherit.depth import Mix, mixes
+from weightinit.inherit.depth import Depth, Mix, followers, mixes
 from weightinit.inherit.tables import TABLES
 from weightinit.inherit.transfer import Place
 
@@ -44,6 +44,8 @@ class Growth:
         method: its name, for messages.
         old: anatomy of the ancestor.
         new: anatomy of the target.
+        depth: which blocks of the ancestor make those of the target; see :func:`followers`.
+        lossless: whether to refuse what the proofs do not know.
 
     Raises:
         ProjectionError: if an axis or the depth shrinks, or an axis changes that no rule grows.
@@ -57,8 +59,16 @@ class Growth:
         {'k': (64, 80), 'd': (192, 240), 'm': (768, 960)}
     """
 
-    def __init__(self, method: str, old: Anatomy, new: Anatomy) -> None:
-        self.method, self.old, self.new = method, old, new
+    def __init__(
+        self,
+        method: str,
+        old: Anatomy,
+        new: Anatomy,
+        *,
+        depth: Depth = followers,
+        lossless: bool = True,
+    ) -> None:
+        self.method, self.old, self.new, self._depth = method, old, new, depth
         before, after = sizes_of(old), sizes_of(new)
         pairs = {x: (before[x], after[x]) for x in after if x in before and x[0] in GROWING}
         smaller = [f"{x} {a} -> {b}" for x, (a, b) in pairs.items() if b < a]
@@ -78,7 +88,7 @@ class Growth:
                 if self._stuck(*pair) and not TABLES.fullmatch(pair[1].role)
             }
         )
-        if stuck:
+        if lossless and stuck:
             raise ProjectionError(
                 f"{method} has no rule for {', '.join(stuck)}: give the target the ancestor's "
                 "size there"
@@ -98,15 +108,15 @@ class Growth:
         before, after = h // e, more_h // more_e
         if after < before:
             raise ProjectionError(
-                f"each key-value head serves {before} heads of the ancestor and {after} of the "
-                "target: give the target more heads, or fewer key-value heads"
+                f"each key-value head serves {before} heads of the ancestor and only {after} of "
+                "the target: give the target more heads, or fewer key-value heads"
             )
         return before, after
 
     @cached_property
     def depth(self) -> list[Mix]:
-        """Of each block of the target the one it comes from; see :func:`followers`."""
-        return mixes(followers, self.old, self.new)
+        """The mix of the ancestor's blocks for each block of the target."""
+        return mixes(self._depth, self.old, self.new)
 
     @cached_property
     def identity(self) -> list[bool]:
@@ -131,7 +141,8 @@ class Growth:
         """The norm before a head that is tied to the embedding, whose copies it cannot share."""
         token = self.new.outside.get("embed.token.weight")
         tied = token is not None and token.spec.tied and "head.weight" not in self.new.outside
-        return ("norm.weight", "norm.bias") if tied else ()
+        last = "pre_logits.norm" if "pre_logits.norm.weight" in self.new.outside else "norm"
+        return (f"{last}.weight", f"{last}.bias") if tied else ()
 
     def alone(self) -> list[Mix]:
         """Return :attr:`depth` with no source for the added blocks."""
@@ -238,20 +249,6 @@ def claim(name: str, faults: Sequence[str], condition: str = "") -> tuple[str, l
         return name, [f"{name} is not lossless here: {'; '.join(faults)}"]
     words = f"{name}, lossless{' with eps as noted' if condition else ''}"
     return words, [f"{name} is lossless here{condition}"]
-
-
-def followers(old: int, new: int) -> list[Mix]:
-    """Return each block followed by copies of itself, the last blocks by more of them.
-
-    Up to twice as deep it is LEMON's order: 2 old - new blocks alone, each other with one copy.
-
-    Examples:
-        >>> [index for ((index, _),) in followers(3, 5)]
-        [0, 1, 1, 2, 2]
-    """
-    each, more = divmod(new - old, old)
-    counts = [1 + each + (i >= old - more) for i in range(old)]
-    return [((i, 1.0),) for i, count in enumerate(counts) for _ in range(count)]
 
 
 def sizes_of(seen: Anatomy) -> Mapping[str, int]:

@@ -10,43 +10,10 @@ import torch
 from torch import Tensor
 
 from weightinit.anatomy import Anatomy, Piece
-from weightinit.anatomy.layout import Op, along
 from weightinit.anatomy.resample import resample_patch, resample_pos
+from weightinit.init.operators import Op, along, repeat, share
 
-__all__ = ["Axis", "carry", "collect", "tiled", "widen_input", "widen_output"]
-
-
-def widen_output(tensor: Tensor, dim: int, size: int) -> Tensor:
-    """Repeat a tensor along an output axis (cut where it is shorter).
-
-    Examples:
-        >>> widen_output(torch.tensor([1.0, 2.0]), 0, 5)
-        tensor([1., 2., 1., 2., 1.])
-    """
-    if tensor.shape[dim] == size:
-        return tensor
-    index = torch.arange(size, device=tensor.device) % tensor.shape[dim]
-    return tensor.index_select(dim, index)
-
-
-def widen_input(tensor: Tensor, dim: int, size: int) -> Tensor:
-    """Repeat along an input axis: whole copies share the weight, a cut copy is not read.
-
-    The counterpart of :func:`weightinit.templates.scalers.widen_scalers` for a tensor of its own. A
-    shorter axis is cut and rescaled by the root of the ratio.
-
-    Examples:
-        >>> widen_input(torch.tensor([1.0, 2.0]), 0, 5)
-        tensor([0.5000, 1.0000, 0.5000, 1.0000, 0.0000])
-    """
-    length = tensor.shape[dim]
-    if length == size:
-        return tensor
-    if size < length:
-        return tensor.narrow(dim, 0, size) * (length / size) ** 0.5
-    whole = torch.arange(size, device=tensor.device) < size // length * length
-    shape = [-1 if i == dim % tensor.dim() else 1 for i in range(tensor.dim())]
-    return widen_output(tensor, dim, size) * whole.view(shape) / (size // length)
+__all__ = ["Axis", "carry", "collect", "tiled"]
 
 
 def collect(anatomy: Anatomy, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -98,8 +65,8 @@ class Axis:
 def tiled(size: int) -> Axis:
     """Return the axis that repeats channels, whole copies sharing what reads them."""
     return Axis(
-        lambda tensor, dim: widen_output(tensor, dim, size),
-        lambda tensor, dim: widen_input(tensor, dim, size),
+        lambda tensor, dim: repeat(tensor, dim, size),
+        lambda tensor, dim: share(tensor, dim, size),
     )
 
 

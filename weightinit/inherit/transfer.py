@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from weightinit.anatomy import Anatomy, ParamSpec, Piece
-from weightinit.anatomy.layout import along
 from weightinit.errors import ProjectionError
 from weightinit.inherit.depth import Mix
 from weightinit.inherit.fresh import fresh_rule, sub_generator
 from weightinit.inherit.outside import Axis, carry
 from weightinit.inherit.source import Outside, Source
 from weightinit.inherit.tables import TABLES, resized
+from weightinit.init import operators
+from weightinit.init.operators import along
 from weightinit.plan import Recipe
 
 __all__ = ["Axes", "Place", "Source", "Transfer", "side", "transfer_recipes"]
@@ -170,16 +171,14 @@ class _Inheritance:
         for i, _ in mix:
             self._check(spec, blocks[i][role], size, Place(role, index, i if index >= 0 else -1))
 
+        def moved(out: Tensor, i: int) -> Tensor:
+            piece = blocks[i][role]
+            value = self.source.part(piece).to(torch.promote_types(out.dtype, torch.float32))
+            value = self.resized(value, role, size)
+            return self._moved(value, piece, Place(role, index, i if index >= 0 else -1))
+
         def inherit(out: Tensor) -> None:
-            total: Tensor | None = None
-            for i, weight in mix:
-                piece = blocks[i][role]
-                value = self.source.part(piece).to(torch.promote_types(out.dtype, torch.float32))
-                value = self.resized(value, role, size)
-                value = self._moved(value, piece, Place(role, index, i if index >= 0 else -1))
-                value = value if weight == 1.0 else value * weight
-                total = value if total is None else total + value
-            assert total is not None
+            total = operators.mix((moved(out, i), weight) for i, weight in mix)
             if total.shape != out.shape:
                 raise ProjectionError(
                     f"{role} of {spec.name} {list(out.shape)} would be {list(total.shape)} "

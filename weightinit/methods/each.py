@@ -12,7 +12,7 @@ from weightinit.errors import ProjectionError
 from weightinit.inherit.depth import mixes
 from weightinit.inherit.outside import Axis, tiled
 from weightinit.inherit.transfer import Axes, Place, Source, Transfer, transfer_recipes
-from weightinit.methods.selection import select_indices
+from weightinit.init.operators import cycle, joint_index, select_indices
 from weightinit.plan import Recipe
 
 __all__ = ["EachAxis"]
@@ -69,7 +69,7 @@ class EachAxis:
                 return tiled(after[0])
             chosen = torch.zeros(1, dtype=torch.int64)
             for size, more in zip(before, after, strict=True):
-                chosen = (chosen[:, None] * size + _index(size, more)).flatten()
+                chosen = joint_index(chosen, _index(size, more), size)
             if len(parts) > 1 and after[0] > before[0] and after[1:] == before[1:]:
                 return tiled(len(chosen))
             return Axis(chosen, chosen)
@@ -78,4 +78,4 @@ class EachAxis:
 
 
 def _index(before: int, after: int) -> Tensor:
-    return select_indices(before, after) if after < before else torch.arange(after) % before
+    return select_indices(before, after) if after < before else cycle(before, after)

@@ -18,6 +18,7 @@ from weightinit.inherit.fresh import fresh_rule, sub_generator
 from weightinit.inherit.growth import Growth, claim
 from weightinit.inherit.outside import Axis
 from weightinit.inherit.transfer import Place, Source, Transfer, transfer_recipes
+from weightinit.init.operators import corner
 from weightinit.plan import Recipe
 
 __all__ = ["Expansions"]
@@ -110,10 +111,7 @@ class _Padding:
             out = self._zeros(tensor, dim, new) if silent else self._drawn(tensor, dim, new, place)
             if key:
                 # Products of queries and keys take nothing from the new dims of old heads.
-                heads = out.unflatten(dim, new)
-                for axis, size in enumerate(old[:-1]):
-                    heads = heads.narrow(dim % tensor.dim() + axis, 0, size)
-                heads.zero_()
+                corner(out.unflatten(dim, new), old[:-1], dim % out.dim()).zero_()
                 tensor = tensor * (new[-1] / old[-1]) ** 0.5
             return _placed(tensor, out, dim, old, new)
 
@@ -145,9 +143,5 @@ class _Padding:
 
 def _placed(tensor: Tensor, out: Tensor, dim: int, old: list[int], new: list[int]) -> Tensor:
     """Write a tensor into the first channels of a larger one, and return that."""
-    dim = dim % tensor.dim()
-    view = out.unflatten(dim, new)
-    for axis, size in enumerate(old):
-        view = view.narrow(dim + axis, 0, size)
-    view.copy_(tensor.unflatten(dim, old))
+    corner(out.unflatten(dim, new), old, dim % out.dim()).copy_(tensor.unflatten(dim, old))
     return out

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal, get_args
 
 import torch
@@ -15,11 +16,12 @@ from torch import Tensor
 from weightinit.anatomy import Anatomy
 from weightinit.ancestor.folding import scale_of
 from weightinit.errors import ProjectionError
-from weightinit.inherit.copies import Copies, Copying
+from weightinit.inherit.copies import Copying
 from weightinit.inherit.fresh import fresh_rule, sub_generator
 from weightinit.inherit.growth import Growth, claim
 from weightinit.inherit.outside import Axis
 from weightinit.inherit.transfer import Place, Source, Transfer, transfer_recipes
+from weightinit.init.operators import Copies, cycle
 from weightinit.plan import Recipe
 
 __all__ = ["LEMON"]
@@ -101,7 +103,7 @@ class _Expansion:
         self.options, self.source, self.seed = options, source, seed
         self.growth = Growth("lemon", source.anatomy, target)
         added = None if options.mode == "net2net" else self._added
-        self.copying = Copying(self.growth, lambda _, old, new: torch.arange(new) % old, added)
+        self.copying = Copying(self.growth, added=added)
 
     @property
     def ratio(self) -> float:
@@ -132,34 +134,26 @@ class _Expansion:
 
     def _stream(self, side: str, place: Place):
         old, new = self.growth.grown["d"]
-        copies = Copies(torch.arange(new // old * old) % old)
-        rest = new - len(copies.index)
-        shared = place.role in self.growth.shared
+        copies = Copies(cycle(old, new // old * old), new % old)
+        made = copies.share if place.role in self.growth.shared else copies.repeat
 
         def rows(tensor: Tensor, dim: int) -> Tensor:
-            whole = copies.share(tensor, dim) if shared else tensor.index_select(dim, copies.index)
             if self.growth.rms or "norm" in place.role:
-                return _extended(whole, dim, torch.zeros_like(tensor.narrow(dim, 0, 1)), rest)
+                return made(tensor, dim)
             weights = self._weights(place, old).to(tensor)
-            mean = (tensor.movedim(dim, -1) @ weights).unsqueeze(dim)
-            return _extended(whole, dim, mean, rest)
+            return copies.repeat(tensor, dim, (tensor.movedim(dim, -1) @ weights).unsqueeze(dim))
 
         def gain(tensor: Tensor, dim: int) -> Tensor:
-            whole = copies.share(tensor, dim) if shared else tensor.index_select(dim, copies.index)
             if "norm" not in place.role:
-                return _extended(whole, dim, tensor.abs().mean().view(1), rest)
+                return copies.repeat(tensor, dim, tensor.abs().mean().view(1))
             generator = sub_generator(self.seed, f"lemon gain {place.role} {place.target}")
-            draw = 2 * torch.rand(rest, generator=generator) - 1
-            return torch.cat([whole, draw.to(whole)]) * self.ratio**0.5
+            wide = made(tensor, dim)
+            wide[len(copies.index) :] = 2 * torch.rand(copies.rest, generator=generator) - 1
+            return wide * self.ratio**0.5
 
         def columns(tensor: Tensor, dim: int) -> Tensor:
-            zeros = torch.zeros_like(tensor.narrow(dim, 0, 1))
-            if self.options.mode == "net2net":
-                return _extended(copies.share(tensor, dim), dim, zeros, rest)
-            full = _extended(tensor.index_select(dim, copies.index), dim, zeros, rest)
-            random = self._added(place, full)
-            first, free = random.split([len(copies.index), rest], dim)
-            return torch.cat([copies.share(tensor, dim, lambda _: first), free], dim)
+            even = self.options.mode == "net2net"
+            return copies.share(tensor, dim, None if even else partial(self._added, place))
 
         return {"rows": rows, "gain": gain, "columns": columns}[side]
 
@@ -204,10 +198,3 @@ class _Expansion:
         generator = sub_generator(self.seed, f"lemon {place.role} {place.target}")
         fresh_rule(place.role, tuple(even.shape))[1](draw, generator)
         return draw.to(even)
-
-
-def _extended(tensor: Tensor, dim: int, one: Tensor, times: int) -> Tensor:
-    """Return a tensor with a slice of length 1 repeated after its end."""
-    shape = list(tensor.shape)
-    shape[dim] = times
-    return torch.cat([tensor, one.expand(shape)], dim)

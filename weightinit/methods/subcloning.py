@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from weightinit.anatomy import Anatomy, Piece
-from weightinit.anatomy.layout import along
 from weightinit.errors import ProjectionError
 from weightinit.inherit.depth import Depth, mixes
 from weightinit.inherit.outside import Axis
 from weightinit.inherit.running import Runnable, Running, exact, watching
 from weightinit.inherit.transfer import Axes, Place, Transfer, side, transfer_recipes
+from weightinit.init.operators import along, joint_index
 from weightinit.plan import Recipe
 
 __all__ = ["Subcloning", "mean_inputs", "shrinking"]
@@ -114,7 +114,7 @@ class Subcloning:
             mean = mean.view(old.sizes["h"], -1).mean(1)
         size = new.sizes[parts[0]]
         order = mean.sort(descending=True, stable=True).indices[:size]
-        index_ = (order[:, None] * unit + torch.arange(unit)).flatten()
+        index_ = joint_index(order, torch.arange(unit), unit)
         scale = (old.sizes[parts[0]] / size) ** 0.5
         if not self.rescale:
             return Axis(index_, index_)

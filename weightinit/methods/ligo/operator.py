@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from weightinit.anatomy import Anatomy, Piece
-from weightinit.anatomy.layout import Op
 from weightinit.errors import ProjectionError
 from weightinit.inherit.fresh import sub_generator
 from weightinit.inherit.outside import Axis
 from weightinit.inherit.transfer import Axes, Place, side
+from weightinit.init.operators import Op, along
 
 __all__ = [
     "DEPTH_INITS",
@@ -90,8 +90,7 @@ def expand(tensor: Tensor, dim: int, added: Tensor) -> Tensor:
         >>> expand(torch.tensor([1.0, 2.0]), 0, torch.tensor([[0.5, 0.5]]))
         tensor([1.0000, 2.0000, 1.5000])
     """
-    mixed = tensor.movedim(dim, -1) @ added.to(tensor).T
-    return torch.cat([tensor, mixed.movedim(-1, dim)], dim)
+    return torch.cat([tensor, along(tensor, dim, added.to(tensor))], dim)
 
 
 def operator_shapes(old: Anatomy, new: Anatomy, *, tied: bool = True) -> dict[str, tuple[int, ...]]:
