@@ -54,7 +54,7 @@ def test_any_timm_vit_is_partitioned_into_pieces(kwargs, head_dim, swiglu):
         kwargs["num_heads"],
         head_dim,
     )
-    assert seen.traits["prefix_tokens"] == kwargs["class_token"] + kwargs["reg_tokens"]
+    assert seen.traits.prefix_tokens == kwargs["class_token"] + kwargs["reg_tokens"]
     assert [spec.name for spec in seen.specs] == [name for name, _ in model.named_parameters()]
     pieces = [*seen.outside.values(), *(p for block in seen.blocks for p in block.values())]
     owned = {}

@@ -26,6 +26,7 @@ class Label:
         meaning: in words.
         kind: decides what may become of the axis.
         stream: whether it is the residual stream, or a stage's.
+        shared: whether the layers of the whole model have that axis in common.
         width: whether its size says how wide the network is, as heads of any size do not.
         local: whether its size is each parameter's own.
     """
@@ -33,18 +34,19 @@ class Label:
     meaning: str
     kind: Kind
     stream: bool = False
+    shared: bool = False
     width: bool = False
     local: bool = False
 
 
 #: A label may have a number behind it, that of a stage: ``d2``, ``m2``.
 LABELS: dict[str, Label] = {
-    "d": Label("residual stream", "channel", stream=True, width=True),
+    "d": Label("residual stream", "channel", stream=True, shared=True, width=True),
     "h": Label("heads", "channel"),
     "k": Label("head dim", "channel"),
     "e": Label("key-value heads", "channel", local=True),
     "m": Label("MLP hidden", "channel", width=True),
-    "z": Label("a width of its own, as of a representation layer or a neck", "channel"),
+    "z": Label("a width of its own, as of a neck", "channel", shared=True),
     "hp": Label("heads of the attention pool", "channel"),
     "kp": Label("head dim of the attention pool", "channel"),
     "mp": Label("MLP hidden of the attention pool", "channel"),
@@ -109,6 +111,11 @@ class Labels(tuple[str, ...]):
     def stream(self) -> bool:
         """Whether the axis is the residual stream, or a stage's."""
         return any(label_of(name).stream for name in self)
+
+    @property
+    def shared(self) -> bool:
+        """Whether the layers of the whole model have the axis in common."""
+        return any(label_of(name).shared for name in self)
 
     @property
     def block(self) -> bool:

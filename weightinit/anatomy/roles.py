@@ -26,9 +26,19 @@ _NORM = re.compile(r"(.+\.)?(\w*norm\w*|bn\d?)(\.(weight|bias))?")
 #: ConvNeXt V2's response normalisation adds to the identity.
 _RESPONSE = re.compile(r"(.+\.)?grn\.(weight|bias)")
 _TABLE = re.compile(r"attn\.(rel_table|rel_pos_[hw])|rel_pos\.table")
+#: Kinds of roles; the first that fits holds, and what none fits is a matrix or a bias.
+_KINDS: tuple[tuple[re.Pattern[str], Kind], ...] = (
+    (_HEAD, "head"),
+    (_SCALE, "scale"),
+    (_TABLE, "table"),
+    (_NORM, "norm"),
+    (re.compile(r"stem\..+"), "stem"),
+    (re.compile(r"pos"), "position"),
+    (re.compile(r"token\..+"), "token"),
+    (re.compile(r"embed\..+"), "embedding"),
+)
 #: Talking heads, which mix the attention maps.
 _MIXING = re.compile(r"attn\.talk_[lw]\.weight")
-_STEM = re.compile(r"stem\..+")
 _END = re.compile(r"(.+\.)?(proj|fc2)\.(weight|bias)")
 _BRANCH = re.compile(r"(attn|mlp|attns\.\d+|ffns\.\d+)\..+")
 _AROUND = re.compile(r"(norm|ls)([12])(\..+)?")
@@ -107,9 +117,29 @@ class Role:
         return "kaiming" if self.kind == "stem" else "trunc_normal"
 
     @property
+    def branch_norm(self) -> bool:
+        """Whether it is of the norm of a branch: before it, or on it, as the block's form says."""
+        return self.kind == "norm" and self.serves in ("attn", "mlp") and not self.branch
+
+    @property
     def loose(self) -> bool:
         """Whether a block without it is a block of the same kind: biases and layer scales."""
         return self.kind == "scale" or self.bias
+
+    @property
+    def module(self) -> str:
+        """The layer that it belongs to: the role without its last part."""
+        return self.name.removesuffix(".weight").removesuffix(".bias")
+
+    @property
+    def parent(self) -> str:
+        """The path of what its layer is part of: ``"attn"`` of ``attn.q.weight``."""
+        return self.module.rpartition(".")[0]
+
+    @property
+    def representation(self) -> bool:
+        """Whether it belongs to the layer between the stream and the classifier."""
+        return self.name.startswith("pre_logits")
 
     @property
     def bias_role(self) -> str:
@@ -117,12 +147,14 @@ class Role:
         return f"{self.name.removesuffix('weight')}bias"
 
     @property
-    def alike(self) -> tuple[str, ...]:
-        """Roles that serve as this one where it is missing: the two final norms of a ViT."""
-        if self.place != "final norm":
-            return (self.name,)
-        other = self.name.removeprefix("fc_") if self.name[0] == "f" else f"fc_{self.name}"
-        return (self.name, other)
+    def substitutes(self) -> tuple[str, ...]:
+        """Roles that serve as this one where a source lacks it."""
+        first, _, rest = self.name.partition(".")
+        if self.place == "final norm":
+            return (f"{'norm' if first == 'fc_norm' else 'fc_norm'}.{rest}",)
+        if first == "head_dist":
+            return (f"head.{rest}",)
+        return ("token.cls",) if self.name == "token.dist" else ()
 
     def side(self, dim: int, dims: int) -> Side:
         """Return how it stands to one of its axes: it makes it, reads it, or scales it.
@@ -151,9 +183,7 @@ def facts(role: str) -> Role:
         >>> facts("mlp.fc2.bias").end, facts("ls1").neutral, facts("head_dist.weight").kind
         (True, 1.0, 'head')
     """
-    inside, around, letter = (
-        pattern.fullmatch(role) for pattern in (_BRANCH, _AROUND, _LETTER)
-    )
+    inside, around, letter = (pattern.fullmatch(role) for pattern in (_BRANCH, _AROUND, _LETTER))
     branch = inside[1] if inside else ""
     return Role(
         name=role,
@@ -170,18 +200,9 @@ def facts(role: str) -> Role:
 
 
 def _kind(role: str) -> Kind:
-    for pattern, kind in (
-        (_HEAD, "head"),
-        (_SCALE, "scale"),
-        (_TABLE, "table"),
-        (_NORM, "norm"),
-        (_STEM, "stem"),
-    ):
+    for pattern, kind in _KINDS:
         if pattern.fullmatch(role):
             return kind
-    first = role.partition(".")[0]
-    if first in ("token", "pos", "embed"):
-        return {"token": "token", "pos": "position", "embed": "embedding"}[first]
     return "bias" if role.endswith("bias") else "matrix"
 
 

@@ -33,7 +33,7 @@ def table(anatomy: Anatomy) -> str:
     sizes = "  ".join(f"{label}={size}" for label, size in sorted(anatomy.sizes.items()))
     hidden = ("library", "main_stacks", "depths")
     traits = "  ".join(
-        f"{name}={value}"
+        f"{name}={tuple(value) if isinstance(value, list) else value}"
         for name, value in anatomy.traits.to_dict().items()
         if name not in hidden and value not in (False, "none")
     )

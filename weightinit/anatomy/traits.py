@@ -55,8 +55,12 @@ class Traits:
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Traits:
         """Return the traits that plain JSON values tell; what is unknown is passed over."""
-        known = {field.name: values[field.name] for field in fields(cls) if field.name in values}
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in known.items()})
+        known: dict[str, Any] = {
+            field.name: values[field.name] for field in fields(cls) if field.name in values
+        }
+        for name, value in known.items():
+            known[name] = tuple(value) if isinstance(value, list) else value
+        return cls(**known)
 
     def to_dict(self) -> dict[str, Any]:
         """Return what is known as plain JSON values."""
@@ -65,6 +69,13 @@ class Traits:
             for name, value in ((field.name, getattr(self, field.name)) for field in fields(self))
             if value is not None
         }
+
+    @property
+    def positions(self) -> tuple[tuple[int, int], int] | None:
+        """The grid of the positions and the number of rows before it, where both are known."""
+        if self.grid is None or self.pos_prefix is None:
+            return None
+        return self.grid, self.pos_prefix
 
     @property
     def centred(self) -> bool:

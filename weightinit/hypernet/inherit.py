@@ -15,7 +15,7 @@ from weightinit.hypernet.decoders import LowRank
 from weightinit.hypernet.graph import Graph, Node, grid
 from weightinit.hypernet.network import Decoded, Hypernet, Pass
 from weightinit.inherit.transfer import Source
-from weightinit.methods.selection import select_indices
+from weightinit.init.operators import select_indices
 
 __all__ = ["Inherited"]
 

@@ -86,7 +86,7 @@ def _lost(ancestor: Anatomy, target: Anatomy) -> Iterator[str]:
         cut = piece.facts.bias_role in own and role not in own and not tied
         # A model that lacks it may be another architecture; a bare file or state dict is cut off.
         essential = piece.facts.essential and ancestor.traits.library is None
-        if cut or (essential and not own.keys() & {*piece.facts.alike}):
+        if cut or (essential and not own.keys() & {role, *piece.facts.substitutes}):
             yield role
 
 

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from weightinit.anatomy import Anatomy, Difference
+from weightinit.inherit.method import Method
 from weightinit.inherit.running import Runnable
 from weightinit.methods.activation.method import ActivationAware, suits
+from weightinit.methods.bert2bert import Bert2BERT
 from weightinit.methods.each import EachAxis
 from weightinit.methods.halfway import ShrinkThenGrow, smaller
 from weightinit.methods.lemon import LEMON
@@ -30,7 +32,8 @@ class Auto:
     without them, or with blocks of another kind, it keeps the first blocks and the last, whole
     heads and evenly chosen channels, rescaled (:class:`WeightSelection`). One that is both, on
     different axes, is shrunk so and then grown (:class:`ShrinkThenGrow`). A model of several widths
-    (ConvNeXt) that grows anywhere gets each axis its own rule (:class:`EachAxis`).
+    (ConvNeXt) that grows anywhere gets each axis its own rule (:class:`EachAxis`). Post-norm blocks
+    (BERT), to which none can be added without loss, are stacked (:class:`Bert2BERT`).
 
     Examples:
         >>> import timm, weightinit as wi
@@ -41,9 +44,7 @@ class Auto:
         'LEMON'
     """
 
-    def choose(
-        self, old: Anatomy, new: Anatomy, calibration: object = None
-    ) -> LEMON | ActivationAware | WeightSelection | ShrinkThenGrow | EachAxis:
+    def choose(self, old: Anatomy, new: Anatomy, calibration: object = None) -> Method:
         """Return the method, with its options.
 
         Args:
@@ -53,6 +54,8 @@ class Auto:
         """
         difference = Difference(old, new)
         grows, shrinks = bool(difference.grown), bool(difference.shrunk)
+        if "depth" in difference.grown and new.traits.form == "post_norm":
+            return EachAxis() if shrinks else Bert2BERT()
         if grows and len(new.stages) > 1:
             return EachAxis()
         if grows and not shrinks:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass
 from functools import lru_cache
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -107,15 +107,15 @@ class _Attention:
 def _attentions(anatomy: Anatomy) -> list[_Attention]:
     """Return the attentions of all blocks; raise if the weights of one do not fit one another."""
     return [
-        _attention(anatomy, block, piece.facts.branch)
+        _attention(anatomy, block, piece.facts.parent)
         for block in anatomy.all_blocks
         for piece in block.values()
         if piece.facts.letter == "q" and piece.facts.kind == "matrix"
     ]
 
 
-def _attention(anatomy: Anatomy, block: Mapping[str, Piece], branch: str) -> _Attention:
-    roles = [f"{branch}.{part}.weight" for part in ("q", "k", "v", "proj")]
+def _attention(anatomy: Anatomy, block: Mapping[str, Piece], parent: str) -> _Attention:
+    roles = [f"{parent}.{part}.weight" for part in ("q", "k", "v", "proj")]
     found = [block[role] for role in roles if role in block]
     if len(found) == len(roles):
         q, k, v, proj = found
@@ -127,7 +127,7 @@ def _attention(anatomy: Anatomy, block: Mapping[str, Piece], branch: str) -> _At
             and q.size == (group * k.size[0], k.size[1])
             and proj.size == (v.size[1], group * v.size[0])
         ):
-            differential = f"{branch}.sub_norm.weight" in block
+            differential = f"{parent}.sub_norm.weight" in block
             return _Attention(q, k, v, proj, heads * (1 + differential), group)
     listed = ", ".join(f"{p.spec.name} ({p.role}, {p.axes}, {p.size})" for p in found)
     raise ProjectionError(
@@ -158,7 +158,8 @@ class _Composer:
         if values := self.values.get(piece):
             text = f"W_V W_proj ~ {options.alpha_vo:g} Z - {options.beta_vo:g} I"
             return Part("written", text, lambda out: out.copy_(self.vo(values, out.dtype)[role]))
-        if piece.facts.kind == "position" and options.positions == "sincos" and (grid := self._grid()):
+        grid = self._grid() if piece.facts.kind == "position" else None
+        if grid is not None and options.positions == "sincos":
             text = f"2-D sinusoidal, {grid[0]}x{grid[1]} grid"
             return Part("written", text, lambda out: _sincos_(out, grid))
         return fresh_part(piece, self.seed)

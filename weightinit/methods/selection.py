@@ -14,16 +14,15 @@ import torch
 from torch import Tensor
 
 from weightinit.anatomy import Anatomy, Difference, Labels, ParamSpec, Piece
-from weightinit.anatomy.layout import along
 from weightinit.errors import ProjectionError
 from weightinit.inherit.depth import Depth, mixes
 from weightinit.inherit.fresh import fresh_part, sub_generator
 from weightinit.inherit.outside import Axis
 from weightinit.inherit.transfer import Axes, Place, Source, Transfer, transfer_parts
-from weightinit.init._select import ELEMENTS, select_indices
+from weightinit.init.operators import SELECTIONS, along, joint_index, select_indices
 from weightinit.plan import Inheritance, Part
 
-__all__ = ["WeightSelection", "select_indices"]
+__all__ = ["WeightSelection"]
 
 Elements = Literal["uniform", "consecutive", "random"]
 
@@ -57,7 +56,7 @@ class WeightSelection:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        for name, allowed in (("elements", ELEMENTS), ("heads", ("aligned", "flat"))):
+        for name, allowed in (("elements", SELECTIONS), ("heads", ("aligned", "flat"))):
             if getattr(self, name) not in allowed:
                 raise ProjectionError(f"{name}={getattr(self, name)!r}: use one of {allowed}")
 
@@ -96,7 +95,7 @@ class WeightSelection:
         for part in labels:
             size = old.sizes[part], new.sizes[part]
             chosen = select_indices(*size, self.elements, sub_generator(seed, f"select {part}"))
-            index = (index[:, None] * size[0] + chosen).flatten()
+            index = joint_index(index, chosen, size[0])
             scale *= (size[0] / size[1]) ** 0.5
         if not self.rescale:
             return Axis(index, index)

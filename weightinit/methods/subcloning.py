@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from weightinit.anatomy import Anatomy, Difference, Labels, Piece, label_of
-from weightinit.anatomy.layout import along
 from weightinit.errors import ProjectionError
 from weightinit.inherit.depth import Depth, mixes
 from weightinit.inherit.outside import Axis
 from weightinit.inherit.running import Runnable, Running, exact, watching
 from weightinit.inherit.transfer import Axes, Place, Transfer, transfer_parts
+from weightinit.init.operators import along, joint_index
 from weightinit.plan import Inheritance
 
 __all__ = ["Subcloning", "check_shrinking", "mean_inputs"]
@@ -115,7 +115,7 @@ class Subcloning:
             mean = mean.view(old.sizes["h"], -1).mean(1)
         size = new.sizes[labels[0]]
         order = mean.sort(descending=True, stable=True).indices[:size]
-        chosen = (order[:, None] * unit + torch.arange(unit)).flatten()
+        chosen = joint_index(order, torch.arange(unit), unit)
         scale = (old.sizes[labels[0]] / size) ** 0.5
         if not self.rescale:
             return Axis(chosen, chosen)

@@ -100,7 +100,7 @@ def as_bundle(
             sizes=dict(anatomy.sizes),
             depth=depth,
             licence=licence,
-            traits={"family": anatomy.family, **anatomy.traits, "depths": (depth,)},
+            traits={"family": anatomy.family, **anatomy.traits.to_dict(), "depths": [depth]},
             provenance=dict(provenance),
         ),
         {k: v.detach().cpu().to(dtype).clone() for k, v in {**tensors, **outside}.items()},

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from weightinit.anatomy import Anatomy, ParamSpec, Piece
+from weightinit.anatomy import Anatomy, ParamSpec, Piece, Traits
 from weightinit.errors import ProjectionError
 from weightinit.inherit.fresh import fresh_part, fresh_rule, sub_generator
 from weightinit.inherit.outside import carry
@@ -161,7 +161,7 @@ class _Composer:
         return f"{value:g} (the gate alone is the composed MLP)", fill
 
     def _outside(self, spec: ParamSpec) -> Recipe:
-        traits = self.bundle.config.traits
+        traits = Traits.of(self.bundle.config.traits)
         parts = [
             carry(piece, self.anatomy, self.outside, traits) or fresh_part(piece, self.seed)
             for piece in self.anatomy.pieces(spec)

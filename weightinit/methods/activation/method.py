@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from weightinit.anatomy import Anatomy, Labels, Piece, facts
-from weightinit.anatomy.layout import along
 from weightinit.errors import ProjectionError
 from weightinit.inherit.depth import Mix
 from weightinit.inherit.outside import Axis
 from weightinit.inherit.running import Runnable, Running, exact, watching
 from weightinit.inherit.transfer import Place, Transfer, transfer_parts
+from weightinit.init.operators import along
 from weightinit.methods.activation.blocks import Blocks, Values
 from weightinit.methods.activation.head import fit_head, readers
 from weightinit.methods.activation.stream import Stream, centres, groups_of, normalise, principal
