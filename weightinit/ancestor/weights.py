@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from weightinit.errors import BundleError
 from weightinit.files import hub
-from weightinit.files.checks import PICKLES, Shape, parse_json, read_text, some
+from weightinit.files.checks import PICKLES, Shape, opened, parse_json, read_text, some
 from weightinit.files.hub import CONFIG, WEIGHTS
 
 __all__ = ["ADVICE", "PICKLED", "Weights", "download", "find_weights", "read_config"]
@@ -46,16 +46,13 @@ class Weights:
         self._files: dict[str, Path] = {}
         for path in self.paths:
             _check_format(path)
-            try:
-                with safe_open(path, "pt") as file:
-                    self.metadata.update(file.metadata() or {})
-                    for name in file.keys():
-                        entry = file.get_slice(name)
-                        self.shapes[name] = tuple(entry.get_shape())
-                        self.dtypes[name] = entry.get_dtype()
-                        self._files[name] = path
-            except (OSError, SafetensorError) as error:
-                raise _unreadable(path, error) from error
+            with opened(path) as file:
+                self.metadata.update(file.metadata() or {})
+                for name in file.keys():
+                    entry = file.get_slice(name)
+                    self.shapes[name] = tuple(entry.get_shape())
+                    self.dtypes[name] = entry.get_dtype()
+                    self._files[name] = path
         if not self.shapes:
             raise BundleError(f"{some(map(str, paths))} holds no tensors: save the model again")
 
@@ -64,36 +61,23 @@ class Weights:
 
     def read(self, name: str) -> Tensor:
         """Return a tensor as stored, mapped from its file: writing to it never reaches the file."""
-        path = self._files[name]
-        try:
-            # Opened for each tensor: an open file keeps all pages that were ever read.
-            with safe_open(path, "pt") as file:
-                return file.get_tensor(name)
-        except (OSError, SafetensorError) as error:
-            raise _unreadable(path, error) from error
+        # Opened for each tensor: an open file keeps all pages that were ever read.
+        with opened(self._files[name]) as file:
+            return file.get_tensor(name)
 
 
 def _check_format(path: Path) -> None:
     """Raise BundleError for a pickle, whatever it is called, and for what is no file."""
     if not path.is_file():
         raise BundleError(f"{path} is no file: pass a .safetensors file, or the folder that has it")
-    try:
-        with path.open("rb") as file:
-            start = file.read(16)
-    except OSError as error:
-        raise _unreadable(path, error) from error
+    start = b""
+    with suppress(OSError), path.open("rb") as file:  # what cannot be read is told when it is opened
+        start = file.read(16)
     # The header of safetensors is an object: a brace stands where a length has eight bytes.
     if path.suffix in PICKLED or (start.startswith(PICKLES) and start[8:9] != b"{"):
         raise BundleError(f"{path} is a pickle or an archive, no safetensors. {ADVICE}")
     if path.suffix != ".safetensors":
         raise BundleError(f"{path} is not called .safetensors: rename it if it is such a file")
-
-
-def _unreadable(path: Path, error: Exception) -> BundleError:
-    return BundleError(
-        f"cannot read {path} ({str(error)[:200]}): it is damaged, cut off, or no safetensors file. "
-        "Delete it, and download or save it again"
-    )
 
 
 def read_config(path: Path) -> dict[str, Any]:
