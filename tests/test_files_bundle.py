@@ -19,7 +19,7 @@ from make_bundle import SIZES, make_bundle, make_tensors, nbytes
 from safetensors import safe_open
 
 from weightinit.errors import BundleError
-from weightinit.files import hub, locate, writing
+from weightinit.files import locate, writing
 from weightinit.files.config import BundleConfig
 from weightinit.templates import checks as template_checks
 from weightinit.templates.bundle import TemplateBundle, list_templates
@@ -460,8 +460,6 @@ def shipped(tmp_path, monkeypatch):
 
 def test_builtin(shipped, tmp_path, monkeypatch):
     assert list_templates() == ["tiny"]
-    monkeypatch.setitem(hub.KNOWN, "org/known", "0" * 40)
-    assert list_templates() == ["org/known", "tiny"]
     monkeypatch.chdir(tmp_path)
     make_bundle(seed=1).save_pretrained("tiny")
     bundle = TemplateBundle.from_pretrained("tiny")

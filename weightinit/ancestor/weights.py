@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from weightinit.errors import BundleError
-from weightinit.files import hub
 from weightinit.files.checks import PICKLES, Shape, opened, parse_json, read_text, some
-from weightinit.files.hub import CONFIG, WEIGHTS
+from weightinit.files.hub import CONFIG, WEIGHTS, Client
 
 __all__ = ["ADVICE", "PICKLED", "Weights", "download", "find_weights", "read_config"]
 
@@ -59,6 +59,21 @@ class Weights:
     def __len__(self) -> int:
         return len(self.shapes)
 
+    def meta(self) -> dict[str, Tensor]:
+        """Return a state dict of the same names and shapes, on the meta device."""
+        return {
+            name: torch.empty(
+                shape,
+                dtype=torch.float32 if self.floating(name) else torch.int64,
+                device="meta",
+            )
+            for name, shape in self.shapes.items()
+        }
+
+    def floating(self, name: str) -> bool:
+        """Whether a tensor holds floating-point numbers."""
+        return self.dtypes[name].startswith(("F", "BF"))
+
     def read(self, name: str) -> Tensor:
         """Return a tensor as stored, mapped from its file: writing to it never reaches the file."""
         # Opened for each tensor: an open file keeps all pages that were ever read.
@@ -70,8 +85,8 @@ def _check_format(path: Path) -> None:
     """Raise BundleError for a pickle, whatever it is called, and for what is no file."""
     if not path.is_file():
         raise BundleError(f"{path} is no file: pass a .safetensors file, or the folder that has it")
-    start = b""
-    with suppress(OSError), path.open("rb") as file:  # what cannot be read is told when it is opened
+    start = b""  # of what cannot be read: opening it says why
+    with suppress(OSError), path.open("rb") as file:
         start = file.read(16)
     # The header of safetensors is an object: a brace stands where a length has eight bytes.
     if path.suffix in PICKLED or (start.startswith(PICKLES) and start[8:9] != b"{"):
@@ -149,39 +164,29 @@ def _shards(index: Path) -> dict[str, set[str]]:
 
 
 def download(
-    repo: str, revision: str | None, names: Iterable[str] = (), **options: Any
+    client: Client, repo: str, revision: str | None, names: Iterable[str] = ()
 ) -> tuple[Path, str]:
     """Return the cached folder of a repository with its config and safetensors, and its source.
 
     Args:
+        client: client of the Hub.
         repo: ``"org/name"``.
         revision: branch, tag or commit.
-        names: of weights files to fetch instead; the default is model.safetensors or its shards.
-        options: ``cache_dir``, ``token`` and ``local_files_only`` of the Hub's client.
+        names: names of weights files to fetch; default: model.safetensors or its shards.
 
     Raises:
         BundleError: if the repository cannot be had, or holds no safetensors.
     """
-
-    def fetch(revision: str | None, files: Sequence[str]) -> Path:
-        return hub.download(repo, revision, files=files, what="ancestor", **options)
-
     names = tuple(names) or (WEIGHTS, INDEX)
-    folder = fetch(revision, (CONFIG, *names))
+    folder = client.download(repo, revision, files=(CONFIG, *names), what="ancestor")
     source = f"{repo}@{folder.name}"
     found = [name for name in names if (folder / name).exists()]
     if found == [INDEX]:
-        fetch(folder.name, tuple(_shards(folder / INDEX)))
+        shards = tuple(_shards(folder / INDEX))
+        client.download(repo, folder.name, files=shards, what="ancestor")
     elif not found:
-        offline = " in the cache" if _offline(options) else ""
-        raise BundleError(
-            f"{source} holds no {' and no '.join(names)}{offline}. "
-            + ("Load it once while online" if offline else ADVICE)
+        where, advice = (
+            (" in the cache", "Load it once while online") if client.offline else ("", ADVICE)
         )
+        raise BundleError(f"{source} holds no {' and no '.join(names)}{where}. {advice}")
     return folder, source
-
-
-def _offline(options: Mapping[str, Any]) -> bool:
-    from huggingface_hub import constants
-
-    return bool(options.get("local_files_only")) or constants.HF_HUB_OFFLINE

@@ -104,13 +104,8 @@ class Bundle:
         Raises:
             BundleError: if the bundle cannot be found or is not sound.
         """
-        folder, source = locate(
-            name,
-            revision=revision,
-            cache_dir=cache_dir,
-            token=token,
-            local_files_only=local_files_only,
-        )
+        client = hub.Client(cache_dir, token, local_files_only)
+        folder, source = locate(name, revision, client)
         try:
             return cls._read(folder, source, max_bytes)
         except OSError as error:
@@ -181,15 +176,8 @@ class Bundle:
             )
         with tempfile.TemporaryDirectory() as temp:
             self._write(Path(temp), repo_id, card=True)
-            return hub.push(
-                Path(temp),
-                repo_id,
-                private=private,
-                revision=revision,
-                commit_message=commit_message or "Upload bundle with weightinit",
-                create_pr=create_pr,
-                token=token,
-            )
+            message = commit_message or "Upload bundle with weightinit"
+            return hub.push(Path(temp), repo_id, private, revision, message, create_pr, token)
 
     def _write(self, folder: Path, name: str, *, card: bool) -> None:
         tensors = {}

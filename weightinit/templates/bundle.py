@@ -108,7 +108,7 @@ def as_bundle(
 
 
 def list_templates() -> list[str]:
-    """Return the names of the template bundles that ship with weightinit or are known on the Hub.
+    """Return the names of the template bundles that ship with weightinit.
 
     Examples:
         >>> from weightinit.templates.bundle import list_templates
