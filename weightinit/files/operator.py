@@ -41,8 +41,9 @@ class OperatorBundle(Bundle):
             )
         wanted: dict[str, Wanted] = {}
         for name, shape in shapes.items():
-            check_name(_stored(name))
-            wanted[_stored(name)] = check_shape(name, shape if isinstance(shape, list) else [shape])
+            key = _stored(name) if name.isprintable() else name
+            check_name(key)
+            wanted[key] = check_shape(key, shape if isinstance(shape, list) else [shape])
         return wanted
 
     @classmethod
@@ -118,7 +119,7 @@ class Operator:
         except (AttributeError, LookupError, TypeError, ValueError, ProjectionError) as error:
             method = cls.bundle.method
             raise BundleError(
-                f"{bundle.source} holds no {method} operator ({error}): pass a bundle that "
+                f"{bundle.source} holds no {method} operator ({str(error)[:200]}): pass a bundle that "
                 f"{method}.save_pretrained wrote"
             ) from error
 

@@ -152,9 +152,9 @@ class LiGO(Operator):
     def contents(self) -> tuple[dict[str, Any], Mapping[str, Tensor], int]:
         """Return the options, the operator, and the number of blocks that it makes."""
         operator = self._held()
-        blocks = [int(name.split(".")[1]) for name in operator if name.startswith("depth.")]
+        blocks = {name.split(".")[1] for name in operator if name.startswith("depth.")}
         own = {name: getattr(self, name) for name in ("depth_init", "width_init", "tied", "noise")}
-        return own, operator, max(blocks, default=0) + 1
+        return own, operator, len(blocks) or 1
 
     @classmethod
     def of_contents(cls, own: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> LiGO:
