@@ -149,5 +149,5 @@ def test_factors_of_two_ranks_are_refused(tmp_path):
     config["options"]["shapes"] = shapes
     tensors = {**bundle.tensors, key: bundle.tensors[key][:, :2]}
     wi.FINE.bundle(type(bundle.config)(**config), tensors).save_pretrained(tmp_path)
-    with pytest.raises(BundleError, match="the ranks of mlp.fc1.weight differ"):
+    with pytest.raises(BundleError, match=r"the ranks of mlp\.fc1\.weight differ"):
         wi.FINE.from_pretrained(tmp_path)

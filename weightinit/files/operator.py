@@ -117,9 +117,9 @@ class Operator:
         try:
             return cls.of_contents(own, tensors)
         except (AttributeError, LookupError, TypeError, ValueError, ProjectionError) as error:
-            method = cls.bundle.method
+            method, reason = cls.bundle.method, str(error)[:200]
             raise BundleError(
-                f"{bundle.source} holds no {method} operator ({str(error)[:200]}): pass a bundle that "
+                f"{bundle.source} holds no {method} operator ({reason}): pass a bundle that "
                 f"{method}.save_pretrained wrote"
             ) from error
 
