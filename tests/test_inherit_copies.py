@@ -1,18 +1,14 @@
 import torch
+from helpers.inherit import small_vit
+from helpers.models import draw
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from inherit import small_vit
 from timm.models.eva import Eva
 
 from weightinit.anatomy import anatomy
 from weightinit.inherit.copies import Copies, Copying
 from weightinit.inherit.growth import Growth
 from weightinit.inherit.transfer import Place
-
-
-def draw(*shape, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
 def copying(old, new):

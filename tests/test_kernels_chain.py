@@ -2,9 +2,9 @@ import itertools
 
 import pytest
 import torch
+from helpers.project_reference import DTYPES, close
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from project_reference import DTYPES, close
 
 from weightinit.kernels import chain
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from project_reference import close, gradients, make, rebuilt, reference, tensors
+from helpers.project_reference import close, gradients, make, rebuilt, reference, tensors
 
 from weightinit.kernels import project
 

@@ -1,9 +1,9 @@
 import pytest
 import timm
 import torch
+from helpers.inherit import fill, logits, randomise, small_vit
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from inherit import fill, logits, randomise, small_vit
 from torch import nn
 
 import weightinit as wi

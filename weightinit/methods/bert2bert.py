@@ -20,8 +20,8 @@ from weightinit.inherit.depth import Depth, Mix, mixes
 from weightinit.inherit.fresh import sub_generator
 from weightinit.inherit.growth import sizes_of
 from weightinit.inherit.outside import Axis
-from weightinit.inherit.transfer import Axes, Place, Source, Transfer, side, transfer_recipes
-from weightinit.plan import Recipe
+from weightinit.inherit.transfer import Axes, Place, Source, Transfer, side, transfer_parts
+from weightinit.plan import Inheritance
 
 __all__ = ["Bert2BERT", "copies_of"]
 
@@ -71,16 +71,17 @@ class Bert2BERT:
             if getattr(self, name) not in allowed:
                 raise ProjectionError(f"{name}={getattr(self, name)!r}: use one of {allowed}")
 
-    def recipes(
+    def plan(
         self, source: Source, target: Anatomy, *, seed: int = 0, calibration: object = None
-    ) -> list[Recipe]:
-        """Return a recipe for every parameter of a target that is no smaller on any axis."""
+    ) -> Inheritance:
+        """Return a part for every piece of a target that is no smaller on any axis."""
         old = source.anatomy
         depth = mixes(self.depth, old, target)
         maps = _Maps(old, target, self.copies, seed)
         how = "copied channels share their readers"
         if self.mode == "fpi":
-            return transfer_recipes(source, target, Transfer(maps.axis, depth, how), seed=seed)
+            transfer = Transfer(maps.axis, depth, how)
+            return Inheritance(transfer_parts(source, target, transfer, seed=seed))
         if any(len(mix) != 1 for mix in depth):
             raise ProjectionError(
                 f"depth={self.depth!r} mixes blocks, and mode='aki' takes rows of the next one: "
@@ -88,7 +89,8 @@ class Bert2BERT:
             )
         axes, roles = _upper_rows(maps, old, target, depth)
         how = "added rows from the next block"
-        return transfer_recipes(source, target, Transfer(axes, depth, how, roles), seed=seed)
+        transfer = Transfer(axes, depth, how, roles)
+        return Inheritance(transfer_parts(source, target, transfer, seed=seed))
 
 
 def copies_of(old: int, new: int, copies: str, generator: torch.Generator) -> Tensor:

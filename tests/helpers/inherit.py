@@ -56,7 +56,8 @@ def fill(model, source, method, **options):
     """Fill a model from a module by a method; returns the plan's report."""
     source = Stub(source) if isinstance(source, torch.nn.Module) else source
     seen = anatomy(model)
-    plan = Plan(model, seen, method.recipes(source, seen, **options), source="stub")
+    planned = method.plan(source, seen, **options)
+    plan = Plan(model, seen, planned.recipes(seen), source="stub")
     plan.commit()
     return plan.report()
 
