@@ -77,7 +77,7 @@ def test_the_anatomy_function_survives_the_import_of_its_package():
 
 
 def test_no_pickle_anywhere():
-    """But in the one file that reads the field's old checkpoints, which imports nothing they name."""
+    """But in the one file that reads the field's old checkpoints, and imports no name of theirs."""
     for file in files():
         tree = ast.parse(file.read_text())
         names = {name.split(".")[0] for name in imports(tree, everywhere=True)}

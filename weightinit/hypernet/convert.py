@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
 import re
 from collections.abc import Mapping
@@ -10,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -140,9 +140,11 @@ def convert(
     network.load_state_dict(
         {name: value.float().contiguous() for name, value in tensors.items()}, assign=True
     )
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        digest = hashlib.sha256(data).hexdigest()
     provenance = {
         "converted_from": path.name,
-        "sha256": hashlib.sha256(np.memmap(path, mode="r")).hexdigest(),
+        "sha256": digest,
         "assumed": list(assumed),
         "dropped": list(dropped),
     }
