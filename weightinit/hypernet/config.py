@@ -14,7 +14,7 @@ Kind = Literal["ghn3", "logah", "tal", "pith"]
 Expansion = Literal["none", "original", "both"]
 Pathway = Literal["dual", "shared"]
 Start = Literal["scratch", "rule"]
-Alignment = Literal["uniform", "first", "learned"]
+Alignment = Literal["uniform", "first"]
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,8 @@ class HyperConfig:
         expansion: PITH: which decoders widen their latents progressively, r to 2 r to 4 r.
         separate: PITH: whether P and Q have factors of their own, as the paper writes; the released
             code crops both out of one matrix.
-        heads_apart: PITH: whether q, k and v are projected each by its own part of P.
         alignment: PITH from scratch: which of the ancestor's blocks a block inherits from:
-            ``"uniform"`` steps; the ``"first"``, as released; or ``"learned"``, a mix of neighbours
-            around a place that is generated.
+            ``"uniform"`` steps, or the ``"first"`` ones, as released.
         softmax: whether attention's softmax is a node of its own in the graphs it reads, as torch 1
             showed it to the published code; torch 2 hides it.
         start: PITH: ``"scratch"`` is published; ``"rule"`` adds what is generated to the matrices
@@ -73,7 +71,6 @@ class HyperConfig:
     pathway: Pathway = "dual"
     expansion: Expansion = "none"
     separate: bool = False
-    heads_apart: bool = False
     alignment: Alignment = "uniform"
     softmax: bool = False
     start: Start = "scratch"
@@ -113,7 +110,7 @@ class HyperConfig:
             raise BundleError("kind 'tal' needs task_dim: use the length of its task embedding")
         if self.primitives not in (15, 18):
             raise BundleError(f"primitives is {self.primitives}: use 15, or 18 for language models")
-        for name in ("layernorm", "dead_layer", "separate", "heads_apart", "softmax"):
+        for name in ("layernorm", "dead_layer", "separate", "softmax"):
             if type(getattr(self, name)) is not bool:
                 raise BundleError(f"{name} is {getattr(self, name)!r}: use true or false")
 
@@ -138,6 +135,16 @@ class HyperConfig:
         Raises:
             BundleError: if a key is unknown, or a value is not sound.
         """
+        apart = values.get("heads_apart", False)
+        # Networks that start at the rule have this flag and never read it.
+        unread = apart is False or (apart is True and values.get("start") == "rule")
+        if not unread or values.get("alignment") == "learned":
+            raise BundleError(
+                "heads that are projected apart and learned alignment are no longer there, as they "
+                "measured worse than what PITH's paper states: use the version of weightinit that "
+                "trained this hypernetwork, or train it again"
+            )
+        values = {name: value for name, value in values.items() if name != "heads_apart"}
         known = {field.name for field in fields(cls)}
         if unknown := sorted(set(values) - known):
             raise BundleError(f"unknown options {unknown[:5]}: use {sorted(known)}")

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from weightinit.anatomy import Anatomy, Piece
 from weightinit.errors import ProjectionError
 from weightinit.hypernet.config import HyperConfig
 from weightinit.hypernet.decoders import (
@@ -21,22 +22,30 @@ from weightinit.hypernet.encoder import Encoder
 from weightinit.hypernet.graph import Graph, Node
 from weightinit.hypernet.shapes import limited, scale_of, tiled, vector
 
-__all__ = ["Decoded", "Hypernet", "Pass", "Weights"]
+__all__ = ["Decoded", "Hypernet", "Key", "Pass", "Weights", "keyed"]
 
 Decoded = Tensor | LowRank
+#: Block, -1 outside the blocks, and canonical role.
+Key = tuple[int, str]
 
 
-class Weights(Mapping[tuple[int, str], Tensor]):
-    """From block (-1 outside) and canonical role to a canonical part, multiplied out when read."""
+def keyed(target: Anatomy) -> dict[Key, Piece]:
+    """Return every canonical piece of a model by block and role."""
+    blocks = enumerate((target.outside, *target.blocks), -1)
+    return {(index, role): piece for index, block in blocks for role, piece in block.items()}
 
-    def __init__(self, parts: Mapping[tuple[int, str], Decoded]) -> None:
+
+class Weights(Mapping[Key, Tensor]):
+    """Canonical parts by block and role, multiplied out when read."""
+
+    def __init__(self, parts: Mapping[Key, Decoded]) -> None:
         self.parts = dict(parts)
 
-    def __getitem__(self, key: tuple[int, str]) -> Tensor:
+    def __getitem__(self, key: Key) -> Tensor:
         value = self.parts[key]
         return value.dense() if isinstance(value, LowRank) else value
 
-    def __iter__(self) -> Iterator[tuple[int, str]]:
+    def __iter__(self) -> Iterator[Key]:
         return iter(self.parts)
 
     def __len__(self) -> int:
@@ -128,12 +137,6 @@ class Hypernet(Encoder):
                 self.decoderpq = LowRankDecoder(
                     config, expand=config.expansion == "both", heads=projections
                 )
-            if config.alignment == "learned":
-                # of a block's place among the ancestor's: its shift, and the log of its precision
-                self.place = nn.Linear(config.hid, 1)
-                nn.init.zeros_(self.place.weight)
-                nn.init.zeros_(self.place.bias)
-                self.precision = nn.Parameter(torch.tensor(2.0))
             if config.start == "rule":
                 # of what is added to the rule's weights: from the original path, by P, and by Q
                 self.gates = nn.Parameter(torch.full((3,), 0.02))

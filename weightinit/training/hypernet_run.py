@@ -28,8 +28,6 @@ from weightinit.training.images import ImageData
 from weightinit.training.language import called, language_ancestor
 from weightinit.training.loop import Recipe, accelerator
 from weightinit.training.presets import Fed, Network
-from weightinit.training.settle import settle_
-from weightinit.training.targets import Targets
 from weightinit.training.tasks import in_shape, task_embedding
 from weightinit.training.text import TextData, load_text
 
@@ -108,10 +106,6 @@ def train_hypernet(
         config = replace(config, task_dim=embeddings.shape[1])
     with seeded(seed):
         hypernet = Hypernet(config)
-        if preset.settled:
-            settle_(
-                hypernet, Targets(hypernet, found.source)(preset.watch[0], found.tasks[0]).graph
-            )
     card: dict[str, Any] = {"preset": preset.name}
     if start is not None:
         card["start"] = warm_start(hypernet, start)

@@ -16,7 +16,7 @@ from weightinit.ancestor.ancestor import Ancestor
 from weightinit.hypernet.graph import Graph, graph_of
 from weightinit.hypernet.network import Hypernet
 from weightinit.hypernet.predict import Prediction
-from weightinit.hypernet.rule import Rule
+from weightinit.hypernet.refinement import ClosedForm
 from weightinit.training.domains import Data, Domain, Part, domain_of
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Target:
     anatomy: Anatomy
     graph: Graph
     domain: Domain
-    rule: Rule | None = None
+    rule: ClosedForm | None = None
 
 
 class Targets:
@@ -77,10 +77,9 @@ class Targets:
                 _unfuse(model)
             seen = anatomy(model)
             extra = {GUIDE: (self.guide, seen.sizes["d"])} if self.guide else None
-            started = self.ancestor is not None and self.hypernet.config.start == "rule"
-            rule = (
-                Rule(seen, self.ancestor, device=self.device) if started and self.ancestor else None
-            )
+            rule = None
+            if self.ancestor is not None and self.hypernet.config.start == "rule":
+                rule = ClosedForm(seen, self.ancestor, device=self.device)
             graph = graph_of(seen, softmax=self.hypernet.config.softmax, extra=extra)
             self._built[key] = Target(model, seen, graph, domain, rule)
         return self._built[key]
