@@ -16,6 +16,27 @@ Pathway = Literal["dual", "shared"]
 Start = Literal["scratch", "rule"]
 Alignment = Literal["uniform", "first"]
 
+CHOICES: Mapping[str, tuple[Any, ...]] = {
+    "kind": get_args(Kind),
+    "pathway": get_args(Pathway),
+    "expansion": get_args(Expansion),
+    "start": get_args(Start),
+    "alignment": get_args(Alignment),
+    "primitives": (15, 18),
+    **dict.fromkeys(("layernorm", "dead_layer", "separate", "softmax"), (True, False)),
+}
+#: The largest sizes: a config may come from a stranger's file, and a network is built from it.
+LARGEST = {
+    "hid": 2**13,
+    "layers": 2**8,
+    "heads": 2**10,
+    "rank": 2**12,
+    "num_classes": 2**20,
+    "max_ck": 2**20,
+    "task_dim": 2**20,
+}
+LARGEST_SHAPE = (2**16, 2**16, 2**10)
+
 
 @dataclass(frozen=True)
 class HyperConfig:
@@ -31,10 +52,10 @@ class HyperConfig:
         num_classes: of the images it was trained on: a row of the shape embedding, and GHN-3's
             class layer.
         layernorm: whether a norm follows the encoder.
-        primitives: rows of the embedding of node types.
+        primitives: rows of the embedding of node types: 15, or 18 for language models.
         rank: r, of the low-rank decoders.
         max_ck: rows and columns that they can decode.
-        task_dim: length of TAL's task embedding; 0 conditions on no task.
+        task_dim: length of TAL's task embedding; 0 conditions on no task, which kind tal does not.
         dead_layer: whether decoders hold the published layer that nothing uses.
         pathway: PITH: ``"dual"`` decodes P and Q by a decoder of their own, ``"shared"`` by another
             head of one MLP.
@@ -76,43 +97,25 @@ class HyperConfig:
     start: Start = "scratch"
 
     def __post_init__(self) -> None:
-        """Check every field: a config may come from a stranger's file."""
-        for name, choices in (
-            ("kind", get_args(Kind)),
-            ("pathway", get_args(Pathway)),
-            ("expansion", get_args(Expansion)),
-            ("start", get_args(Start)),
-            ("alignment", get_args(Alignment)),
-        ):
-            if getattr(self, name) not in choices:
-                raise BundleError(
-                    f"{name} {getattr(self, name)!r} is unknown: use one of {choices}"
-                )
+        """Check every field."""
+        for name, choices in CHOICES.items():
+            value = getattr(self, name)
+            if type(value) is not type(choices[0]) or value not in choices:
+                raise BundleError(f"{name} {value!r} is unknown: use one of {choices}")
         if self.kind != "ghn3" and not self.rank:
             object.__setattr__(self, "rank", 90)
         if not isinstance(self.max_shape, (tuple, list)) or len(self.max_shape) != 3:
             raise BundleError(f"max_shape is {self.max_shape!r}: use rows, columns, kernel size")
         object.__setattr__(self, "max_shape", tuple(self.max_shape))
-        least = {"rank": self.kind != "ghn3", "task_dim": 0, "heads": 1}
-        numbers = {
-            name: getattr(self, name)
-            for name in (
-                "hid", "layers", "heads", "num_classes", "primitives", "rank", "max_ck", "task_dim"
-            )
-        }  # fmt: skip
-        numbers |= {f"max_shape[{i}]": size for i, size in enumerate(self.max_shape)}
-        for name, value in numbers.items():
-            if type(value) is not int or not int(least.get(name, 1)) <= value < 2**20:
-                raise BundleError(f"{name} is {value!r}: use a whole number below {2**20}")
+        least = {"rank": self.kind != "ghn3", "task_dim": self.kind == "tal"}
+        limits = [(name, getattr(self, name), most) for name, most in LARGEST.items()]
+        limits += [("max_shape", *pair) for pair in zip(self.max_shape, LARGEST_SHAPE, strict=True)]
+        for name, value, most in limits:
+            first = int(least.get(name, 1))
+            if type(value) is not int or not first <= value <= most:
+                raise BundleError(f"{name} is {value!r}: use a whole number of {first} to {most}")
         if self.hid % self.heads or self.hid % 4:
             raise BundleError(f"hid {self.hid}: use a multiple of 4 and of heads, {self.heads}")
-        if self.kind == "tal" and not self.task_dim:
-            raise BundleError("kind 'tal' needs task_dim: use the length of its task embedding")
-        if self.primitives not in (15, 18):
-            raise BundleError(f"primitives is {self.primitives}: use 15, or 18 for language models")
-        for name in ("layernorm", "dead_layer", "separate", "softmax"):
-            if type(getattr(self, name)) is not bool:
-                raise BundleError(f"{name} is {getattr(self, name)!r}: use true or false")
 
     @classmethod
     def pith(cls, **changes: Any) -> HyperConfig:

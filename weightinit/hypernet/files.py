@@ -16,39 +16,33 @@ from weightinit.hypernet.network import Hypernet
 
 __all__ = ["HyperNetwork"]
 
-#: Bounds of what a stranger's config may make us build, before its tensors are compared.
-MOST = {"layers": 256, "hid": 8192, "rank": 4096, "heads": 1024, "max_shape": 2**16}
 
+def wanted(config: BundleConfig) -> dict[str, Shape]:
+    """Return the name and shape of every tensor that a hypernetwork's bundle holds.
 
-def _config(config: BundleConfig) -> HyperConfig:
-    """Return the hypernetwork's own config, checked."""
-    found = HyperConfig.from_dict(config.options)
-    sizes = {name: getattr(found, name) for name in MOST if name != "max_shape"}
-    sizes["max_shape"] = max(*found.max_shape[:2], 64 * found.max_shape[2])
-    for name, size in sizes.items():
-        if size > MOST[name]:
-            raise BundleError(
-                f"{name} of the hypernetwork is {getattr(found, name)}: it must be at most "
-                f"{MOST[name]}"
-            )
-    if found.kind != config.method:
+    Raises:
+        BundleError: if the config is not a hypernetwork's.
+    """
+    options = HyperConfig.from_dict(config.options)
+    if options.kind != config.method:
         raise BundleError(
-            f"the bundle's method is {config.method!r} and its options are of {found.kind!r}: "
+            f"the bundle's method is {config.method!r} and its options are of {options.kind!r}: "
             "use the same"
         )
-    return found
+    with torch.device("meta"):
+        state = Hypernet(options).state_dict()
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
 def _check_tensors(config: BundleConfig, shapes: Mapping[str, Shape]) -> None:
-    with torch.device("meta"):
-        wanted = {k: tuple(v.shape) for k, v in Hypernet(_config(config)).state_dict().items()}
-    lacking, unknown = wanted.keys() - shapes.keys(), shapes.keys() - wanted.keys()
+    expected = wanted(config)
+    lacking, unknown = expected.keys() - shapes.keys(), shapes.keys() - expected.keys()
     if lacking or unknown:
         raise BundleError(
             f"the hypernetwork lacks tensors [{some(lacking)}] and has unknown ones "
             f"[{some(unknown)}]: use a bundle that save_pretrained or `weightinit convert` wrote"
         )
-    for name, shape in wanted.items():
+    for name, shape in expected.items():
         if tuple(shapes[name]) != shape:
             raise BundleError(
                 f"tensor {name} has shape {tuple(shapes[name])}, its config calls for {shape}: "
@@ -90,7 +84,7 @@ class HyperNetwork(Bundle):
     @property
     def hyper_config(self) -> HyperConfig:
         """Its kind and sizes."""
-        return _config(self.config)
+        return HyperConfig.from_dict(self.config.options)
 
     @classmethod
     def of(
