@@ -335,6 +335,10 @@ ATTACKS = {
     "call_of_items": (b"\x80\x02ctorch\nSize\nX\x01\x00\x00\x00aR.", "calls"),
     "huge_bytearray": (b"\x80\x05\x96" + b"\x00" * 6 + b"\x10\x00a.", "no sound pickle"),
     "huge_frame": (b"\x80\x04\x95" + b"\x00" * 6 + b"\x10\x00N", "no sound pickle"),
+    "older_version_of_numbers": (
+        pickle.dumps(unpickle.MAGIC, 2) + pickle.dumps(np.arange(2.0), 2) + pickle.dumps({}, 2),
+        "unknown version",
+    ),
     "older_lies": (older_of(2**40), "states more than it has"),
     "older_lies_a_little": (older_of(2), "cut off"),
     "joblib_lies": (joblib_array((2**40,)), "no sound pickle"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -71,7 +71,7 @@ class Sampler:
         } | pool
 
 
-def _widths(*rows: tuple[range, range]) -> dict[int, tuple[int, ...]]:
+def _widths(*rows: tuple[Sequence[int], Sequence[int]]) -> dict[int, tuple[int, ...]]:
     return {depth: tuple(widths) for depths, widths in rows for depth in depths}
 
 
@@ -94,7 +94,7 @@ _GPT = _widths(
     (range(6, 10), range(72, 177, 8)),
 )
 #: Widths 80 and 112 and depths 5 and 8 are kept for testing.
-_MICRO = {depth: (48, 64, 96, 128) for depth in (3, 4, 6, 7, 9)}
+_MICRO = _widths(((3, 4, 6, 7, 9), (48, 64, 96, 128)))
 
 #: ViTs-1K and GPTs-1K of LoGAH, ViTs+-1K of TAL as in its code, the ViTs-1K that TAL's file has as
 #: a comment, and the one that trains on two cores.

@@ -446,7 +446,8 @@ def _older(file: mmap.mmap | BytesIO, budget: _Budget) -> Any:
         return torch.empty(numel, dtype=dtype)
 
     version, system = _Unpickler(file, budget).value(), _Unpickler(file, budget).value()
-    if version != VERSION or type(system) is not dict or system.get("little_endian") is not True:
+    endian = system.get("little_endian") if type(system) is dict else None
+    if type(version) is not int or version != VERSION or endian is not True:
         raise BundleError("it is of an unknown version, or big-endian: save it again")
     reader = _Unpickler(file, budget, find)
     value, keys = reader.value(), _Unpickler(file, budget).value()
