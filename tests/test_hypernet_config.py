@@ -8,7 +8,7 @@ import torch
 
 from weightinit.errors import BundleError
 from weightinit.hypernet.config import HyperConfig
-from weightinit.hypernet.network import Hypernet
+from weightinit.hypernet.network import GraphHyperNetwork
 
 RULED = HyperConfig.pith(start="rule", separate=True, expansion="both")
 
@@ -93,5 +93,7 @@ def published_count(hid, rank, layers, heads, ck):
 def test_parameters_follow_the_formula(sizes):
     hid, rank, layers, heads, ck = sizes
     with torch.device("meta"):
-        net = Hypernet(HyperConfig(hid=hid, rank=rank, layers=layers, heads=heads, max_ck=ck))
+        net = GraphHyperNetwork(
+            HyperConfig(hid=hid, rank=rank, layers=layers, heads=heads, max_ck=ck)
+        )
     assert sum(p.numel() for p in net.parameters()) == published_count(*sizes)

@@ -16,7 +16,7 @@ import weightinit as wi
 from weightinit.hypernet.config import HyperConfig
 from weightinit.hypernet.encoder import ShapeEncoder
 from weightinit.hypernet.graph import Graph, Node, graph_of
-from weightinit.hypernet.network import Hypernet
+from weightinit.hypernet.network import GraphHyperNetwork
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -81,7 +81,7 @@ def test_a_task_changes_nothing_at_first():
     graph = graph_of(wi.anatomy(torchvision_vit(1, 32)))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        net = Hypernet(config("tal"))
+        net = GraphHyperNetwork(config("tal"))
     plain = net.encode(graph)
     assert torch.equal(net.encode(graph, 5 * torch.ones(12)), plain)
     torch.nn.init.normal_(net.gnn[0].TEN.fc_beta.weight)

@@ -110,8 +110,8 @@ def convert(
 
     Examples:
         >>> import tempfile, torch
-        >>> from weightinit.hypernet.network import Hypernet
-        >>> tiny = Hypernet(HyperConfig(hid=16, heads=2, layers=1, rank=2, max_ck=32))
+        >>> from weightinit.hypernet.network import GraphHyperNetwork
+        >>> tiny = GraphHyperNetwork(HyperConfig(hid=16, heads=2, layers=1, rank=2, max_ck=32))
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     torch.save({"state_dict": tiny.state_dict()}, f"{folder}/old.pt")
         ...     done = convert(f"{folder}/old.pt", f"{folder}/new", max_shape=512)
@@ -119,7 +119,7 @@ def convert(
         (16, (512, 512, 16), ('num_classes',))
     """
     from weightinit.hypernet.files import HyperNetwork
-    from weightinit.hypernet.network import Hypernet
+    from weightinit.hypernet.network import GraphHyperNetwork
 
     path = Path(path)
     state, stated, ignored = _find(read_pickle(path, max_bytes=max_bytes), key)
@@ -131,7 +131,7 @@ def convert(
     if kind not in (None, config.kind):
         raise BundleError(f"{path} holds a hypernetwork of kind {config.kind!r}, not {kind!r}")
     with torch.device("meta"):
-        network = Hypernet(config)
+        network = GraphHyperNetwork(config)
     _check(tensors, network.state_dict(), config)
     storages = {value.untyped_storage().data_ptr(): value for value in tensors.values()}
     held = sum(value.untyped_storage().nbytes() for value in storages.values())

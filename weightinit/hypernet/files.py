@@ -12,7 +12,7 @@ from weightinit.files.bundle import Bundle
 from weightinit.files.checks import Shape, some
 from weightinit.files.config import BundleConfig
 from weightinit.hypernet.config import HyperConfig
-from weightinit.hypernet.network import Hypernet
+from weightinit.hypernet.network import GraphHyperNetwork
 
 __all__ = ["HyperNetwork"]
 
@@ -30,7 +30,7 @@ def wanted(config: BundleConfig) -> dict[str, Shape]:
             "use the same"
         )
     with torch.device("meta"):
-        state = Hypernet(options).state_dict()
+        state = GraphHyperNetwork(options).state_dict()
     return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
@@ -74,7 +74,7 @@ class HyperNetwork(Bundle):
         >>> import tempfile
         >>> small = HyperConfig("logah", hid=16, layers=1, heads=2, rank=4, max_ck=512)
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     HyperNetwork.of(Hypernet(small)).save_pretrained(folder)
+        ...     HyperNetwork.of(GraphHyperNetwork(small)).save_pretrained(folder)
         ...     HyperNetwork.from_pretrained(folder).hyper_config.rank
         4
     """
@@ -89,7 +89,7 @@ class HyperNetwork(Bundle):
     @classmethod
     def of(
         cls,
-        hypernet: Hypernet,
+        hypernet: GraphHyperNetwork,
         *,
         licence: str = "Apache-2.0",
         provenance: Mapping[str, Any] | None = None,
@@ -119,10 +119,10 @@ class HyperNetwork(Bundle):
         }
         return cls(config, tensors)
 
-    def module(self) -> Hypernet:
+    def module(self) -> GraphHyperNetwork:
         """Return the network, on the CPU, fp32, in eval mode."""
         with torch.device("meta"):
-            network = Hypernet(self.hyper_config)
+            network = GraphHyperNetwork(self.hyper_config)
         network.load_state_dict({k: v.float() for k, v in self.tensors.items()}, assign=True)
         return network.eval()
 

@@ -13,7 +13,7 @@ from weightinit.anatomy.resample import resample_patch, resample_pos
 from weightinit.errors import ProjectionError
 from weightinit.hypernet.decoders import LowRank
 from weightinit.hypernet.graph import Graph, Node, grid
-from weightinit.hypernet.network import Decoded, Hypernet, Pass
+from weightinit.hypernet.network import Decoded, GraphHyperNetwork, Pass
 from weightinit.inherit.transfer import Source
 from weightinit.methods.selection import select_indices
 
@@ -36,7 +36,7 @@ class Fusion:
 
     def __init__(
         self,
-        hypernet: Hypernet,
+        hypernet: GraphHyperNetwork,
         graph: Graph,
         target: Anatomy,
         source: Source,

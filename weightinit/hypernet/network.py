@@ -22,7 +22,7 @@ from weightinit.hypernet.encoder import Encoder
 from weightinit.hypernet.graph import Graph, Node
 from weightinit.hypernet.shapes import limited, scale_of, tiled, vector
 
-__all__ = ["Decoded", "Hypernet", "Key", "Pass", "Weights", "keyed"]
+__all__ = ["Decoded", "GraphHyperNetwork", "Key", "Pass", "Weights", "keyed"]
 
 Decoded = Tensor | LowRank
 #: Block, -1 outside the blocks, and canonical role.
@@ -60,7 +60,7 @@ class Pass:
         x: embeddings ``[n, hid]``.
     """
 
-    def __init__(self, hypernet: Hypernet, x: Tensor) -> None:
+    def __init__(self, hypernet: GraphHyperNetwork, x: Tensor) -> None:
         self.hypernet, self.x = hypernet, x
         own, other = hypernet.decoder, getattr(hypernet, "decoderpq", None)
         self.latents = Latents(own, x) if isinstance(own, LowRankDecoder) else None
@@ -86,7 +86,7 @@ class Pass:
 Fuse = Callable[[Pass, list[int], Decoded], Decoded]
 
 
-class Hypernet(Encoder):
+class GraphHyperNetwork(Encoder):
     """A network that predicts the weights of another one.
 
     Its state dict has the names of the published checkpoints, without their aliases.
@@ -96,7 +96,7 @@ class Hypernet(Encoder):
 
     Examples:
         >>> with torch.device("meta"):
-        ...     logah = Hypernet(HyperConfig(rank=90))
+        ...     logah = GraphHyperNetwork(HyperConfig(rank=90))
         >>> sum(p.numel() for p in logah.parameters())
         21412794
     """

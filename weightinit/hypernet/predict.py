@@ -12,7 +12,7 @@ from weightinit.errors import ProjectionError
 from weightinit.hypernet.decoders import LowRank
 from weightinit.hypernet.fusion import Fusion
 from weightinit.hypernet.graph import Graph, graph_of
-from weightinit.hypernet.network import Decoded, Hypernet, Weights, keyed
+from weightinit.hypernet.network import Decoded, GraphHyperNetwork, Weights, keyed
 from weightinit.hypernet.refinement import ClosedForm, Refinement
 from weightinit.inherit.fresh import fresh_part, sub_generator
 from weightinit.inherit.running import Runnable
@@ -40,7 +40,7 @@ class Prediction:
 
     def __init__(
         self,
-        hypernet: Hypernet,
+        hypernet: GraphHyperNetwork,
         target: Anatomy,
         *,
         task: Tensor | None = None,

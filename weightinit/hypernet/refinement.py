@@ -16,7 +16,7 @@ from weightinit.anatomy import Anatomy, Piece
 from weightinit.anatomy.layout import along
 from weightinit.hypernet.decoders import LowRank
 from weightinit.hypernet.graph import Graph
-from weightinit.hypernet.network import Decoded, Hypernet, Key, Pass, Weights, keyed
+from weightinit.hypernet.network import Decoded, GraphHyperNetwork, Key, Pass, Weights, keyed
 from weightinit.inherit.depth import mixes
 from weightinit.inherit.growth import followers
 from weightinit.inherit.running import Runnable
@@ -97,7 +97,7 @@ class Refinement:
         rule: the rule's weights for ancestor and target.
     """
 
-    def __init__(self, hypernet: Hypernet, graph: Graph, rule: ClosedForm) -> None:
+    def __init__(self, hypernet: GraphHyperNetwork, graph: Graph, rule: ClosedForm) -> None:
         self.hypernet, self.graph, self.rule = hypernet, graph, rule
         self._changes: dict[Key, LowRank] = {}
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from weightinit.anatomy import Anatomy, Piece, anatomy
 from weightinit.ancestor.ancestor import Ancestor
 from weightinit.hypernet.graph import Graph, graph_of
-from weightinit.hypernet.network import Hypernet
+from weightinit.hypernet.network import GraphHyperNetwork
 from weightinit.hypernet.predict import Prediction
 from weightinit.hypernet.refinement import ClosedForm
 from weightinit.training.domains import Data, Domain, Part, domain_of
@@ -57,7 +57,7 @@ class Targets:
     """
 
     def __init__(
-        self, hypernet: Hypernet, ancestor: Ancestor | None = None, guide: int = 0
+        self, hypernet: GraphHyperNetwork, ancestor: Ancestor | None = None, guide: int = 0
     ) -> None:
         self.hypernet, self.guide = hypernet, guide
         self.ancestor = ancestor if hypernet.config.kind == "pith" else None
@@ -117,7 +117,7 @@ class Targets:
 
 
 def zero_shot(
-    hypernet: Hypernet,
+    hypernet: GraphHyperNetwork,
     kwargs: Mapping[str, Any],
     data: Data,
     *,
