@@ -108,7 +108,6 @@ def graph_of(
     target: Anatomy,
     *,
     softmax: bool = False,
-    cutoff: int = CUTOFF,
     extra: Mapping[str, tuple[int, int]] | None = None,
 ) -> Graph:
     """Return the graph of a transformer.
@@ -119,7 +118,6 @@ def graph_of(
     Args:
         target: anatomy of the model.
         softmax: whether attention has a node of its own.
-        cutoff: longest path that connects two nodes; the published generators take 250.
         extra: matrices ``(rows, columns)`` by role that read the stream after the last norm, beside
             the head: TAL's M.
 
@@ -135,7 +133,7 @@ def graph_of(
     built = _Builder(target, softmax)
     built.check()
     built.build(extra or {})
-    return Graph(tuple(built.nodes), tuple(built.edges), cutoff)
+    return Graph(tuple(built.nodes), tuple(built.edges))
 
 
 class _Builder:
