@@ -66,7 +66,7 @@ def make_bundle(method="wave", *, seed=0, dtype=torch.float64, **changes):
             sizes=dict(target.sizes),
             depth=target.depth,
             licence="Apache-2.0",
-            traits=dict(target.traits) | {"family": target.family},
+            traits=target.traits.to_dict() | {"family": target.family},
         ),
         {k: v.to(torch.float32) for k, v in tensors.items()},
     )

@@ -14,7 +14,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from weightinit.anatomy import Anatomy, Piece
+from weightinit.anatomy import Anatomy, Piece, Traits
 from weightinit.errors import ProjectionError
 from weightinit.inherit.fresh import fresh_part
 from weightinit.inherit.outside import carry
@@ -79,7 +79,7 @@ class _Parts:
     def __call__(self, piece: Piece) -> Part:
         """Return what becomes of one piece."""
         if piece.spec.name not in self.block:
-            traits = self.bundle.config.traits
+            traits = Traits.of(self.bundle.config.traits)
             carried = carry(piece, self.target, self.outside, traits)
             return carried or fresh_part(piece, self.seed)
         index, block = self.block[piece.spec.name]
