@@ -96,11 +96,10 @@ class Case:
         model, graph = self.target(size)
 
         def written() -> list[Tensor]:
-            made = Prediction(
-                self.net, wi.anatomy(model), ancestor=self.source, graph=graph
-            ).recipes()
+            seen = wi.anatomy(model)
+            made = Prediction(self.net, seen, ancestor=self.source, graph=graph).plan()
             values = []
-            for recipe in made:
+            for recipe in made.recipes(seen):
                 values.append(torch.empty(recipe.spec.shape, device=self.device))
                 if recipe.fill is not None:
                     recipe.fill(values[-1])

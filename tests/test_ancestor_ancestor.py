@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from conftest import state_hash, vit
+from helpers.models import state_hash, vit
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
-from test_files_hub import hub  # noqa: F401 (a fixture)
 from torch import nn
 
 import weightinit as wi
@@ -679,7 +678,7 @@ def assert_nothing_evil(server):
 
 
 @pytest.mark.parametrize("name", [NAME, ARCHITECTURE])
-def test_a_timm_name(hub, vit_tensors, tmp_path, name, streamed):  # noqa: F811
+def test_a_timm_name(hub, vit_tensors, tmp_path, name, streamed):
     sha = published(hub, tmp_path / "made", vit_tensors)
     ancestor = Ancestor.open(name)
     assert ancestor.source == f"{name} ({REPO}@{sha})"
@@ -689,7 +688,7 @@ def test_a_timm_name(hub, vit_tensors, tmp_path, name, streamed):  # noqa: F811
     assert_nothing_evil(hub)
 
 
-def test_a_timm_name_pinned(hub, vit_tensors, tmp_path):  # noqa: F811
+def test_a_timm_name_pinned(hub, vit_tensors, tmp_path):
     sha = published(hub, tmp_path / "made", vit_tensors)
     newer = published(hub, tmp_path / "newer", vit_tensors.double())
     vit_tensors.float()
@@ -704,7 +703,7 @@ def test_a_timm_name_pinned(hub, vit_tensors, tmp_path):  # noqa: F811
 
 
 @pytest.mark.parametrize("how", ["local_files_only", "HF_HUB_OFFLINE"])
-def test_offline(hub, vit_tensors, tmp_path, monkeypatch, how):  # noqa: F811
+def test_offline(hub, vit_tensors, tmp_path, monkeypatch, how):
     sha = published(hub, tmp_path / "made", vit_tensors)
     options = {"local_files_only": how == "local_files_only"}
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", how == "HF_HUB_OFFLINE")
@@ -719,7 +718,7 @@ def test_offline(hub, vit_tensors, tmp_path, monkeypatch, how):  # noqa: F811
     assert_same(ancestor, vit_tensors)
 
 
-def test_what_timm_has_cached_is_enough(hub, vit_tensors, tmp_path, monkeypatch):  # noqa: F811
+def test_what_timm_has_cached_is_enough(hub, vit_tensors, tmp_path, monkeypatch):
     published(hub, tmp_path / "made", vit_tensors)
     with torch.random.fork_rng(devices=[]):
         timm.create_model(NAME, pretrained=True)
@@ -727,7 +726,7 @@ def test_what_timm_has_cached_is_enough(hub, vit_tensors, tmp_path, monkeypatch)
     assert_same(Ancestor.open(NAME), vit_tensors)
 
 
-def test_cache_dir_and_token(hub, vit_tensors, tmp_path):  # noqa: F811
+def test_cache_dir_and_token(hub, vit_tensors, tmp_path):
     published(hub, tmp_path / "made", vit_tensors, private=True)
     with pytest.raises(BundleError, match="pass token="):
         Ancestor.open(NAME)
@@ -738,7 +737,7 @@ def test_cache_dir_and_token(hub, vit_tensors, tmp_path):  # noqa: F811
 
 
 @pytest.mark.parametrize("prefix", ["", "hf-hub:", "hf_hub:"])
-def test_a_repository_of_timm(hub, model, tmp_path, streamed, prefix):  # noqa: F811
+def test_a_repository_of_timm(hub, model, tmp_path, streamed, prefix):
     sha = published(hub, tmp_path / "made", model, "org/vit", CONFIG)
     ancestor = Ancestor.open(f"{prefix}org/vit@{sha}")
     assert ancestor.source == f"org/vit@{sha}"
@@ -747,14 +746,14 @@ def test_a_repository_of_timm(hub, model, tmp_path, streamed, prefix):  # noqa: 
     assert_nothing_evil(hub)
 
 
-def test_a_sharded_repository(hub, model, tmp_path, streamed):  # noqa: F811
+def test_a_sharded_repository(hub, model, tmp_path, streamed):
     folder = shards(tmp_path / "made", model.state_dict(), CONFIG)
     hub.add("org/vit", files_of(folder) | {"other.safetensors": b"not asked for"})
     assert_same(Ancestor.open("org/vit"), model)
     assert hub.asked("other") == 0
 
 
-def test_a_repository_of_pickles(hub, vit_tensors, tmp_path):  # noqa: F811
+def test_a_repository_of_pickles(hub, vit_tensors, tmp_path):
     files = {"pytorch_model.bin": b"\x80\x04 evil", "config.json": json.dumps(CONFIG).encode()}
     for name, ancestor in (("org/vit", "org/vit"), (REPO, NAME)):
         hub.add(name, files)
@@ -765,7 +764,7 @@ def test_a_repository_of_pickles(hub, vit_tensors, tmp_path):  # noqa: F811
         Ancestor.open("org/missing")
 
 
-def test_a_file_name_of_its_own(hub, vit_tensors, tmp_path, monkeypatch):  # noqa: F811
+def test_a_file_name_of_its_own(hub, vit_tensors, tmp_path, monkeypatch):
     """timm's configs may name a pickle beside which the same weights lie as safetensors."""
     made = write(tmp_path / "made", vit_tensors.state_dict()) / "model.safetensors"
     config = timm.get_pretrained_cfg(NAME)
@@ -781,7 +780,7 @@ def test_a_file_name_of_its_own(hub, vit_tensors, tmp_path, monkeypatch):  # noq
         Ancestor.open(NAME, revision="main")
 
 
-def test_weights_in_another_dialect_go_through_timm(hub, vit_tensors, tmp_path):  # noqa: F811
+def test_weights_in_another_dialect_go_through_timm(hub, vit_tensors, tmp_path):
     """A file of another image size, whose positions timm resamples."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
@@ -796,7 +795,7 @@ def test_weights_in_another_dialect_go_through_timm(hub, vit_tensors, tmp_path):
     assert hub.asked(".bin") == 0
 
 
-def test_what_timm_would_leave_random(hub, tmp_path):  # noqa: F811
+def test_what_timm_would_leave_random(hub, tmp_path):
     """timm loads these with strict=False: without a final norm, which is sound, or a stage."""
     name = "convnextv2_atto.fcmae"
     with torch.random.fork_rng(devices=[]):
@@ -864,7 +863,7 @@ def hf_model(name, **changes):
 
 
 @pytest.mark.parametrize("name", HF)
-def test_models_of_transformers(name, hub, tmp_path, quiet, monkeypatch):  # noqa: F811
+def test_models_of_transformers(name, hub, tmp_path, quiet, monkeypatch):
     model = hf_model(name)
     model.save_pretrained(tmp_path / "made")
     sha = hub.add("org/hf", files_of(tmp_path / "made") | {"pytorch_model.bin": b"\x80\x04 evil"})
@@ -962,7 +961,7 @@ def test_without_transformers(tmp_path, monkeypatch, quiet):
         Ancestor.open(tmp_path)
 
 
-def test_the_environment_alone(hub, vit_tensors, tmp_path):  # noqa: F811
+def test_the_environment_alone(hub, vit_tensors, tmp_path):
     """A process of its own, set up as a user would: by HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE."""
     sha = published(hub, tmp_path / "made", vit_tensors)
     script = f"import weightinit as wi; print(wi.Ancestor.open({NAME!r}).source)"

@@ -6,7 +6,7 @@ import warnings
 import pytest
 import timm
 import torch
-from inherit import logits, randomise, small_vit
+from helpers.inherit import logits, randomise, small_vit
 from safetensors.torch import save_file
 
 import weightinit as wi
@@ -419,4 +419,4 @@ def test_methods_by_name_or_object():
     chosen = wi.WeightSelection(heads="flat")
     assert get_method(chosen) is chosen
     for name in set(METHODS) - {"pith"}:
-        assert callable(get_method(name).recipes)
+        assert callable(get_method(name).plan)

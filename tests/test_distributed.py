@@ -17,7 +17,7 @@ def test_same_bits_on_every_mesh(world):
             "torch.distributed.run",
             "--standalone",
             f"--nproc-per-node={world}",
-            folder / "distributed_worker.py",
+            folder / "helpers" / "distributed_worker.py",
         ],
         env={**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"},
         capture_output=True,

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.bundles import SIZES, make_bundle, make_tensors, nbytes
 from hostile.base import edit_tensors, seal, write_sound
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from make_bundle import SIZES, make_bundle, make_tensors, nbytes
 from safetensors import safe_open
 
 from weightinit.errors import BundleError

@@ -2,7 +2,15 @@
 
 import pytest
 import torch
-from hypernet_reference import KINDS, Golden, config, hypernet, published, task_of, torchvision_vit
+from helpers.hypernet_reference import (
+    KINDS,
+    Golden,
+    config,
+    hypernet,
+    published,
+    task_of,
+    torchvision_vit,
+)
 
 import weightinit as wi
 from weightinit.hypernet.config import HyperConfig

@@ -6,7 +6,7 @@ import networkx
 import pytest
 import timm
 import torch
-from hypernet_reference import Golden, published, torchvision_vit
+from helpers.hypernet_reference import Golden, published, torchvision_vit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

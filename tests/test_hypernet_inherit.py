@@ -3,8 +3,8 @@
 import pytest
 import timm
 import torch
-from conftest import vit
-from hypernet_reference import hypernet, torchvision_vit
+from helpers.hypernet_reference import hypernet, torchvision_vit
+from helpers.models import vit
 
 import weightinit as wi
 from weightinit.ancestor.ancestor import Ancestor
@@ -139,10 +139,10 @@ def test_tokens_and_their_positions_are_projected():
     torch.testing.assert_close(values["cls_token"], old.cls_token.detach() @ around)
     torch.testing.assert_close(values["reg_token"], old.reg_token.detach() @ around)
     torch.testing.assert_close(values["pos_embed"][:, :3], old.pos_embed.detach()[:, :3] @ around)
-    texts = {recipe.spec.name: recipe.source for recipe in found.recipes()}
+    texts = {recipe.spec.name: recipe.source for recipe in found.plan().recipes(found.target)}
     assert "projected for tokens" in texts["pos_embed"] and "projected" in texts["cls_token"]
     bare = fused(net, new, vit(embed_dim=32))
-    texts = {recipe.spec.name: recipe.source for recipe in bare.recipes()}
+    texts = {recipe.spec.name: recipe.source for recipe in bare.plan().recipes(bare.target)}
     assert "zeros for tokens" in texts["pos_embed"] and "trunc_normal" in texts["cls_token"]
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypernet_reference import (
+from helpers.hypernet_reference import (
     KINDS,
     Golden,
     hypernet,

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from conftest import vit
-from hypernet_reference import hypernet
+from helpers.hypernet_reference import hypernet
+from helpers.models import vit
 
 import weightinit as wi
 from weightinit.ancestor.ancestor import Ancestor
@@ -109,6 +109,6 @@ def test_a_known_rule_is_used_again():
 
 def test_reports_name_both():
     found = Prediction(ruled(), wi.anatomy(vit()), ancestor=Ancestor.open(vit(depth=2)))
-    texts = {recipe.spec.name: recipe.source for recipe in found.recipes()}
+    texts = {recipe.spec.name: recipe.source for recipe in found.plan().recipes(found.target)}
     assert "block 1" in texts["blocks.2.mlp.fc1.weight"]
     assert texts["blocks.2.mlp.fc1.weight"].endswith("and what is generated")

@@ -1,7 +1,7 @@
 import pytest
 import torch
-from inherit import fill, small_vit
-from test_methods_bert2bert import bert, says
+from helpers.inherit import bert, fill, says, small_vit
+from helpers.models import draw
 from timm.models.eva import Eva
 
 import weightinit as wi
@@ -9,11 +9,6 @@ from weightinit.anatomy import anatomy
 from weightinit.inherit.copies import Copying
 from weightinit.inherit.growth import Growth
 from weightinit.inherit.transfer import Place
-
-
-def draw(*shape, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
 def copying(old, new):

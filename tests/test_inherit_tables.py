@@ -3,7 +3,7 @@ import warnings
 import pytest
 import timm
 import torch
-from inherit import logits, randomise
+from helpers.inherit import logits, randomise
 from timm.layers.pos_embed_rel import resize_rel_pos_bias_table
 
 import weightinit as wi

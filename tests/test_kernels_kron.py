@@ -1,6 +1,6 @@
 import pytest
 import torch
-from kron_reference import make, reference
+from helpers.kron_reference import make, reference
 
 from weightinit.kernels import kron, kron_sum
 

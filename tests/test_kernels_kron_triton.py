@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from kron_reference import ROUNDING, make, reference
+from helpers.kron_reference import ROUNDING, make, reference
 
 from weightinit import kernels
 from weightinit.kernels import kron_sum

@@ -2,10 +2,10 @@
 import pytest
 import torch
 from beartype import beartype
+from helpers.project_reference import DTYPES, close, gradients, make, rebuilt, reference, tensors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jaxtyping import Float, jaxtyped
-from project_reference import DTYPES, close, gradients, make, rebuilt, reference, tensors
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from inherit import fill, small_vit
+from helpers.inherit import fill, small_vit
 
 from weightinit.anatomy import anatomy
 from weightinit.methods.auto import Auto, changes

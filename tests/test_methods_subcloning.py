@@ -1,7 +1,7 @@
 import pytest
 import torch
-from conftest import draw, state_hash
-from inherit import fill, logits, small_vit
+from helpers.inherit import fill, logits, small_vit
+from helpers.models import draw, state_hash
 from transformers import BertConfig, BertForSequenceClassification
 
 import weightinit as wi

@@ -2,7 +2,7 @@ import copy
 
 import pytest
 import torch
-from conftest import make_bundle, state_hash, vit
+from helpers.models import make_bundle, state_hash, vit
 from timm.models.eva import Eva
 from torch import nn
 

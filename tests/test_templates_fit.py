@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from conftest import bundle_hash, make_bundle, state_hash, vit
+from helpers.models import bundle_hash, make_bundle, state_hash, vit
 from torch.nn import functional
 
 import weightinit as wi

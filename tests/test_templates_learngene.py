@@ -2,7 +2,7 @@ import json
 
 import pytest
 import torch
-from conftest import make_bundle, state_hash, vit
+from helpers.models import make_bundle, state_hash, vit
 from safetensors import safe_open
 
 import weightinit as wi

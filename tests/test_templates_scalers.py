@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import draw, make_bundle, vit
+from helpers.models import draw, make_bundle, vit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

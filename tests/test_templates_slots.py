@@ -1,6 +1,6 @@
 import pytest
 import torch
-from conftest import vit
+from helpers.models import vit
 from torch import nn
 
 from weightinit.anatomy import anatomy

@@ -4,58 +4,47 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import vit
-from test_training_hypernet import killed_and_resumed
-from test_training_hypernet_loss import hypernet
-from test_training_text import TEXT
+from helpers.models import vit
+from helpers.training import (
+    GPT,
+    GPTS,
+    backwards,
+    gpt,
+    hypernet,
+    killed_and_resumed,
+    song,
+)
 from torch.nn import functional
 
 import weightinit as wi
 from weightinit.errors import WeightInitError
-from weightinit.hypernet.samplers import Sampler, get_sampler
+from weightinit.hypernet.samplers import get_sampler
 from weightinit.inherit.running import captured
 from weightinit.training.augment import normalise
 from weightinit.training.data import load_data
-from weightinit.training.domains import IMAGES, TEXTS, bits_per_byte, domain_of, gpt2
+from weightinit.training.domains import IMAGES, TEXTS, bits_per_byte, domain_of
 from weightinit.training.hypernet import meta_train
 from weightinit.training.hypernet_loss import MetaRecipe
 from weightinit.training.loop import evaluate
 from weightinit.training.targets import GUIDE, Targets, zero_shot
 from weightinit.training.tasks import task_embedding
-from weightinit.training.text import TextData, load_text
+from weightinit.training.text import TextData
 
 pytest.importorskip("transformers")
 
-TINY = Sampler("tiny-gpt", {1: (16, 32), 2: (16, 32)}, "sixteenths", {}, family="gpt2")
-ONE, UNSEEN = TINY.kwargs(2, 16, 1), TINY.kwargs(3, 48, 3)
+UNSEEN = GPTS.kwargs(3, 48, 3)
 RECIPE = MetaRecipe(steps=6, batch_size=8, lr=1e-3, label_smoothing=0.0)
 
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
-    path = tmp_path_factory.mktemp("text") / "song.txt"
-    path.write_text(TEXT)
-    return load_text(path, context=16, vocabulary="characters")
+    return song(tmp_path_factory.mktemp("text"))
 
 
 @pytest.fixture(scope="module")
 def tasks(text):
     """A text, and the same backwards."""
-    return [text, replace(text, name="back", train=text.train.flip(0), val=text.val.flip(0))]
-
-
-def model(text, **changes):
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return gpt2(TEXTS.arguments(ONE | changes, text)).train()
-
-
-def bits(net):
-    return {name: value.clone() for name, value in net.state_dict().items()}
-
-
-def equal(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+    return [text, backwards(text)]
 
 
 def test_the_domain_is_that_of_the_data(text):
@@ -67,7 +56,7 @@ def test_the_domain_is_that_of_the_data(text):
     with pytest.raises(WeightInitError, match="trains no GPT-2: use another for texts"):
         domain_of([text], get_sampler("micro"))
     with pytest.raises(WeightInitError, match="trains no vision transformers"):
-        domain_of([digits], TINY)
+        domain_of([digits], GPTS)
 
 
 def test_images_are_batched_built_and_scored_as_before():
@@ -81,7 +70,7 @@ def test_images_are_batched_built_and_scored_as_before():
 
 
 def test_bits_per_byte_by_hand(text):
-    net = model(text)
+    net = gpt(text)
     windows = text.windows(text.val)
     with torch.no_grad():
         logits = net.eval()(windows[:, :-1]).logits
@@ -95,7 +84,7 @@ def test_bits_per_byte_by_hand(text):
 
 
 def test_a_uniform_model_needs_the_bits_of_the_vocabulary(text):
-    net = model(text)
+    net = gpt(text)
     with torch.no_grad():
         net.lm_head.weight.zero_()
     assert bits_per_byte(net, text) == pytest.approx(math.log2(text.vocab), rel=1e-6)
@@ -116,7 +105,7 @@ def test_targets_have_the_datas_vocabulary_and_no_weights(text):
 
 def test_zero_shot_is_the_score_of_the_predicted_network(text):
     net = hypernet()
-    predicted = wi.init_from_hypernet(model(text, n_layer=3, n_embd=48, n_head=3), net)
+    predicted = wi.init_from_hypernet(gpt(text, n_layer=3, n_embd=48, n_head=3), net)
     assert zero_shot(net, UNSEEN, text) == pytest.approx(bits_per_byte(predicted, text), rel=1e-5)
 
 
@@ -124,11 +113,11 @@ def test_a_hypernetwork_learns_a_repeated_text_and_predicts_an_unseen_size(text)
     net = hypernet()
     recipe = replace(RECIPE, steps=120, lr=3e-3, warmup_steps=5)
     untrained = zero_shot(net, UNSEEN, text)
-    history = meta_train(net, text, recipe, sampler=TINY, watch=[ONE, UNSEEN], eval_every=60)
+    history = meta_train(net, text, recipe, sampler=GPTS, watch=[GPT, UNSEEN], eval_every=60)
     rows = [row for row in history.rows if "val" in row]
     assert [row["step"] for row in rows] == [60, 120]
     assert history.rows[-1]["loss"] < 0.85 * history.rows[0]["loss"]
-    fresh = bits_per_byte(model(text, n_layer=3, n_embd=48, n_head=3), text)
+    fresh = bits_per_byte(gpt(text, n_layer=3, n_embd=48, n_head=3), text)
     found = zero_shot(net, UNSEEN, text)
     assert found < 0.95 * min(fresh, untrained)
     assert rows[-1]["val 16x2"] < 0.8 * min(fresh, untrained)
@@ -140,7 +129,7 @@ def test_a_hypernetwork_learns_a_repeated_text_and_predicts_an_unseen_size(text)
 def test_a_killed_run_resumes_bit_for_bit(text, tasks, tmp_path, monkeypatch, several):
     data = tasks if several else text
     options = {
-        "sampler": TINY, "save_every": 2, "eval_every": 3, "watch": [ONE],
+        "sampler": GPTS, "save_every": 2, "eval_every": 3, "watch": [GPT],
         "embeddings": torch.eye(2, 5) if several else None,
     }  # fmt: skip
     kind = ("tal", {"task_dim": 5}) if several else ("logah", {})
@@ -151,7 +140,7 @@ def test_a_killed_run_resumes_bit_for_bit(text, tasks, tmp_path, monkeypatch, se
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_features_of_texts_guide_and_tell_tasks_apart(text, tasks, tied):
-    ancestor = model(text, tie_word_embeddings=tied)
+    ancestor = gpt(text, tie_word_embeddings=tied)
     windows = text.windows(text.train)[:, :-1]
     with captured(ancestor) as found:
         ancestor(windows)
@@ -162,10 +151,10 @@ def test_features_of_texts_guide_and_tell_tasks_apart(text, tasks, tied):
     assert (rows[0] - rows[1]).abs().max() > 1e-3
     net = hypernet("tal", task_dim=16)
     recipe = replace(RECIPE, steps=2, guide=0.2)
-    history = meta_train(net, tasks, recipe, sampler=TINY, teacher=ancestor)
+    history = meta_train(net, tasks, recipe, sampler=GPTS, teacher=ancestor)
     assert math.isfinite(history.rows[-1]["loss"])
     targets = Targets(net, guide=16)
-    assert any(node.roles == (GUIDE,) for node in targets(ONE, text).graph.nodes)
+    assert any(node.roles == (GUIDE,) for node in targets(GPT, text).graph.nodes)
 
 
 def test_label_smoothing_raises_the_loss_of_a_sure_network():
@@ -178,4 +167,4 @@ def test_transformers_is_asked_for(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     data = TextData("n", torch.arange(40), torch.arange(10), 50, 4)
     with pytest.raises(WeightInitError, match="pip install transformers"):
-        TEXTS.build(TEXTS.arguments(ONE, data))
+        TEXTS.build(TEXTS.arguments(GPT, data))

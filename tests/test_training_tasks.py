@@ -5,7 +5,7 @@ import pytest
 import timm
 import torch
 import torchvision
-from conftest import vit
+from helpers.models import vit
 from PIL import Image
 
 from weightinit.errors import WeightInitError

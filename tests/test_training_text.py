@@ -1,10 +1,10 @@
 import pytest
 import torch
+from helpers.training import TEXT
 
 from weightinit.errors import WeightInitError
 from weightinit.training.text import TextData, draws, load_text
 
-TEXT = "".join(f"{i} bottles of beer on the wall, take one down; " for i in range(60))
 OPTIONS = {"batch_size": 6, "seed": 3}
 
 

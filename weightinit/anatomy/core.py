@@ -128,6 +128,11 @@ class Anatomy:
                 f"{[spec.name for spec in self.specs[:3]]}"
             ) from None
 
+    def pieces(self, spec: ParamSpec) -> list[Piece]:
+        """Return the canonical pieces of a parameter, in storage order."""
+        block = self._pieces[spec.stack][spec.block or 0]
+        return [block[role] for role in spec.parts]
+
     def split(self, spec: ParamSpec, tensor: Tensor) -> dict[str, Tensor]:
         """Return the canonical parts of a parameter as writable views of ``tensor``.
 

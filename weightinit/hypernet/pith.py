@@ -16,9 +16,9 @@ from weightinit.hypernet.files import HyperNetwork
 from weightinit.hypernet.network import Hypernet
 from weightinit.hypernet.predict import Prediction
 from weightinit.inherit.running import Runnable, captured
-from weightinit.plan import Recipe
+from weightinit.plan import Inheritance
 
-__all__ = ["DEFAULT_PITH", "PITH", "embedding", "named_network", "prediction_recipes"]
+__all__ = ["DEFAULT_PITH", "PITH", "embedding", "named_network", "predicted"]
 
 #: What PITH takes where no hypernetwork is named: it ships in the package.
 DEFAULT_PITH = "pith-cifar10"
@@ -53,17 +53,17 @@ class PITH:
     hypernet: HypernetLike | None = None
     faithful: bool = False
 
-    def recipes(
+    def plan(
         self, source: Runnable, target: Anatomy, *, seed: int = 0, calibration: object = None
-    ) -> list[Recipe]:
-        """Return a recipe for every parameter of a target of any size."""
+    ) -> Inheritance:
+        """Return a part for every piece of a target of any size."""
         network, _ = named_network(self.hypernet if self.hypernet is not None else DEFAULT_PITH)
         if network.config.kind != "pith":
             raise ProjectionError(
                 f"the hypernetwork is of kind {network.config.kind!r}, which inherits from no "
                 "ancestor: use wi.init_from_hypernet(model, hypernet)"
             )
-        return prediction_recipes(
+        return predicted(
             network, target, task=None, ancestor=source, faithful=self.faithful, seed=seed
         )
 
@@ -78,7 +78,7 @@ def named_network(hypernet: HypernetLike) -> tuple[Hypernet, str]:
 
 
 @torch.no_grad()
-def prediction_recipes(
+def predicted(
     network: Hypernet,
     target: Anatomy,
     *,
@@ -86,8 +86,8 @@ def prediction_recipes(
     ancestor: Runnable | None,
     faithful: bool,
     seed: int,
-) -> list[Recipe]:
-    """Return the recipes of one prediction."""
+) -> Inheritance:
+    """Return what one prediction makes of a target."""
     device = next(network.parameters()).device
     return Prediction(
         network,
@@ -96,7 +96,7 @@ def prediction_recipes(
         ancestor=ancestor,
         faithful=faithful,
         seed=seed,
-    ).recipes()
+    ).plan()
 
 
 @torch.no_grad()

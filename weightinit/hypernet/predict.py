@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import cached_property
 
 import torch
@@ -17,7 +16,7 @@ from weightinit.hypernet.network import Decoded, Hypernet, Weights
 from weightinit.hypernet.rule import Rule, Started
 from weightinit.inherit.fresh import fresh_rule, sub_generator
 from weightinit.inherit.running import Runnable
-from weightinit.plan import Recipe
+from weightinit.plan import Action, Inheritance, Part
 
 __all__ = ["Prediction"]
 
@@ -73,38 +72,26 @@ class Prediction:
         """Return every parameter as stored, by name; differentiable where it is predicted."""
         found = {}
         for spec in self.target.specs:
-            pieces = self._pieces(spec)
-            parts = {role: self._part(spec, role, pieces[role].size)[1] for role in spec.parts}
-            dense = {role: _dense(part) for role, part in parts.items()}
+            dense = {
+                piece.role: _dense(self._part(spec, piece.role, piece.size)[2])
+                for piece in self.target.pieces(spec)
+            }
             found[spec.name] = self.target.merge(spec, dense)
         return found
 
-    def recipes(self) -> list[Recipe]:
-        """Return a recipe for every parameter; matrices are multiplied out as they are written."""
-        return [self._recipe(spec) for spec in self.target.specs]
+    def plan(self) -> Inheritance:
+        """Return a part for every piece; matrices are multiplied out as they are written."""
+        pieces = (piece for spec in self.target.specs for piece in self.target.pieces(spec))
+        return Inheritance({piece: self._as_part(piece) for piece in pieces})
 
-    def _recipe(self, spec: ParamSpec) -> Recipe:
-        pieces = self._pieces(spec)
-        parts = {role: self._part(spec, role, pieces[role].size) for role in spec.parts}
-        if self.faithful and not any(self._known(spec, role) is not None for role in spec.parts):
-            return Recipe(spec, "kept", "as it was: the published graphs have no node for it")
-        texts = list(dict.fromkeys(text for text, _ in parts.values()))
-        fresh = all(text == fresh_rule(role, spec.shape)[0] for role, (text, _) in parts.items())
-
-        def fill(out: Tensor) -> None:
-            for role, view in self.target.split(spec, out).items():
-                value = parts[role][1]
-                if isinstance(value, LowRank):
-                    value.write(view)
-                else:
-                    view.copy_(value)
-
-        return Recipe(spec, "fresh" if fresh else "written", "; ".join(texts), fill)
-
-    def _pieces(self, spec: ParamSpec) -> Mapping[str, Piece]:
-        block = self._blocks.get(spec.name, -1)
-        pieces = self.target.outside if block < 0 else self.target.blocks[block]
-        return {role: pieces[role] for role in spec.parts}
+    def _as_part(self, piece: Piece) -> Part:
+        spec, role = piece.spec, piece.role
+        if self.faithful and not any(self._known(spec, each) is not None for each in spec.parts):
+            return Part("kept", "as it was: the published graphs have no node for it")
+        action, text, value = self._part(spec, role, piece.size)
+        if isinstance(value, LowRank):
+            return Part(action, text, value.write)
+        return Part(action, text, lambda out: out.copy_(value))
 
     @cached_property
     def _blocks(self) -> dict[str, int]:
@@ -117,26 +104,28 @@ class Prediction:
     def _known(self, spec: ParamSpec, role: str) -> Decoded | None:
         return self.weights.parts.get((self._blocks.get(spec.name, -1), role))
 
-    def _part(self, spec: ParamSpec, role: str, size: tuple[int, ...]) -> tuple[str, Decoded]:
-        """Return where a canonical part comes from, and its values."""
+    def _part(
+        self, spec: ParamSpec, role: str, size: tuple[int, ...]
+    ) -> tuple[Action, str, Decoded]:
+        """Return what becomes of a canonical part, where it comes from, and its values."""
         value = self._known(spec, role)
         generator = sub_generator(self.seed, f"{spec.key}.{role}")
         if value is None:
             rows = self.inherited.rows(role) if self.inherited else None
             if rows is not None and tuple(rows.shape) == tuple(size):
-                return f"{role}, projected", rows
+                return "written", f"{role}, projected", rows
             text, rule = fresh_rule(role, size)
             drawn = torch.empty(size)
             rule(drawn, generator)
-            return text, drawn.to(self._like)
+            return "fresh", text, drawn.to(self._like)
         if self.rule is not None:
-            return f"{self.rule.recipes[spec.name].source}, and what is generated", value
+            source = self.rule.recipes[spec.name].source
+            return "written", f"{source}, and what is generated", value
         if role == "pos" and isinstance(value, Tensor) and len(value) < size[0]:
             text, before = self._before(size[0] - len(value), size[1], generator)
-            return f"{role}, predicted for patches; {text} for tokens", torch.cat(
-                [before.to(value), value]
-            )
-        return f"{role}, predicted", value
+            where = f"{role}, predicted for patches; {text} for tokens"
+            return "written", where, torch.cat([before.to(value), value])
+        return "written", f"{role}, predicted", value
 
     @cached_property
     def _like(self) -> Tensor:

@@ -50,7 +50,7 @@ class Rule:
         deeper = target.depth >= source.anatomy.depth
         self._depth = mixes(followers if deeper else SELECTION.depth, source.anatomy, target)
         self._axes = EachAxis().axes(source.anatomy, target)
-        recipes = Auto().recipes(source, target, seed=seed)
+        recipes = Auto().plan(source, target, seed=seed).recipes(target)
         self.recipes: Mapping[str, Recipe] = {recipe.spec.name: recipe for recipe in recipes}
 
     @cached_property

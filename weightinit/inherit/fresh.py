@@ -9,7 +9,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-__all__ = ["base_seed", "fresh_rule", "sub_generator"]
+from weightinit.anatomy import Piece
+from weightinit.plan import Part
+
+__all__ = ["base_seed", "fresh_part", "fresh_rule", "sub_generator"]
 
 
 def base_seed(generator: torch.Generator | None) -> int:
@@ -85,3 +88,15 @@ def fresh_rule(
         if re.fullmatch(pattern, role) and not (rule is _kaiming and len(shape) < 3):
             return text, rule
     raise AssertionError("the last rule matches everything")
+
+
+def fresh_part(piece: Piece, seed: int) -> Part:
+    """Return how a piece that no source covers is drawn: by its rule, from its own generator.
+
+    Args:
+        piece: of the target.
+        seed: base seed for all random draws.
+    """
+    text, rule = fresh_rule(piece.role, piece.spec.shape)
+    key = f"{piece.spec.key}.{piece.role}"
+    return Part("fresh", text, lambda out: rule(out, sub_generator(seed, key)))

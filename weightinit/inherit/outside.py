@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from weightinit.anatomy import Anatomy, Piece
 from weightinit.anatomy.resample import resample_patch, resample_pos
 from weightinit.init.operators import Op, along, repeat, share
+from weightinit.plan import Part
 
 __all__ = ["Axis", "carry", "collect", "tiled"]
 
@@ -76,7 +77,7 @@ def carry(
     outside: Mapping[str, Value],
     traits: Mapping[str, Any],
     axis: Axis | None = None,
-) -> tuple[str, Callable[[Tensor], None]] | None:
+) -> Part | None:
     """Return how one tensor outside the blocks comes from a source of another size.
 
     Args:
@@ -87,8 +88,8 @@ def carry(
         axis: what becomes of the residual stream; None repeats its channels.
 
     Returns:
-        A description and a function that fills a view of the piece's size, or None where the source
-        has nothing for it (another number of classes, a token or stem that it lacks).
+        The part, or None where the source has nothing for it (another number of classes, a token or
+        stem that it lacks).
     """
     role = piece.role
     name = role if role in outside else _source_role(role, target)
@@ -100,9 +101,10 @@ def carry(
         if any(other.startswith("stem.") for other in target.outside):
             return None
         inputs, size = piece.size[1], (piece.size[2], piece.size[3])
-        how = f"{name} {_shape(value)}"
-        return how, lambda out: out.copy_(
-            along(resample_patch(value.to(out), size, inputs), 0, axis.rows)
+        return Part(
+            "written",
+            f"{name} {_shape(value)}",
+            lambda out: out.copy_(along(resample_patch(value.to(out), size, inputs), 0, axis.rows)),
         )
     if role == "pos" and "pos_prefix" in traits and "pos_prefix" in target.traits:
         own: Mapping[str, Any] = target.traits
@@ -110,20 +112,29 @@ def carry(
         old = tuple(traits["grid"]), int(traits["pos_prefix"])
         if old[0][0] * old[0][1] + old[1] != value.shape[0]:
             return None
-        how = f"{name} of a {old[0][0]}x{old[0][1]} grid"
-        return how, lambda out: out.copy_(
-            along(resample_pos(value.to(out), old[0], new[0], old[1], new[1]), 1, axis.rows)
+        return Part(
+            "written",
+            f"{name} of a {old[0][0]}x{old[0][1]} grid",
+            lambda out: out.copy_(
+                along(resample_pos(value.to(out), old[0], new[0], old[1], new[1]), 1, axis.rows)
+            ),
         )
     if role.startswith("head"):
         if value.shape[0] != piece.size[0]:
             return None
         if len(value.shape) == 2:
-            return name, lambda out: out.copy_(along(value.to(out), 1, axis.columns))
-        return name, lambda out: out.copy_(value.to(out))
+            return Part(
+                "written", name, lambda out: out.copy_(along(value.to(out), 1, axis.columns))
+            )
+        return Part("written", name, lambda out: out.copy_(value.to(out)))
     if len(value.shape) != len(piece.size) or value.shape[:-1] != tuple(piece.size[:-1]):
         return None
     side = "gain" if "norm" in role and role.endswith("weight") else "rows"
-    return f"{name} {_shape(value)}", lambda out: out.copy_(along(value.to(out), -1, axis.op(side)))
+    return Part(
+        "written",
+        f"{name} {_shape(value)}",
+        lambda out: out.copy_(along(value.to(out), -1, axis.op(side))),
+    )
 
 
 def _source_role(role: str, target: Anatomy) -> str:

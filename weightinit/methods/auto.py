@@ -14,7 +14,7 @@ from weightinit.methods.each import EachAxis
 from weightinit.methods.halfway import ShrinkThenGrow, smaller
 from weightinit.methods.lemon import LEMON
 from weightinit.methods.selection import WeightSelection
-from weightinit.plan import Recipe
+from weightinit.plan import Inheritance
 
 __all__ = ["SELECTION", "Auto", "changes"]
 
@@ -62,17 +62,23 @@ class Auto:
         method = ActivationAware() if fitted else SELECTION
         return ShrinkThenGrow(method) if grows else method
 
-    def recipes(
+    def plan(
         self,
         source: Runnable,
         target: Anatomy,
         *,
         seed: int = 0,
         calibration: Iterable[Any] | None = None,
-    ) -> list[Recipe]:
-        """Return the recipes of the method that was picked."""
+    ) -> Inheritance:
+        """Return what the method that was picked makes of the target, and say which it is."""
         chosen = self.choose(source.anatomy, target, calibration)
-        return chosen.recipes(source, target, seed=seed, calibration=calibration)
+        planned = chosen.plan(source, target, seed=seed, calibration=calibration)
+        fits = isinstance(getattr(chosen, "shrink", chosen), ActivationAware)
+        unused = calibration is not None and not fits
+        reason = ", which has no use for calibration=" if unused else ""
+        return Inheritance(
+            planned.parts, [f"method 'auto' picked {chosen}{reason}", *planned.notes]
+        )
 
 
 def changes(old: Anatomy, new: Anatomy) -> tuple[list[str], list[str]]:

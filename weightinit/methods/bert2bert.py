@@ -20,9 +20,9 @@ from weightinit.inherit.depth import Depth, Mix
 from weightinit.inherit.fresh import sub_generator
 from weightinit.inherit.growth import Growth, sizes_of
 from weightinit.inherit.outside import Axis
-from weightinit.inherit.transfer import Axes, Place, Source, Transfer, side, transfer_recipes
+from weightinit.inherit.transfer import Axes, Place, Source, Transfer, side, transfer_parts
 from weightinit.init.operators import along, scale
-from weightinit.plan import Recipe
+from weightinit.plan import Inheritance
 
 __all__ = ["Bert2BERT", "copies_of"]
 
@@ -70,15 +70,16 @@ class Bert2BERT:
             if getattr(self, name) not in allowed:
                 raise ProjectionError(f"{name}={getattr(self, name)!r}: use one of {allowed}")
 
-    def recipes(
+    def plan(
         self, source: Source, target: Anatomy, *, seed: int = 0, calibration: object = None
-    ) -> list[Recipe]:
-        """Return a recipe for every parameter of a target that is no smaller on any axis."""
+    ) -> Inheritance:
+        """Return a part for every piece of a target that is no smaller on any axis."""
         copying = self._copying(source.anatomy, target, seed)
         depth = copying.growth.depth
         how = "copied channels share their readers"
         if self.mode == "fpi":
-            return transfer_recipes(source, target, Transfer(copying, depth, how), seed=seed)
+            transfer = Transfer(copying, depth, how)
+            return Inheritance(transfer_parts(source, target, transfer, seed=seed))
         if any(len(mix) != 1 for mix in depth):
             raise ProjectionError(
                 f"depth={self.depth!r} mixes blocks, and mode='aki' takes rows of the next one: "
@@ -86,7 +87,8 @@ class Bert2BERT:
             )
         axes, roles = _upper_rows(copying, depth)
         how = "added rows from the next block"
-        return transfer_recipes(source, target, Transfer(axes, depth, how, roles), seed=seed)
+        transfer = Transfer(axes, depth, how, roles)
+        return Inheritance(transfer_parts(source, target, transfer, seed=seed))
 
     def _copying(self, old: Anatomy, new: Anatomy, seed: int) -> Copying:
         if ("e" in sizes_of(old)) != ("e" in sizes_of(new)):

@@ -16,9 +16,9 @@ from weightinit.anatomy import Anatomy, Piece
 from weightinit.errors import ProjectionError, WeightInitError
 from weightinit.inherit.depth import Mix, mixes
 from weightinit.inherit.outside import Axis
-from weightinit.inherit.transfer import Axes, Place, Source, Transfer, transfer_recipes
+from weightinit.inherit.transfer import Axes, Place, Source, Transfer, transfer_parts
 from weightinit.init._wavelet import check_wavelet, resized, steps
-from weightinit.plan import Recipe
+from weightinit.plan import Inheritance
 
 __all__ = ["BoT"]
 
@@ -67,13 +67,14 @@ class BoT:
         except WeightInitError as error:
             raise ProjectionError(str(error)) from error
 
-    def recipes(
+    def plan(
         self, source: Source, target: Anatomy, *, seed: int = 0, calibration: object = None
-    ) -> list[Recipe]:
-        """Return a recipe for every parameter of a target of any size."""
+    ) -> Inheritance:
+        """Return a part for every piece of a target of any size."""
         depth = mixes(self._depth, source.anatomy, target)
         how = f"{self.wavelet} wavelets{_changes(source.anatomy, target)}"
-        return transfer_recipes(source, target, Transfer(self._axes(target), depth, how), seed=seed)
+        transfer = Transfer(self._axes(target), depth, how)
+        return Inheritance(transfer_parts(source, target, transfer, seed=seed))
 
     def _axes(self, target: Anatomy) -> Axes:
         def find(label: str, place: Place) -> Axis | None:

@@ -11,9 +11,9 @@ from weightinit.anatomy import Anatomy
 from weightinit.errors import ProjectionError
 from weightinit.inherit.depth import mixes
 from weightinit.inherit.outside import Axis, tiled
-from weightinit.inherit.transfer import Axes, Place, Source, Transfer, transfer_recipes
+from weightinit.inherit.transfer import Axes, Place, Source, Transfer, transfer_parts
 from weightinit.init.operators import cycle, joint_index, select_indices
-from weightinit.plan import Recipe
+from weightinit.plan import Inheritance
 
 __all__ = ["EachAxis"]
 
@@ -35,10 +35,10 @@ class EachAxis:
         True
     """
 
-    def recipes(
+    def plan(
         self, source: Source, target: Anatomy, *, seed: int = 0, calibration: object = None
-    ) -> list[Recipe]:
-        """Return a recipe for every parameter of a target of any size, its head dim the same."""
+    ) -> Inheritance:
+        """Return a part for every piece of a target of any size, its head dim the same."""
         before, after = (seen.sizes.get("k") for seen in (source.anatomy, target))
         if before != after:
             raise ProjectionError(
@@ -48,7 +48,7 @@ class EachAxis:
         old = source.anatomy
         depth = mixes("uniform" if target.depth < old.depth else "interlace", old, target)
         transfer = Transfer(self.axes(old, target), depth, "chosen or repeated, axis by axis")
-        return transfer_recipes(source, target, transfer, seed=seed)
+        return Inheritance(transfer_parts(source, target, transfer, seed=seed))
 
     def axes(self, old: Anatomy, new: Anatomy) -> Axes:
         """Return what becomes of every axis.

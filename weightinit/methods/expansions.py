@@ -17,9 +17,9 @@ from weightinit.errors import ProjectionError
 from weightinit.inherit.fresh import fresh_rule, sub_generator
 from weightinit.inherit.growth import Growth, claim
 from weightinit.inherit.outside import Axis
-from weightinit.inherit.transfer import Place, Source, Transfer, transfer_recipes
+from weightinit.inherit.transfer import Place, Source, Transfer, transfer_parts
 from weightinit.init.operators import corner
-from weightinit.plan import Recipe
+from weightinit.plan import Inheritance
 
 __all__ = ["Expansions"]
 
@@ -50,23 +50,22 @@ class Expansions:
         Expansions is lossless here if you set the norms' eps to 0.5 of the ancestor's
     """
 
-    def recipes(
+    def plan(
         self, source: Source, target: Anatomy, *, seed: int = 0, calibration: object = None
-    ) -> list[Recipe]:
-        """Return a recipe for every parameter of a target that is no smaller on any axis.
+    ) -> Inheritance:
+        """Return a part for every piece of a target that is no smaller on any axis.
 
         Raises:
             ProjectionError: if the residual stream grows and the norms are not RMSNorm.
         """
         growth = _growth(source, target)
-        how, _ = _claim(growth)
+        old, new = growth.grown.get("d", (1, 1))
+        condition = f" if you set the norms' eps to {old / new:.6g} of the ancestor's"
+        faults = growth.faults(lambda label: label != "d")
+        how, notes = claim("Expansions", faults, condition if old < new else "")
         axes = _Padding(growth, seed)
         transfer = Transfer(axes, growth.alone(), how, new=growth.silence)
-        return transfer_recipes(source, target, transfer, seed=seed)
-
-    def notes(self, source: Source, target: Anatomy) -> list[str]:
-        """Return whether the function is kept, on which condition, and if not, why."""
-        return _claim(_growth(source, target))[1]
+        return Inheritance(transfer_parts(source, target, transfer, seed=seed), notes)
 
 
 def _growth(source: Source, target: Anatomy) -> Growth:
@@ -77,13 +76,6 @@ def _growth(source: Source, target: Anatomy) -> Growth:
             "the mean that LayerNorm subtracts; use method='lemon', which keeps it"
         )
     return growth
-
-
-def _claim(growth: Growth) -> tuple[str, list[str]]:
-    old, new = growth.grown.get("d", (1, 1))
-    condition = f" if you set the norms' eps to {old / new:.6g} of the ancestor's"
-    faults = growth.faults(lambda label: label != "d")
-    return claim("Expansions", faults, condition if old < new else "")
 
 
 class _Padding:

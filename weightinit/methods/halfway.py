@@ -21,8 +21,7 @@ from weightinit.inherit.method import Method
 from weightinit.inherit.running import Runnable
 from weightinit.inherit.transfer import CHANNELS
 from weightinit.methods.lemon import LEMON
-from weightinit.methods.selection import WeightSelection
-from weightinit.plan import Recipe
+from weightinit.plan import Inheritance, Part
 
 __all__ = ["Halfway", "ShrinkThenGrow", "smaller"]
 
@@ -48,61 +47,57 @@ class ShrinkThenGrow:
     shrink: Method
     grow: LEMON = field(default_factory=LEMON)
 
-    def recipes(
+    def plan(
         self,
         source: Runnable,
         target: Anatomy,
         *,
         seed: int = 0,
         calibration: Iterable[Any] | None = None,
-    ) -> list[Recipe]:
+    ) -> Inheritance:
         """Return a recipe for every parameter of a target of any size."""
         between = smaller(source.anatomy, target)
-        shrunk = self.shrink.recipes(source, between, seed=seed, calibration=calibration)
-        found = self.grow.recipes(Halfway(between, shrunk), target, seed=seed)
-        how = f"of what {type(self.shrink).__name__} shrank"
-        return [
-            replace(recipe, source=f"{recipe.source} {how}")
-            if recipe.action == "written"
-            else recipe
-            for recipe in found
-        ]
+        shrunk = self.shrink.plan(source, between, seed=seed, calibration=calibration)
+        grown = self.grow.plan(Halfway(between, shrunk.parts), target, seed=seed)
+        name = type(self.shrink).__name__
+        parts = {
+            piece: replace(part, text=f"{part.text} of what {name} shrank")
+            if part.action == "written"
+            else part
+            for piece, part in grown.parts.items()
+        }
+        changes = self._changes(source.anatomy, between)
+        note = f"shrinks {changes} by {name}; what that computes grows: {'; '.join(grown.notes)}"
+        return Inheritance(parts, [*shrunk.notes, note])
 
-    def notes(self, source: Runnable, target: Anatomy) -> list[str]:
-        """Return what shrinks, and whether the rest is lossless."""
-        old, between = source.anatomy, smaller(source.anatomy, target)
+    def _changes(self, old: Anatomy, between: Anatomy) -> str:
         sizes = {
             label: (size, between.sizes[label])
             for label, size in old.sizes.items()
             if label in between.sizes and label[0] in CHANNELS
         } | {"depth": (old.depth, between.depth)}
-        changes = ", ".join(f"{x} {a} -> {b}" for x, (a, b) in sizes.items() if a != b)
-        # What is fresh follows from the sizes, so any method that shrinks says it.
-        halfway = Halfway(between, WeightSelection().recipes(source, between))
-        grown = "; ".join(self.grow.notes(halfway, target))
-        name = type(self.shrink).__name__
-        return [f"shrinks {changes} by {name}; what that computes grows: {grown}"]
+        return ", ".join(f"{x} {a} -> {b}" for x, (a, b) in sizes.items() if a != b)
 
 
 class Halfway:
     """What weights are inherited from after a method has shrunk them.
 
     Args:
-        between: anatomy that the recipes are of.
-        recipes: one for each of its parameters; fresh ones are left to who inherits.
+        between: anatomy that the parts are of.
+        parts: one for each of its pieces; fresh ones are left to who inherits.
     """
 
-    def __init__(self, between: Anatomy, recipes: Iterable[Recipe]) -> None:
-        self._recipes = {recipe.spec.name: recipe for recipe in recipes}
-        fresh = {name for name, recipe in self._recipes.items() if recipe.action == "fresh"}
+    def __init__(self, between: Anatomy, parts: Mapping[Piece, Part]) -> None:
+        self._parts = parts
+        fresh = {piece.spec.name for piece, part in parts.items() if part.action == "fresh"}
         self.anatomy = replace(
             between, specs=tuple(spec for spec in between.specs if spec.name not in fresh)
         )
 
     def part(self, piece: Piece) -> Tensor:
         """Return a canonical part, in fp64."""
-        value = torch.empty(piece.spec.shape, dtype=torch.float64)
-        fill = self._recipes[piece.spec.name].fill
+        value = torch.empty(piece.size, dtype=torch.float64)
+        fill = self._parts[piece].fill
         assert fill is not None
         fill(value)
         return value

@@ -16,9 +16,9 @@ from weightinit.errors import ProjectionError
 from weightinit.inherit.copies import Copying
 from weightinit.inherit.fresh import sub_generator
 from weightinit.inherit.growth import Growth, claim
-from weightinit.inherit.transfer import Place, Source, Transfer, transfer_recipes
+from weightinit.inherit.transfer import Place, Source, Transfer, transfer_parts
 from weightinit.init.operators import Copies, scale
-from weightinit.plan import Recipe
+from weightinit.plan import Inheritance
 
 __all__ = ["HyperCloning"]
 
@@ -50,24 +50,19 @@ class HyperCloning:
 
     snr_db: float | None = None
 
-    def recipes(
+    def plan(
         self, source: Source, target: Anatomy, *, seed: int = 0, calibration: object = None
-    ) -> list[Recipe]:
-        """Return a recipe for every parameter of a target.
+    ) -> Inheritance:
+        """Return a part for every piece of a target.
 
         Raises:
             ProjectionError: if an axis of the target is no whole multiple of the ancestor's.
         """
         growth = _growth(source, target)
         copying = Copying(growth, added=None if self.snr_db is None else self._noise(seed))
-        how, _ = claim("HyperCloning", growth.faults(copying.uneven))
+        how, notes = claim("HyperCloning", growth.faults(copying.uneven))
         transfer = Transfer(copying, growth.depth, how, growth.quiet(), growth.silence)
-        return transfer_recipes(source, target, transfer, seed=seed)
-
-    def notes(self, source: Source, target: Anatomy) -> list[str]:
-        """Return whether the function is kept, and if not, why."""
-        growth = _growth(source, target)
-        return claim("HyperCloning", growth.faults(Copying(growth).uneven))[1]
+        return Inheritance(transfer_parts(source, target, transfer, seed=seed), notes)
 
     def _noise(self, seed: int):
         def added(place: Place, even: Tensor, copies: Copies) -> Tensor:

@@ -20,9 +20,9 @@ from weightinit.inherit.copies import Copying
 from weightinit.inherit.fresh import fresh_rule, sub_generator
 from weightinit.inherit.growth import Growth, claim
 from weightinit.inherit.outside import Axis
-from weightinit.inherit.transfer import Place, Source, Transfer, transfer_recipes
+from weightinit.inherit.transfer import Place, Source, Transfer, transfer_parts
 from weightinit.init.operators import Copies, cycle
-from weightinit.plan import Recipe
+from weightinit.plan import Inheritance
 
 __all__ = ["LEMON"]
 
@@ -78,24 +78,17 @@ class LEMON:
             if getattr(self, name) not in allowed:
                 raise ProjectionError(f"{name}={getattr(self, name)!r}: use one of {allowed}")
 
-    def recipes(
+    def plan(
         self, source: Source, target: Anatomy, *, seed: int = 0, calibration: object = None
-    ) -> list[Recipe]:
-        """Return a recipe for every parameter of a target that is no smaller on any axis."""
+    ) -> Inheritance:
+        """Return a part for every piece of a target that is no smaller on any axis."""
         expansion = _Expansion(self, source, target, seed)
         growth = expansion.growth
-        how, _ = self._claim(expansion)
-        transfer = Transfer(expansion.axes, growth.depth, how, growth.quiet(), expansion.silence)
-        return transfer_recipes(source, target, transfer, seed=seed)
-
-    def notes(self, source: Source, target: Anatomy) -> list[str]:
-        """Return whether the function is kept, on which condition, and if not, why."""
-        return self._claim(_Expansion(self, source, target, 0))[1]
-
-    def _claim(self, expansion: _Expansion) -> tuple[str, list[str]]:
         ratio = expansion.ratio
         condition = f" if you set the norms' eps to {ratio:.6g} of the ancestor's"
-        return claim("LEMON", expansion.faults(), condition if ratio < 1 else "")
+        how, notes = claim("LEMON", expansion.faults(), condition if ratio < 1 else "")
+        transfer = Transfer(expansion.axes, growth.depth, how, growth.quiet(), expansion.silence)
+        return Inheritance(transfer_parts(source, target, transfer, seed=seed), notes)
 
 
 class _Expansion:

@@ -18,10 +18,10 @@ from weightinit.inherit.copies import Copying
 from weightinit.inherit.fresh import sub_generator
 from weightinit.inherit.growth import Growth, claim
 from weightinit.inherit.outside import Axis
-from weightinit.inherit.transfer import Place, Source, Transfer, transfer_recipes
+from weightinit.inherit.transfer import Place, Source, Transfer, transfer_parts
 from weightinit.init.operators import Copies, Op, along, scale
 from weightinit.methods.bert2bert import Choice, copies_of
-from weightinit.plan import Recipe
+from weightinit.plan import Inheritance
 
 __all__ = ["Net2Net"]
 
@@ -66,10 +66,10 @@ class Net2Net:
         if not self.noise >= 0:
             raise ProjectionError(f"noise={self.noise!r}: use 0 or a small number such as 0.01")
 
-    def recipes(
+    def plan(
         self, source: Source, target: Anatomy, *, seed: int = 0, calibration: object = None
-    ) -> list[Recipe]:
-        """Return a recipe for every parameter of a target that is no smaller on any axis."""
+    ) -> Inheritance:
+        """Return a part for every piece of a target that is no smaller on any axis."""
         copying = self._copying(source, target, seed)
         growth = copying.growth
 
@@ -81,13 +81,9 @@ class Net2Net:
             generator = sub_generator(seed, f"net2net noise {place.role} {place.target}")
             return Axis(_noisy(axis.rows, copies, self.noise, generator), axis.columns, axis.gain)
 
-        how, _ = claim("Net2Net", self._faults(copying))
+        how, notes = claim("Net2Net", self._faults(copying))
         transfer = Transfer(axes, growth.depth, how, growth.quiet(), growth.silence)
-        return transfer_recipes(source, target, transfer, seed=seed)
-
-    def notes(self, source: Source, target: Anatomy) -> list[str]:
-        """Return whether the function is kept, and if not, why."""
-        return claim("Net2Net", self._faults(self._copying(source, target, 0)))[1]
+        return Inheritance(transfer_parts(source, target, transfer, seed=seed), notes)
 
     def _copying(self, source: Source, target: Anatomy, seed: int) -> Copying:
         def choose(label: str, old: int, new: int) -> Tensor:

@@ -18,9 +18,9 @@ from weightinit.errors import ProjectionError
 from weightinit.inherit.depth import Depth, mixes
 from weightinit.inherit.outside import Axis
 from weightinit.inherit.running import Runnable, Running, exact, watching
-from weightinit.inherit.transfer import Axes, Place, Transfer, side, transfer_recipes
+from weightinit.inherit.transfer import Axes, Place, Transfer, side, transfer_parts
 from weightinit.init.operators import along, joint_index
-from weightinit.plan import Recipe
+from weightinit.plan import Inheritance
 
 __all__ = ["Subcloning", "mean_inputs", "shrinking"]
 
@@ -51,15 +51,15 @@ class Subcloning:
     depth: Depth = "uniform"
     rescale: bool = True
 
-    def recipes(
+    def plan(
         self,
         source: Runnable,
         target: Anatomy,
         *,
         seed: int = 0,
         calibration: Iterable[Any] | None = None,
-    ) -> list[Recipe]:
-        """Return a recipe for every parameter of a target that is no larger on any axis.
+    ) -> Inheritance:
+        """Return a part for every piece of a target that is no larger on any axis.
 
         Raises:
             ProjectionError: if it is larger, differs in what has no ranking, or if there is no
@@ -70,7 +70,7 @@ class Subcloning:
         axes = self._axes(mean_inputs(running), source.anatomy, target)
         depth = mixes(self.depth, source.anatomy, target)
         transfer = Transfer(axes, depth, "ranked by activation")
-        return transfer_recipes(source, target, transfer, seed=seed)
+        return Inheritance(transfer_parts(source, target, transfer, seed=seed))
 
     def _axes(self, means: Mapping[tuple[int, str], Tensor], old: Anatomy, new: Anatomy) -> Axes:
         known: dict[tuple[int, str], Axis | None] = {}

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from weightinit.anatomy import Anatomy, ParamSpec, Piece
 from weightinit.errors import ProjectionError
-from weightinit.inherit.fresh import fresh_rule, sub_generator
+from weightinit.inherit.fresh import fresh_part, fresh_rule, sub_generator
 from weightinit.inherit.outside import carry
-from weightinit.plan import Recipe
+from weightinit.plan import Recipe, joined
 from weightinit.templates.bundle import TemplateBundle
 from weightinit.templates.compose import compose, compose_into
 from weightinit.templates.config import KIND_PARTS, kind_roles
@@ -161,13 +161,12 @@ class _Composer:
         return f"{value:g} (the gate alone is the composed MLP)", fill
 
     def _outside(self, spec: ParamSpec) -> Recipe:
-        piece = self.anatomy.outside[spec.parts[0]]
-        carried = carry(piece, self.anatomy, self.outside, self.bundle.config.traits)
-        if carried is None:
-            text, fill = self._fresh(spec, piece.role)
-            return self._recipe(spec, "fresh", [text], [fill])
-        text, copy = carried
-        return self._recipe(spec, "written", [text], [lambda views: copy(views[piece.role])])
+        traits = self.bundle.config.traits
+        parts = [
+            carry(piece, self.anatomy, self.outside, traits) or fresh_part(piece, self.seed)
+            for piece in self.anatomy.pieces(spec)
+        ]
+        return joined(self.anatomy, spec, parts)
 
     def _fresh(
         self, spec: ParamSpec, kind: str

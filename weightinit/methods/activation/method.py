@@ -7,27 +7,27 @@ et al., https://arxiv.org/abs/2401.15024), one matrix for all blocks here, and l
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from weightinit.anatomy import Anatomy
+from weightinit.anatomy import Anatomy, Piece
 from weightinit.errors import ProjectionError
 from weightinit.inherit.depth import Mix
 from weightinit.inherit.outside import Axis
 from weightinit.inherit.running import Runnable, Running, exact, watching
 from weightinit.inherit.tables import TABLES
-from weightinit.inherit.transfer import Place, Transfer, transfer_recipes
+from weightinit.inherit.transfer import Place, Transfer, transfer_parts
 from weightinit.init.operators import along
 from weightinit.methods.activation.blocks import Blocks, Values
 from weightinit.methods.activation.head import FINAL, READS, fit_head, readers
 from weightinit.methods.activation.stream import Stream, centres, groups_of, normalise, principal
 from weightinit.methods.subcloning import shrinking
-from weightinit.plan import Recipe
+from weightinit.plan import Inheritance, Part
 
 __all__ = ["ActivationAware", "suits"]
 
@@ -77,15 +77,15 @@ class ActivationAware:
         if not self.ridge > 0:
             raise ProjectionError(f"ridge={self.ridge}: pass a positive number, such as 1e-2")
 
-    def recipes(
+    def plan(
         self,
         source: Runnable,
         target: Anatomy,
         *,
         seed: int = 0,
         calibration: Iterable[Any] | None = None,
-    ) -> list[Recipe]:
-        """Return a recipe for every parameter of a target that is no larger on any axis.
+    ) -> Inheritance:
+        """Return a part for every piece of a target that is no larger on any axis.
 
         Raises:
             ProjectionError: if it is larger, if the blocks are of another kind, or if there is no
@@ -107,14 +107,12 @@ class ActivationAware:
 
         depth: list[Mix] = [((group[0], 1.0),) for group in found.groups]
         transfer = Transfer(axes, depth, "principal directions")
-        values = {piece.spec.name: ("", found.head) for piece in target.outside.values()}
-        for group, block, part in zip(found.groups, target.blocks, found.blocks, strict=True):
-            text = f" of block{'s' * (len(group) > 1)} {', '.join(map(str, group))}"
-            values |= {piece.spec.name: (text, part) for piece in block.values()}
-        return [
-            _fitted(recipe, target, *values[recipe.spec.name])
-            for recipe in transfer_recipes(source, target, transfer, seed=seed)
-        ]
+        parts = transfer_parts(source, target, transfer, seed=seed)
+        parts |= _fitted(target.outside, found.head, "")
+        for group, block, values in zip(found.groups, target.blocks, found.blocks, strict=True):
+            where = f" of block{'s' * (len(group) > 1)} {', '.join(map(str, group))}"
+            parts |= _fitted(block, values, where)
+        return Inheritance(parts)
 
 
 def _constant(values: Tensor) -> Callable[[Tensor, int], Tensor]:
@@ -125,21 +123,14 @@ def _cast(matrix: Tensor) -> Callable[[Tensor, int], Tensor]:
     return lambda tensor, dim: along(tensor, dim, matrix.to(tensor))
 
 
-def _fitted(recipe: Recipe, target: Anatomy, where: str, values: Values) -> Recipe:
-    """Return the recipe of a parameter whose values were found, or else its own."""
-    spec, before = recipe.spec, recipe.fill
-    known = [role for role in spec.parts if role in values]
-    if not known:
-        return recipe
+def _fitted(pieces: Mapping[str, Piece], values: Values, where: str) -> dict[Piece, Part]:
+    """Return the parts of the pieces whose values were found."""
 
-    def fill(out: Tensor) -> None:
-        if before is not None and len(known) < len(spec.parts):  # a bias of keys alone, say
-            before(out)
-        for role in known:
-            target.split(spec, out)[role].copy_(values[role])
+    def part(role: str) -> Part:
+        text = f"{role}{where} (fitted on calibration batches)"
+        return Part("written", text, lambda out: out.copy_(values[role]))
 
-    text = f"{', '.join(known)}{where} (fitted on calibration batches)"
-    return replace(recipe, action="written", source=text, fill=fill)
+    return {piece: part(role) for role, piece in pieces.items() if role in values}
 
 
 def suits(old: Anatomy, new: Anatomy) -> bool:

@@ -15,8 +15,8 @@ from torch import Tensor
 from weightinit.anatomy import Anatomy, Piece
 from weightinit.errors import ProjectionError
 from weightinit.inherit.depth import mixes
-from weightinit.inherit.transfer import Place, Source, Transfer, transfer_recipes
-from weightinit.plan import Recipe
+from weightinit.inherit.transfer import Place, Source, Transfer, transfer_parts
+from weightinit.plan import Inheritance
 
 __all__ = ["FINE", "Factors", "Spectra", "factorize", "matrices"]
 
@@ -143,10 +143,10 @@ class FINE:
         if self.rank is not None and self.rank < 1:
             raise ProjectionError(f"rank={self.rank}: use a positive number, or None for all")
 
-    def recipes(
+    def plan(
         self, source: Source, target: Anatomy, *, seed: int = 0, calibration: object = None
-    ) -> list[Recipe]:
-        """Return a recipe for every parameter of a target of the ancestor's widths."""
+    ) -> Inheritance:
+        """Return a part for every piece of a target of the ancestor's widths."""
         spectra = Spectra(self, source, target)
         fitted = "" if self.factors is None else ", fitted spectra"
         transfer = Transfer(
@@ -155,7 +155,7 @@ class FINE:
             f"shared singular vectors of rank {self.rank or 'all'}{fitted}",
             finish=spectra.finish,
         )
-        return transfer_recipes(source, target, transfer, seed=seed)
+        return Inheritance(transfer_parts(source, target, transfer, seed=seed))
 
 
 def matrices(seen: Anatomy) -> dict[str, dict[int, Piece]]:

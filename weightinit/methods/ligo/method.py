@@ -17,7 +17,7 @@ from torch import Tensor
 
 from weightinit.anatomy import Anatomy, ParamSpec, Piece
 from weightinit.errors import BundleError, ProjectionError
-from weightinit.inherit.transfer import Source, Transfer, transfer_recipes
+from weightinit.inherit.transfer import Source, Transfer, transfer_parts
 from weightinit.methods.ligo.operator import (
     DEPTH_INITS,
     WIDTH_INITS,
@@ -27,7 +27,7 @@ from weightinit.methods.ligo.operator import (
     operator_axes,
     operator_shapes,
 )
-from weightinit.plan import Recipe
+from weightinit.plan import Inheritance
 
 __all__ = ["LiGO", "Mixed"]
 
@@ -104,16 +104,16 @@ class LiGO:
             )
         return self
 
-    def recipes(
+    def plan(
         self, source: Source, target: Anatomy, *, seed: int = 0, calibration: object = None
-    ) -> list[Recipe]:
-        """Return a recipe for every parameter of a target that is no smaller in any way."""
+    ) -> Inheritance:
+        """Return a part for every piece of a target that is no smaller in any way."""
         return self.start(source.anatomy, target, seed=seed).grown(source, target, seed=seed)
 
     def grown(
         self, source: Source, target: Anatomy, *, seed: int = 0, held: Mixed | None = None
-    ) -> list[Recipe]:
-        """Return the recipes of the operator that is held.
+    ) -> Inheritance:
+        """Return what the operator that is held makes of a target.
 
         Args:
             source: of the weights.
@@ -128,13 +128,12 @@ class LiGO:
             [((index, 1.0),) for index in range(target.depth)],
             "LiGO",
         )
-        blocks = {piece.spec.name for block in target.blocks for piece in block.values()}
-        return [
-            replace(recipe, source=f"{recipe.spec.role} of all blocks, mixed and widened (LiGO)")
-            if recipe.spec.name in blocks and recipe.action == "written"
-            else recipe
-            for recipe in transfer_recipes(mixed, target, transfer, seed=seed)
-        ]
+        parts = transfer_parts(mixed, target, transfer, seed=seed)
+        for piece in (piece for block in target.blocks for piece in block.values()):
+            if parts[piece].action == "written":
+                text = f"{piece.role} of all blocks, mixed and widened (LiGO)"
+                parts[piece] = replace(parts[piece], text=text)
+        return Inheritance(parts)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the options and the operator into a safetensors file, whole or not at all.

@@ -84,3 +84,9 @@ def make_bundle(*, depth=3, dtype=torch.float32, fitted=(), seed=0, **sizes):
 
 def nbytes(bundle):
     return sum(math.prod(t.shape) * t.element_size() for t in bundle.tensors.values())
+
+
+def files_of(bundle, folder):
+    """Save a bundle, and return its files as bytes."""
+    bundle.save_pretrained(folder)
+    return {path.name: path.read_bytes() for path in folder.iterdir()}

@@ -13,7 +13,7 @@ from weightinit.ancestor.ancestor import Ancestor
 from weightinit.hypernet.config import HyperConfig
 from weightinit.hypernet.network import Hypernet
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 KINDS = ("ghn3", "logah", "tal", "pith")
 
 
