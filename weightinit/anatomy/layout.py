@@ -10,7 +10,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from weightinit.anatomy.pattern import LOCAL_LABELS, Group, parse, solve
+from weightinit.anatomy.labels import LOCAL_LABELS, Labels
+from weightinit.anatomy.pattern import Group, parse, solve
 from weightinit.errors import AnatomyError
 
 __all__ = ["Layout", "View", "layout"]
@@ -25,7 +26,7 @@ class View:
     factors: tuple[int, ...]  # of the part as stored
     order: tuple[int, ...]  # of the factors in canonical orientation
     shape: tuple[int, ...]  # canonical
-    axes: tuple[Group, ...]  # labels of the canonical axes
+    axes: tuple[Labels, ...]  # of the canonical axes
     plain: bool  # the part needs no reshaping
     turned: bool  # the part needs a transposition and nothing else
 
@@ -132,7 +133,7 @@ def _part(
         factors=tuple(size[f] for f in flat),
         order=order,
         shape=shape,
-        axes=axes,
+        axes=tuple(map(Labels, axes)),
         plain=in_order and tuple(lengths) == shape,
         turned=len(stored) == 2 and axes == (stored[1], stored[0]),
     )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from weightinit.anatomy import Labels
 from weightinit.inherit.growth import Growth
 from weightinit.inherit.outside import Axis
 from weightinit.inherit.transfer import Place
@@ -37,18 +37,18 @@ class Copying:
         added: Callable[[Place, Tensor, Copies], Tensor] | None = None,
     ) -> None:
         self.growth, self.choose, self.added = growth, choose, added
-        self._known: dict[str, Copies | None] = {}
+        self._known: dict[Labels, Copies | None] = {}
 
-    def __call__(self, label: str, place: Place) -> Axis | None:
+    def __call__(self, labels: Labels, place: Place) -> Axis | None:
         """Return what becomes of an axis at a place; None where it stays as it is."""
-        copies = self.of(label)
-        if label == "b" and "b" in self.growth.new.sizes:  # rotations of their own for each block
+        copies = self.of(labels)
+        if labels.block:  # rotations of their own for each block
             return Axis(index := torch.tensor([mix[0][0] for mix in self.growth.depth]), index)
         if copies is None:
             return None
         if place.role in self.growth.shared:
             return Axis(copies.share, copies.share)
-        rows, added = self._rows(copies, label, place), self.added
+        rows, added = self._rows(copies, labels, place), self.added
         if added is None:
             return Axis(rows, copies.share)
         return Axis(
@@ -56,22 +56,21 @@ class Copying:
             lambda tensor, dim: copies.share(tensor, dim, lambda even: added(place, even, copies)),
         )
 
-    def uneven(self, label: str) -> bool:
+    def uneven(self, labels: Labels) -> bool:
         """Whether the channels of an axis have different numbers of copies."""
-        copies = self.of(label)
+        copies = self.of(labels)
         return copies is not None and not copies.even
 
-    def of(self, label: str) -> Copies | None:
-        """Return the copies of an axis by its joined labels; None where it does not grow."""
-        if label not in self._known:
-            labels = label.split()
+    def of(self, labels: Labels) -> Copies | None:
+        """Return the copies of an axis by its labels; None where it does not grow."""
+        if labels not in self._known:
             found = None
             if any(x in self.growth.grown for x in labels):
                 found = self._single(labels[0])
                 for inner in labels[1:]:
                     found = found.inside(self._single(inner), self.growth.sizes[inner][0])
-            self._known[label] = found
-        return self._known[label]
+            self._known[labels] = found
+        return self._known[labels]
 
     def _single(self, label: str) -> Copies:
         if label == "h" and self.growth.group is not None:
@@ -85,8 +84,7 @@ class Copying:
             return cycle(old, new)
         return self.choose(label, old, new)
 
-    def _rows(self, copies: Copies, label: str, place: Place) -> Op:
-        labels = label.split()
+    def _rows(self, copies: Copies, labels: Labels, place: Place) -> Op:
         if "k" not in self.growth.grown or labels[-1] != "k" or not self._product(place):
             return copies.index
         old, new = self.growth.grown["k"]
@@ -96,8 +94,8 @@ class Copying:
 
     def _product(self, place: Place) -> bool:
         """Whether a parameter is the last that scales queries or keys."""
-        found = re.fullmatch(r"(.*\b)([qk])(_norm)?\.(?:weight|bias)", place.role)
-        if found is None:
+        fact = place.facts
+        if fact.letter not in ("q", "k"):
             return False
-        normed = f"{found[1]}{found[2]}_norm.weight"
-        return bool(found[3]) or not any(normed in block for block in self.growth.new.blocks)
+        normed = f"{fact.parent}.{fact.letter}_norm.weight"
+        return fact.kind == "norm" or not any(normed in block for block in self.growth.new.blocks)

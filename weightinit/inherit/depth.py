@@ -17,7 +17,6 @@ __all__ = [
     "damping",
     "followers",
     "mixes",
-    "stages",
 ]
 
 #: A rule by name, or from (blocks of the ancestor, blocks of the target) to a mix of the ancestor's
@@ -113,7 +112,7 @@ def mixes(depth: Depth, source: Anatomy, target: Anatomy) -> list[Mix]:
         source: anatomy of the ancestor.
         target: of the target.
     """
-    old, new = stages(source), stages(target)
+    old, new = source.stages, target.stages
     if len(old) != len(new):
         raise ProjectionError(
             f"the ancestor has {len(old)} stages and the target {len(new)}: use an ancestor of the "
@@ -126,12 +125,6 @@ def mixes(depth: Depth, source: Anatomy, target: Anatomy) -> list[Mix]:
             found.append(tuple((offset + index, weight) for index, weight in mix))
         offset += before
     return found
-
-
-def stages(anatomy: Anatomy) -> list[int]:
-    """Return how many blocks each main stack has."""
-    stacks = [next(iter(block.values())).spec.stack for block in anatomy.blocks]
-    return [stacks.count(stack) for stack in dict.fromkeys(stacks)]
 
 
 def blocks_for(depth: Depth, old: int, new: int) -> list[Mix]:

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from weightinit.anatomy import Anatomy
+from weightinit.anatomy import Anatomy, Labels
 from weightinit.errors import ProjectionError
 from weightinit.inherit.copies import Copying
 from weightinit.inherit.depth import Depth, Mix
 from weightinit.inherit.fresh import sub_generator
-from weightinit.inherit.growth import Growth, sizes_of
+from weightinit.inherit.growth import Growth
 from weightinit.inherit.outside import Axis
-from weightinit.inherit.transfer import Axes, Place, Source, Transfer, side, transfer_parts
+from weightinit.inherit.transfer import Axes, Place, Source, Transfer, transfer_parts
 from weightinit.init.operators import along, scale
 from weightinit.plan import Inheritance
 
@@ -91,14 +92,15 @@ class Bert2BERT:
         return Inheritance(transfer_parts(source, target, transfer, seed=seed))
 
     def _copying(self, old: Anatomy, new: Anatomy, seed: int) -> Copying:
-        if ("e" in sizes_of(old)) != ("e" in sizes_of(new)):
+        if ("e" in old.widths) != ("e" in new.widths):
             raise ProjectionError(
                 "one of the two models has grouped key-value heads and the other has not: use an "
                 "ancestor of the same kind of attention"
             )
         growth = Growth("bert2BERT", old, new, depth=self.depth, lossless=False)
-        for label, (before, after) in growth.grown.items():
-            if label[0] == "k":
+        for label in ("k", "kp"):
+            if label in growth.grown:
+                before, after = growth.grown[label]
                 raise ProjectionError(
                     f"bert2BERT copies whole heads, and the head dim ({label}) grows from {before} "
                     f"to {after}: give the target another number of heads, or use method='auto' or "
@@ -146,19 +148,17 @@ def _upper_rows(copying: Copying, depth: list[Mix]) -> tuple[Axes, dict[str, lis
         piece.role
         for block in new.blocks
         for piece in block.values()
-        if "norm" not in piece.role
+        if piece.facts.kind != "norm"
         for dim, labels in enumerate(piece.axes)
-        if side(piece.role, dim, len(piece.axes)) == "rows"
-        and copying.of(" ".join(labels)) is not None
+        if piece.side(dim) == "rows" and copying.of(labels) is not None
     }
-    stacks = [next(iter(block.values())).spec.stack for block in old.blocks]
+    tops = {total - 1 for total in accumulate(old.stages)}
 
     def has_next(index: int, role: str) -> bool:
-        upper = index + 1
-        return upper < old.depth and stacks[upper] == stacks[index] and role in old.blocks[upper]
+        return index not in tops and role in old.blocks[index + 1]
 
-    def axes(label: str, place: Place) -> Axis | None:
-        axis, copies = copying(label, place), copying.of(label)
+    def axes(labels: Labels, place: Place) -> Axis | None:
+        axis, copies = copying(labels, place), copying.of(labels)
         if axis is None or copies is None or place.role not in roles or place.target < 0:
             return axis
         own = depth[place.target][0][0]

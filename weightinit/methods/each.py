@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from weightinit.anatomy import Anatomy
+from weightinit.anatomy import Anatomy, Labels
 from weightinit.errors import ProjectionError
 from weightinit.inherit.depth import mixes
 from weightinit.inherit.outside import Axis, tiled
@@ -55,22 +55,21 @@ class EachAxis:
 
         Args:
             old: anatomy of the ancestor.
-            new: of the target.
+            new: anatomy of the target.
         """
 
-        def find(label: str, place: Place) -> Axis | None:
-            parts = label.split()
-            if any(part not in old.sizes or part not in new.sizes for part in parts):
+        def find(labels: Labels, place: Place) -> Axis | None:
+            if not labels.channel or any(x not in old.sizes or x not in new.sizes for x in labels):
                 return None
-            before, after = ([seen.sizes[part] for part in parts] for seen in (old, new))
+            before, after = ([seen.sizes[label] for label in labels] for seen in (old, new))
             if before == after:
                 return None
-            if len(parts) == 1 and after[0] > before[0]:
+            if len(labels) == 1 and after[0] > before[0]:
                 return tiled(after[0])
             chosen = torch.zeros(1, dtype=torch.int64)
             for size, more in zip(before, after, strict=True):
                 chosen = joint_index(chosen, _index(size, more), size)
-            if len(parts) > 1 and after[0] > before[0] and after[1:] == before[1:]:
+            if len(labels) > 1 and after[0] > before[0] and after[1:] == before[1:]:
                 return tiled(len(chosen))
             return Axis(chosen, chosen)
 

@@ -13,8 +13,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from weightinit.anatomy import Anatomy
-from weightinit.ancestor.folding import scale_of
+from weightinit.anatomy import Anatomy, Labels, scale_of
 from weightinit.errors import ProjectionError
 from weightinit.inherit.copies import Copying
 from weightinit.inherit.fresh import fresh_rule, sub_generator
@@ -107,11 +106,15 @@ class _Expansion:
     def faults(self) -> list[str]:
         """Return why the function changes."""
         growth = self.growth
-        faults = growth.faults(lambda label: label != "d" and self.copying.uneven(label))
+        faults = growth.faults(lambda x: not x.stream and self.copying.uneven(x))
         if self.ratio == 1:
             return faults
-        writing = [r for r in ("norm_pre.weight", "patch.norm.weight") if r in growth.new.outside]
-        if growth.new.traits.get("post_norm"):
+        writing = [
+            role
+            for role, piece in growth.new.outside.items()
+            if piece.facts.place == "first norm" and piece.facts.gain
+        ]
+        if growth.new.traits.form not in (None, "pre_norm"):
             writing.append("norm1.weight")
         if writing and not growth.rms:
             faults.append(f"{', '.join(writing)} writes into the stream, and not its mean")
@@ -119,11 +122,11 @@ class _Expansion:
             faults.append("blocks off the main stack have layer scales")
         return faults
 
-    def axes(self, label: str, place: Place) -> Axis | None:
+    def axes(self, labels: Labels, place: Place) -> Axis | None:
         """Return what becomes of an axis at a place."""
-        if label == "d" and self.ratio < 1:
+        if labels.stream and self.ratio < 1:
             return Axis(*(self._stream(side, place) for side in ("rows", "columns", "gain")))
-        return self.copying(label, place)
+        return self.copying(labels, place)
 
     def _stream(self, side: str, place: Place):
         old, new = self.growth.grown["d"]
@@ -131,13 +134,13 @@ class _Expansion:
         made = copies.share if place.role in self.growth.shared else copies.repeat
 
         def rows(tensor: Tensor, dim: int) -> Tensor:
-            if self.growth.rms or "norm" in place.role:
+            if self.growth.rms or place.facts.kind == "norm":
                 return made(tensor, dim)
             weights = self._weights(place, old).to(tensor)
             return copies.repeat(tensor, dim, (tensor.movedim(dim, -1) @ weights).unsqueeze(dim))
 
         def gain(tensor: Tensor, dim: int) -> Tensor:
-            if "norm" not in place.role:
+            if place.facts.kind != "norm":
                 return copies.repeat(tensor, dim, tensor.abs().mean().view(1))
             generator = sub_generator(self.seed, f"lemon gain {place.role} {place.target}")
             wide = made(tensor, dim)
@@ -170,7 +173,7 @@ class _Expansion:
             return False
         if out.dim() > 1 and self.options.depth == "copymix_cancel":
             piece = self.growth.new.blocks[place.target][place.role]
-            copies = self.copying.of(" ".join(piece.axes[1]))
+            copies = self.copying.of(piece.axes[1])
             if copies is not None:
                 zeros = out.new_zeros(len(out), int(copies.index.max()) + 1)
                 out.copy_(copies.share(zeros, 1, lambda even: self._added(place, even)))

@@ -12,7 +12,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from weightinit.anatomy import Anatomy
+from weightinit.anatomy import Anatomy, Labels
 from weightinit.errors import ProjectionError
 from weightinit.inherit.copies import Copying
 from weightinit.inherit.fresh import sub_generator
@@ -73,9 +73,9 @@ class Net2Net:
         copying = self._copying(source, target, seed)
         growth = copying.growth
 
-        def axes(label: str, place: Place) -> Axis | None:
-            axis, copies = copying(label, place), copying.of(label)
-            noisy = self.noise and label[0] in "hem" and place.target >= 0
+        def axes(labels: Labels, place: Place) -> Axis | None:
+            axis, copies = copying(labels, place), copying.of(labels)
+            noisy = self.noise and not labels.stream and place.target >= 0
             if axis is None or copies is None or not noisy:
                 return axis
             generator = sub_generator(seed, f"net2net noise {place.role} {place.target}")
@@ -93,9 +93,10 @@ class Net2Net:
 
     def _faults(self, copying: Copying) -> list[str]:
         faults = copying.growth.faults(copying.uneven)
-        if any(label[0] == "d" and copying.uneven(label) for label in copying.growth.grown):
+        grown = [Labels((label,)) for label in copying.growth.grown]
+        if any(labels.stream and copying.uneven(labels) for labels in grown):
             faults.append("method='lemon' keeps the function at any width")
-        if self.noise and any(label[0] in "hem" for label in copying.growth.grown):
+        if self.noise and any(not labels.stream for labels in grown):
             faults.append(f"the copies differ by noise={self.noise:g}")
         return faults
 
