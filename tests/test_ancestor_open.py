@@ -312,6 +312,7 @@ def test_a_file_name_of_its_own(hub, vit_tensors, tmp_path, monkeypatch):
         Ancestor.open(NAME, revision="main")
 
 
+@pytest.mark.slow
 def test_the_environment_alone(hub, vit_tensors, tmp_path):
     """A process of its own, set up as a user would: by HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE."""
     sha = published(hub, tmp_path / "made", vit_tensors)

@@ -293,6 +293,7 @@ def test_push_refuses_before_it_asks(hub):
     assert not hub.requests
 
 
+@pytest.mark.slow
 def test_the_environment_alone(published, tmp_path):
     """A process of its own, set up as a user would: by HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE."""
     script = f"""

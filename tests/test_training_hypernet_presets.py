@@ -3,7 +3,7 @@ import timm
 import torch
 
 from weightinit.errors import WeightInitError
-from weightinit.hypernet.network import Hypernet
+from weightinit.hypernet.network import GraphHyperNetwork
 from weightinit.hypernet.samplers import get_sampler, micro, sample
 from weightinit.training.data import load_data
 from weightinit.training.hypernet_loss import MetaRecipe
@@ -15,7 +15,7 @@ TEXTS = ("logah-gpt", "tal-text")
 
 def parameters(name):
     with torch.device("meta"):
-        network = Hypernet(get_hypernet_preset(name).config)
+        network = GraphHyperNetwork(get_hypernet_preset(name).config)
     return sum(p.numel() for p in network.parameters())
 
 
@@ -70,11 +70,9 @@ def test_every_kind_has_a_micro_preset_of_one_budget():
     }  # fmt: skip
     recipes = {name: HYPERNET_PRESETS[f"micro-{name}"].recipe for name in names}
     assert {(r.steps, r.batch_size, r.architectures) for r in recipes.values()} == {(2000, 96, 1)}
-    settled = {name for name in names if HYPERNET_PRESETS[f"micro-{name}"].settled}
-    assert settled == {"pith-full"}
     assert {n for n, r in recipes.items() if r.guide} == {"tal"}
     full = HYPERNET_PRESETS["micro-pith-full"].config
-    assert full.separate and full.heads_apart and full.expansion == "both"
+    assert full.separate and full.expansion == "both"
     assert HYPERNET_PRESETS["micro-pith-rule"].config.start == "rule"
 
 

@@ -15,7 +15,7 @@ from weightinit.ancestor.ancestor import Ancestor
 from weightinit.ancestor.folding import folded
 from weightinit.errors import ProjectionError
 from weightinit.hypernet.files import HyperNetwork
-from weightinit.hypernet.network import Hypernet
+from weightinit.hypernet.network import GraphHyperNetwork
 from weightinit.hypernet.pith import embedding, named_network, predicted
 from weightinit.inherit.fresh import base_seed
 from weightinit.inherit.method import Method
@@ -42,7 +42,7 @@ __all__ = [
 DEFAULT_TEMPLATES = "cifar10-w64"
 
 AncestorLike = str | os.PathLike[str] | nn.Module | Mapping[str, Tensor] | Ancestor
-HypernetLike = str | os.PathLike[str] | HyperNetwork | Hypernet
+HypernetLike = str | os.PathLike[str] | HyperNetwork | GraphHyperNetwork
 
 
 def init_from_templates(
@@ -348,8 +348,9 @@ def init_from_hypernet(
     Examples:
         >>> import timm, weightinit as wi
         >>> from weightinit.hypernet.config import HyperConfig
-        >>> from weightinit.hypernet.network import Hypernet
-        >>> logah = Hypernet(HyperConfig("logah", hid=16, layers=1, heads=2, rank=4, max_ck=8192))
+        >>> from weightinit.hypernet.network import GraphHyperNetwork
+        >>> small = HyperConfig("logah", hid=16, layers=1, heads=2, rank=4, max_ck=8192)
+        >>> logah = GraphHyperNetwork(small)
         >>> model = timm.create_model("vit_tiny_patch16_224", depth=3, embed_dim=96, num_heads=3)
         >>> wi.init_from_hypernet(model, logah) is model
         True

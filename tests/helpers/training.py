@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from weightinit.hypernet.config import HyperConfig
-from weightinit.hypernet.network import Hypernet
+from weightinit.hypernet.network import GraphHyperNetwork
 from weightinit.hypernet.samplers import Sampler, micro
 from weightinit.training import hypernet as meta
 from weightinit.training.domains import TEXTS, gpt2
@@ -51,7 +51,7 @@ def hypernet(kind="logah", seed=0, **changes):
     """A hypernetwork as a training begins with it."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return Hypernet(HyperConfig(kind, **(SMALL | changes)))
+        return GraphHyperNetwork(HyperConfig(kind, **(SMALL | changes)))
 
 
 def song(folder):

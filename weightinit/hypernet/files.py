@@ -11,12 +11,9 @@ from weightinit.errors import BundleError
 from weightinit.files.bundle import Bundle, Wanted, copies
 from weightinit.files.config import BundleConfig
 from weightinit.hypernet.config import HyperConfig
-from weightinit.hypernet.network import Hypernet
+from weightinit.hypernet.network import GraphHyperNetwork
 
 __all__ = ["HyperNetwork"]
-
-#: Bounds of what a stranger's config may make us build, before its tensors are compared.
-MOST = {"layers": 256, "hid": 8192, "rank": 4096, "heads": 1024, "max_shape": 2**16}
 
 #: Rows of one tensor of a ViT-S: its patch embedding, 384 channels of 16 rows.
 MOST_ROWS = 384 * 16
@@ -45,21 +42,13 @@ def _model(config: HyperConfig) -> str:
 
 def _config(config: BundleConfig) -> HyperConfig:
     """Return the hypernetwork's own config, checked."""
-    found = HyperConfig.from_dict(config.options)
-    sizes = {name: getattr(found, name) for name in MOST if name != "max_shape"}
-    sizes["max_shape"] = max(*found.max_shape[:2], 64 * found.max_shape[2])
-    for name, size in sizes.items():
-        if size > MOST[name]:
-            raise BundleError(
-                f"{name} of the hypernetwork is {getattr(found, name)}: it must be at most "
-                f"{MOST[name]}"
-            )
-    if found.kind != config.method:
+    options = HyperConfig.from_dict(config.options)
+    if options.kind != config.method:
         raise BundleError(
-            f"the bundle's method is {config.method!r} and its options are of {found.kind!r}: "
+            f"the bundle's method is {config.method!r} and its options are of {options.kind!r}: "
             "use the same"
         )
-    return found
+    return options
 
 
 class HyperNetwork(Bundle):
@@ -80,7 +69,7 @@ class HyperNetwork(Bundle):
         >>> import tempfile
         >>> small = HyperConfig("logah", hid=16, layers=1, heads=2, rank=4, max_ck=512)
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     HyperNetwork.of(Hypernet(small)).save_pretrained(folder)
+        ...     HyperNetwork.of(GraphHyperNetwork(small)).save_pretrained(folder)
         ...     HyperNetwork.from_pretrained(folder).hyper_config.rank
         4
     """
@@ -95,7 +84,7 @@ class HyperNetwork(Bundle):
     @classmethod
     def of(
         cls,
-        hypernet: Hypernet,
+        hypernet: GraphHyperNetwork,
         *,
         licence: str = "Apache-2.0",
         provenance: Mapping[str, Any] | None = None,
@@ -121,10 +110,10 @@ class HyperNetwork(Bundle):
         )
         return cls(config, copies(hypernet.state_dict(), dtype))
 
-    def module(self) -> Hypernet:
+    def module(self) -> GraphHyperNetwork:
         """Return the network, on the CPU, fp32, in eval mode."""
         with torch.device("meta"):
-            network = Hypernet(self.hyper_config)
+            network = GraphHyperNetwork(self.hyper_config)
         network.load_state_dict({k: v.float() for k, v in self.tensors.items()}, assign=True)
         return network.eval()
 
@@ -132,7 +121,7 @@ class HyperNetwork(Bundle):
     def wanted(cls, config: BundleConfig) -> Mapping[str, Wanted]:
         """Return the shapes of the network's state dict."""
         with torch.device("meta"):
-            network = Hypernet(_config(config))
+            network = GraphHyperNetwork(_config(config))
         return {name: tuple(value.shape) for name, value in network.state_dict().items()}
 
     @classmethod

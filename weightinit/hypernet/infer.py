@@ -44,9 +44,9 @@ def inferred(
 
     Examples:
         >>> import torch
-        >>> from weightinit.hypernet.network import Hypernet
+        >>> from weightinit.hypernet.network import GraphHyperNetwork
         >>> with torch.device("meta"):
-        ...     state = Hypernet(HyperConfig.pith()).state_dict()
+        ...     state = GraphHyperNetwork(HyperConfig.pith()).state_dict()
         >>> config, assumed = inferred({name: tuple(t.shape) for name, t in state.items()}, {})
         >>> config == HyperConfig.pith(), assumed
         (True, ('num_classes', 'max_shape'))

@@ -13,7 +13,7 @@ from weightinit.anatomy import Anatomy
 from weightinit.ancestor.ancestor import Ancestor
 from weightinit.errors import ProjectionError
 from weightinit.hypernet.files import HyperNetwork
-from weightinit.hypernet.network import Hypernet
+from weightinit.hypernet.network import GraphHyperNetwork
 from weightinit.hypernet.predict import Prediction
 from weightinit.inherit.running import Runnable, captured
 from weightinit.plan import Inheritance
@@ -23,7 +23,7 @@ __all__ = ["DEFAULT_PITH", "PITH", "embedding", "named_network", "predicted"]
 #: What PITH takes where no hypernetwork is named: it ships in the package.
 DEFAULT_PITH = "pith-cifar10"
 
-HypernetLike = str | os.PathLike[str] | HyperNetwork | Hypernet
+HypernetLike = str | os.PathLike[str] | HyperNetwork | GraphHyperNetwork
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,12 @@ class PITH:
     Examples:
         >>> import timm, weightinit as wi
         >>> from weightinit.hypernet.config import HyperConfig
-        >>> from weightinit.hypernet.network import Hypernet
+        >>> from weightinit.hypernet.network import GraphHyperNetwork
         >>> small = HyperConfig("pith", hid=16, layers=1, heads=2, rank=4, max_ck=8192)
         >>> old, new = (
         ...     timm.create_model("vit_tiny_patch16_224", depth=n, embed_dim=96, num_heads=3)
         ...     for n in (3, 2))
-        >>> wi.project_from(old, new, method=wi.PITH(Hypernet(small))) is new
+        >>> wi.project_from(old, new, method=wi.PITH(GraphHyperNetwork(small))) is new
         True
     """
 
@@ -68,9 +68,9 @@ class PITH:
         )
 
 
-def named_network(hypernet: HypernetLike) -> tuple[Hypernet, str]:
+def named_network(hypernet: HypernetLike) -> tuple[GraphHyperNetwork, str]:
     """Return the network, and where it is from in words."""
-    if isinstance(hypernet, Hypernet):
+    if isinstance(hypernet, GraphHyperNetwork):
         return hypernet, "network"
     if not isinstance(hypernet, HyperNetwork):
         hypernet = HyperNetwork.from_pretrained(hypernet)
@@ -79,7 +79,7 @@ def named_network(hypernet: HypernetLike) -> tuple[Hypernet, str]:
 
 @torch.no_grad()
 def predicted(
-    network: Hypernet,
+    network: GraphHyperNetwork,
     target: Anatomy,
     *,
     task: Tensor | None,

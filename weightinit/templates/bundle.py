@@ -17,10 +17,9 @@ from weightinit.files.bundle import Bundle, Wanted, copies
 from weightinit.files.checks import Shape, some
 from weightinit.files.config import BundleConfig
 from weightinit.files.locate import names
-from weightinit.inherit.outside import collect
 from weightinit.templates.config import TemplateConfig
 
-__all__ = ["TemplateBundle", "as_bundle", "list_templates"]
+__all__ = ["TemplateBundle", "as_bundle", "fitted_index", "list_templates", "size_key"]
 
 #: A bundle may describe models of 64 times its own bytes, or of 2 GiB where that is more: scalers
 #: fitted for a ViT-L over templates of width 64 take 2 MB and describe 1.2 GB of float32.
@@ -263,7 +262,7 @@ def as_bundle(
     anatomy: Anatomy,
     config: TemplateConfig,
     tensors: Mapping[str, Tensor],
-    parameters: Mapping[str, Tensor],
+    outside: Mapping[str, Tensor],
     *,
     depth: int,
     licence: str,
@@ -274,15 +273,15 @@ def as_bundle(
 
     Args:
         anatomy: anatomy of the model.
-        config: the templates' kinds and shapes.
+        config: the template set.
         tensors: ``templates.<kind>`` and ``scalers.<kind>``.
-        parameters: the model's by name; those of its blocks may be missing.
+        outside: the model's tensors outside its blocks, by canonical role.
         depth: number of blocks of the auxiliary model.
         licence: SPDX identifier.
-        provenance: where the templates come from, plain JSON.
+        provenance: provenance of the training, plain JSON.
         dtype: dtype of the bundle's tensors.
     """
-    outside = {f"outside.{role}": v for role, v in collect(anatomy, parameters).items()}
+    named = {**tensors, **{f"outside.{role}": value for role, value in outside.items()}}
     return TemplateBundle(
         BundleConfig(
             kind=TemplateBundle.kind,
@@ -291,11 +290,25 @@ def as_bundle(
             sizes=dict(anatomy.sizes),
             depth=depth,
             licence=licence,
-            traits={"family": anatomy.family, **anatomy.traits, "depths": (depth,)},
+            traits={"family": anatomy.family, **anatomy.traits.to_dict(), "depths": [depth]},
             provenance=dict(provenance),
         ),
-        copies({**tensors, **outside}, dtype),
+        copies(named, dtype),
     )
+
+
+def size_key(anatomy: Anatomy) -> dict[str, int]:
+    """Return what tells two sizes apart for fitted scalers: depth, width, heads, MLP."""
+    return {"depth": anatomy.depth, **{label: anatomy.sizes[label] for label in "dhkm"}}
+
+
+def fitted_index(bundle: TemplateBundle, anatomy: Anatomy) -> int | None:
+    """Return which of the bundle's fitted scalers belong to a target's size, if any."""
+    key = size_key(anatomy)
+    for index, entry in enumerate(bundle.config.fitted):
+        if {"depth": entry["depth"], **entry["sizes"]} == key:
+            return index
+    return None
 
 
 def list_templates() -> list[str]:

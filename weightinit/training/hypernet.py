@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from weightinit.ancestor.ancestor import Ancestor
 from weightinit.errors import WeightInitError
-from weightinit.hypernet.network import Hypernet
+from weightinit.hypernet.network import GraphHyperNetwork
 from weightinit.hypernet.samplers import Sampler, get_sampler, sample
 from weightinit.inherit.running import captured
 from weightinit.training.augment import subseed
@@ -37,7 +37,7 @@ __all__ = ["MetaRecipe", "guidance", "listed", "meta_train"]
 
 
 def meta_train(
-    hypernet: Hypernet,
+    hypernet: GraphHyperNetwork,
     data: Data | Sequence[Data],
     recipe: MetaRecipe,
     *,
@@ -186,7 +186,7 @@ def listed(ancestor: AncestorLike | Sequence[AncestorLike] | None) -> list[Ances
 
 
 @contextmanager
-def _frozen(hypernet: Hypernet, frozen: bool) -> Iterator[None]:
+def _frozen(hypernet: GraphHyperNetwork, frozen: bool) -> Iterator[None]:
     """Take the encoder's layers, but for FiLM, out of the training, and put them back."""
     layers = [
         parameter
@@ -233,7 +233,7 @@ def _scores(
 
 
 @torch.no_grad()
-def _same_start(hypernet: Hypernet, fleet: Any) -> None:
+def _same_start(hypernet: GraphHyperNetwork, fleet: Any) -> None:
     """Give every process the weights of the first."""
     if fleet.num_processes > 1:
         from accelerate.utils import broadcast

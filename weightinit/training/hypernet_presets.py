@@ -32,8 +32,6 @@ class HyperPreset:
         ancestor: of PITH, and that TAL takes features from; None where none is needed. Of texts its
             kwargs are GPT2Config's.
         ancestor_recipe: of its own training; None where it is pretrained.
-        settled: whether low-rank decoders start at unit scale; see
-            :func:`weightinit.training.settle.settle_`.
         stage1: preset of the training that this one goes on from.
         watch: architectures whose zero-shot validation accuracy is measured on the way.
     """
@@ -48,7 +46,6 @@ class HyperPreset:
     context: int = 0
     ancestor: Network | None = None
     ancestor_recipe: Recipe | None = None
-    settled: bool = False
     stage1: str = ""
     watch: tuple[Mapping[str, Any], ...] = field(default=())
 
@@ -57,15 +54,14 @@ class HyperPreset:
 _SMALL: dict[str, Any] = {
     "hid": 64, "layers": 3, "heads": 8, "rank": 16, "max_ck": 4096, "num_classes": 10
 }  # fmt: skip
-_FULL: dict[str, Any] = {"separate": True, "expansion": "both", "heads_apart": True}
+_FULL: dict[str, Any] = {"separate": True, "expansion": "both"}
 _TASKS = ("cifar10", "gtsrb", "clothing", "omniglot_small", "spoken_digits")
 
 
-#: Rates, and which decoders start at unit scale, by validation accuracy after 300 to 400 steps.
+#: Rates by validation accuracy after 300 to 400 steps.
 _MICRO = MetaRecipe(
     steps=2000, batch_size=96, lr=3e-3, warmup_steps=100, label_smoothing=0.0, precision="bf16"
 )
-#: P and Q of whole matrices at unit scale give weights that are not finite soon.
 _PITH: dict[str, Any] = {"recipe": {"lr": 1e-3}}
 _ANCESTOR: dict[str, Any] = {
     "ancestor": Network("vit_tiny_patch16_224", micro(64, 6)),
@@ -165,9 +161,7 @@ HYPERNET_PRESETS: dict[str, HyperPreset] = {
             "pith-shared", HyperConfig("pith", pathway="shared", **_SMALL), **_PITH, **_ANCESTOR
         ),
         _micro("pith-dual", HyperConfig("pith", **_SMALL), **_PITH, **_ANCESTOR),
-        _micro(
-            "pith-full", HyperConfig("pith", **_SMALL, **_FULL), **_PITH, settled=True, **_ANCESTOR
-        ),
+        _micro("pith-full", HyperConfig("pith", **_SMALL, **_FULL), **_PITH, **_ANCESTOR),
         _micro(
             "pith-rule",
             HyperConfig("pith", start="rule", **_SMALL, **_FULL),

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from weightinit.ancestor.ancestor import Ancestor
 from weightinit.errors import WeightInitError
 from weightinit.hypernet.files import HyperNetwork
-from weightinit.hypernet.network import Hypernet
+from weightinit.hypernet.network import GraphHyperNetwork
 from weightinit.hypernet.samplers import get_sampler
 from weightinit.training.augment import seeded
 from weightinit.training.data import load_data
@@ -28,8 +28,6 @@ from weightinit.training.images import ImageData
 from weightinit.training.language import called, language_ancestor
 from weightinit.training.loop import Recipe, accelerator
 from weightinit.training.presets import Fed, Network
-from weightinit.training.settle import settle_
-from weightinit.training.targets import Targets
 from weightinit.training.tasks import in_shape, task_embedding
 from weightinit.training.text import TextData, load_text
 
@@ -45,7 +43,7 @@ def train_hypernet(
     *,
     out: str | os.PathLike[str],
     ancestor: AncestorLike | Sequence[AncestorLike] | None = None,
-    start: str | os.PathLike[str] | Hypernet | None = None,
+    start: str | os.PathLike[str] | GraphHyperNetwork | None = None,
     steps: int | None = None,
     seed: int = 0,
     resume: bool = False,
@@ -107,11 +105,7 @@ def train_hypernet(
         embeddings = torch.stack([task_embedding(found.teacher, task) for task in found.tasks])
         config = replace(config, task_dim=embeddings.shape[1])
     with seeded(seed):
-        hypernet = Hypernet(config)
-        if preset.settled:
-            settle_(
-                hypernet, Targets(hypernet, found.source)(preset.watch[0], found.tasks[0]).graph
-            )
+        hypernet = GraphHyperNetwork(config)
     card: dict[str, Any] = {"preset": preset.name}
     if start is not None:
         card["start"] = warm_start(hypernet, start)
@@ -155,7 +149,9 @@ def train_hypernet(
     return bundle
 
 
-def warm_start(hypernet: Hypernet, start: str | os.PathLike[str] | Hypernet) -> dict[str, Any]:
+def warm_start(
+    hypernet: GraphHyperNetwork, start: str | os.PathLike[str] | GraphHyperNetwork
+) -> dict[str, Any]:
     """Copy the weights of equal name and shape into ``hypernet``, in place.
 
     Args:
@@ -168,7 +164,7 @@ def warm_start(hypernet: Hypernet, start: str | os.PathLike[str] | Hypernet) -> 
     Raises:
         WeightInitError: if there is no such bundle, or nothing fits.
     """
-    if isinstance(start, Hypernet):
+    if isinstance(start, GraphHyperNetwork):
         name, given = "memory", start.state_dict()
     else:
         name = Path(start).name

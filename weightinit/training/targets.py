@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from weightinit.anatomy import Anatomy, Piece, anatomy
 from weightinit.ancestor.ancestor import Ancestor
 from weightinit.hypernet.graph import Graph, graph_of
-from weightinit.hypernet.network import Hypernet
+from weightinit.hypernet.network import GraphHyperNetwork
 from weightinit.hypernet.predict import Prediction
-from weightinit.hypernet.rule import Rule
+from weightinit.hypernet.refinement import ClosedForm
 from weightinit.training.domains import Data, Domain, Part, domain_of
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Target:
     anatomy: Anatomy
     graph: Graph
     domain: Domain
-    rule: Rule | None = None
+    rule: ClosedForm | None = None
 
 
 class Targets:
@@ -57,7 +57,7 @@ class Targets:
     """
 
     def __init__(
-        self, hypernet: Hypernet, ancestor: Ancestor | None = None, guide: int = 0
+        self, hypernet: GraphHyperNetwork, ancestor: Ancestor | None = None, guide: int = 0
     ) -> None:
         self.hypernet, self.guide = hypernet, guide
         self.ancestor = ancestor if hypernet.config.kind == "pith" else None
@@ -77,10 +77,9 @@ class Targets:
                 _unfuse(model)
             seen = anatomy(model)
             extra = {GUIDE: (self.guide, seen.sizes["d"])} if self.guide else None
-            started = self.ancestor is not None and self.hypernet.config.start == "rule"
-            rule = (
-                Rule(seen, self.ancestor, device=self.device) if started and self.ancestor else None
-            )
+            rule = None
+            if self.ancestor is not None and self.hypernet.config.start == "rule":
+                rule = ClosedForm(seen, self.ancestor, device=self.device)
             graph = graph_of(seen, softmax=self.hypernet.config.softmax, extra=extra)
             self._built[key] = Target(model, seen, graph, domain, rule)
         return self._built[key]
@@ -118,7 +117,7 @@ class Targets:
 
 
 def zero_shot(
-    hypernet: Hypernet,
+    hypernet: GraphHyperNetwork,
     kwargs: Mapping[str, Any],
     data: Data,
     *,

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from weightinit.anatomy import Anatomy, Piece
+from weightinit.anatomy import Anatomy, Difference, Piece
 from weightinit.errors import ProjectionError
 from weightinit.files.operator import Operator, OperatorBundle
 from weightinit.inherit.depth import mixes
@@ -203,11 +203,11 @@ def matrices(seen: Anatomy) -> dict[str, dict[int, Piece]]:
     Returns:
         From key to the piece of each block that has it, by the block's index.
     """
-    stacks = list(dict.fromkeys(next(iter(b.values())).spec.stack for b in seen.blocks))
+    stacks = seen.traits.main_stacks
     found: dict[str, dict[int, Piece]] = {}
     for index, block in enumerate(seen.blocks):
         for role, piece in block.items():
-            if role.endswith(".weight") and len(piece.size) == 2:
+            if piece.facts.kind == "matrix" and len(piece.size) == 2:
                 stage = f"{stacks.index(piece.spec.stack)}." if len(stacks) > 1 else ""
                 found.setdefault(stage + role, {})[index] = piece
     return found
@@ -281,13 +281,9 @@ class Spectra:
 
 
 def _check_widths(old: Anatomy, new: Anatomy) -> None:
-    wider = [
-        f"{label} {old.sizes[label]} -> {size}"
-        for label, size in new.sizes.items()
-        if label[0] in "dhkm" and old.sizes.get(label, size) != size
-    ]
+    wider = Difference(old, new).wider
     if wider:
         raise ProjectionError(
-            f"FINE changes depth only, and the target differs in {', '.join(wider)}: use a target "
-            "of the ancestor's widths, or method='auto'"
+            f"FINE changes depth only, and the target differs in {Difference.text(wider)}: use a "
+            "target of the ancestor's widths, or method='auto'"
         )

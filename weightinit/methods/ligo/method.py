@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from weightinit.anatomy import Anatomy, ParamSpec, Piece
+from weightinit.anatomy import Anatomy, Piece
 from weightinit.errors import BundleError, ProjectionError
 from weightinit.files.bundle import copies
 from weightinit.files.checks import opened
@@ -26,7 +26,6 @@ from weightinit.inherit.transfer import Source, Transfer, transfer_parts
 from weightinit.methods.ligo.operator import (
     DEPTH_INITS,
     WIDTH_INITS,
-    Level,
     draw_operator,
     levels,
     operator_axes,
@@ -234,29 +233,22 @@ class Mixed:
         self._levels = levels(source.anatomy, target)
         self._device, self._held = device, ({} if hold else None)
         #: Of the ancestor, with as many blocks as the target has.
-        self.anatomy = self._deepened(source.anatomy)
-
-    def _deepened(self, old: Anatomy) -> Anatomy:
-        stacks = [_stack(old, level) for level in self._levels]
-        specs = [spec for spec in old.specs if spec.stack not in stacks]
-        for block, (stack, level) in enumerate(zip(stacks, self._levels, strict=True)):
-            like: dict[str, ParamSpec] = {}
-            for spec in old.specs:
-                if spec.stack == stack:
-                    like.setdefault(spec.role, spec)
-            specs += [
-                replace(spec, name=f"{block}/{spec.name}", key=f"{block}/{spec.key}", tied=(),
-                        block=level.index)
-                for spec in like.values()
-            ]  # fmt: skip
-        return replace(old, specs=tuple(specs), depth=len(self._levels))
+        old = source.anatomy
+        self.anatomy = old.reshaped({}, target.stages)
+        self._others = {
+            (spec.stack, spec.block, piece.role): piece
+            for spec in old.specs
+            if old.index(spec) is None
+            for piece in old.pieces(spec)
+        }
 
     def part(self, piece: Piece) -> Tensor:
         """Return a canonical part of the mixture; it has a gradient where the operator has one."""
-        block, _, name = piece.spec.name.partition("/")
-        if not name:
-            return self._keep((piece.spec.name, piece.role), lambda: self._source.part(piece))
-        level = self._levels[int(block)]
+        block = self.anatomy.index(piece.spec)
+        if block is None:
+            own = self._others[piece.spec.stack, piece.spec.block, piece.role]
+            return self._keep((piece.spec.name, piece.role), lambda: self._source.part(own))
+        level = self._levels[block]
         theirs = self._source.anatomy.blocks[level.first : level.first + level.old]
         chosen = [i for i, other in enumerate(theirs) if piece.role in other]
         stacked = self._keep(
@@ -272,7 +264,3 @@ class Mixed:
         if key not in self._held:
             self._held[key] = read().detach().to(self._device)
         return self._held[key]
-
-
-def _stack(old: Anatomy, level: Level) -> str:
-    return next(iter(old.blocks[level.first].values())).spec.stack
