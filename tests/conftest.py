@@ -3,7 +3,7 @@ import types
 from pathlib import Path
 
 import pytest
-from helpers import hub_server
+from helpers import bundles, hub_server
 from helpers.models import make_bundle
 from huggingface_hub import constants, file_download
 from huggingface_hub.utils import _detect_agent, _http, disable_progress_bars
@@ -46,3 +46,11 @@ def hub(tmp_path, monkeypatch):
         _http.close_session()
         yield server
         _http.close_session()
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A folder that holds the bundle of ``helpers.bundles``, with fitted scalers."""
+    folder = tmp_path / "saved"
+    bundles.make_bundle(fitted=(2,)).save_pretrained(folder)
+    return folder

@@ -961,6 +961,7 @@ def test_without_transformers(tmp_path, monkeypatch, quiet):
         Ancestor.open(tmp_path)
 
 
+@pytest.mark.slow
 def test_the_environment_alone(hub, vit_tensors, tmp_path):
     """A process of its own, set up as a user would: by HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE."""
     sha = published(hub, tmp_path / "made", vit_tensors)

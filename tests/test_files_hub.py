@@ -12,7 +12,6 @@ from helpers.bundles import files_of, make_bundle
 from huggingface_hub import constants
 
 from weightinit.errors import BundleError
-from weightinit.files import hub as hub_files
 from weightinit.templates.bundle import TemplateBundle
 
 # The client's own LFS upload warns inside its HTTP library.
@@ -104,13 +103,6 @@ def test_revisions(published, tmp_path):
     assert_sound(old)
     assert load(revision=published.sha).source == old.source
     assert load(f"{NAME}@main", revision="main").source == f"{NAME}@{newer}"
-
-
-def test_a_known_bundle_is_pinned(published, tmp_path, monkeypatch):
-    published.add(NAME, files_of(make_bundle(seed=1), tmp_path / "newer"))
-    monkeypatch.setitem(hub_files.KNOWN, NAME, published.sha)
-    assert load().source == f"{NAME}@{published.sha}"
-    assert load(revision="main").source != f"{NAME}@{published.sha}"
 
 
 def test_two_revisions_are_an_error(published):
@@ -301,6 +293,7 @@ def test_push_refuses_before_it_asks(hub):
     assert not hub.requests
 
 
+@pytest.mark.slow
 def test_the_environment_alone(published, tmp_path):
     """A process of its own, set up as a user would: by HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE."""
     script = f"""

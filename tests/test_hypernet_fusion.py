@@ -13,7 +13,7 @@ from weightinit.hypernet.fusion import Fusion
 from weightinit.hypernet.graph import graph_of
 from weightinit.hypernet.network import Pass
 from weightinit.hypernet.predict import Prediction
-from weightinit.methods.selection import select_indices
+from weightinit.init.operators import select_indices
 
 
 def fused(net, target, ancestor, **options):

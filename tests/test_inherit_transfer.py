@@ -4,11 +4,11 @@ import torch
 from helpers.inherit import Stub, fill, logits, randomise, small_vit
 
 import weightinit as wi
-from weightinit.anatomy import anatomy
+from weightinit.anatomy import Labels, anatomy, facts
 from weightinit.errors import ProjectionError
 from weightinit.inherit.depth import mixes
 from weightinit.inherit.outside import Axis
-from weightinit.inherit.transfer import Place, Transfer, side, transfer_parts
+from weightinit.inherit.transfer import Place, Transfer, transfer_parts
 from weightinit.plan import Inheritance, Plan
 
 
@@ -16,7 +16,7 @@ class Ops:
     """A method of given operators."""
 
     def __init__(self, depth="uniform", **axes):
-        self.depth, self.ops = depth, {k.replace("_", " "): v for k, v in axes.items()}
+        self.depth, self.ops = depth, {Labels(k.split("_")): v for k, v in axes.items()}
 
     def plan(self, source, target, seed=0):
         depth = mixes(self.depth, source.anatomy, target)
@@ -112,7 +112,7 @@ def test_separate_and_fused_attention_are_one():
     ],
 )
 def test_sides(role, dim, dims, wanted):
-    assert side(role, dim, dims) == wanted
+    assert facts(role).side(dim, dims) == wanted
 
 
 def test_operators_know_their_place():
@@ -126,8 +126,8 @@ def test_operators_know_their_place():
     transfer = Transfer(axes, mixes("last", anatomy(ancestor), target), "test")
     planned = Inheritance(transfer_parts(Stub(ancestor), target, transfer))
     Plan(model, target, planned.recipes(target), source="s").commit()
-    assert ("m", Place("mlp.fc1.weight", 0, 1)) in seen
-    assert ("d", Place("pos")) in seen
+    assert (("m",), Place("mlp.fc1.weight", 0, 1)) in seen
+    assert (("d",), Place("pos")) in seen
 
 
 def gpt2(width=24, heads=3, depth=2, *, tied=True):

@@ -28,6 +28,7 @@ SHAPES = [
 CASES = [(shape, torch.float32) for shape in SHAPES] + [(SHAPES[1], dtype) for dtype in ROUNDING]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(INTERPRETED, reason="this is the process it starts")
 def test_in_the_interpreter():
     pytest.importorskip("triton")

@@ -31,6 +31,7 @@ CASES = [
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(INTERPRETED, reason="this is the process it starts")
 def test_in_the_interpreter():
     pytest.importorskip("triton")

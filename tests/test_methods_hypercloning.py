@@ -9,7 +9,7 @@ from timm.layers import SwiGLU
 
 from weightinit.anatomy import anatomy
 from weightinit.errors import ProjectionError
-from weightinit.inherit.copies import Copies
+from weightinit.init.operators import Copies
 from weightinit.methods.hypercloning import HyperCloning, _pairs
 from weightinit.plan import Plan
 

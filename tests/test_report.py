@@ -7,7 +7,7 @@ from helpers.models import make_bundle, vit
 import weightinit as wi
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def plan():
     return wi.plan_templates(vit(depth=4, num_classes=3), make_bundle())
 

@@ -1,14 +1,10 @@
 import json
-import os
-import socket
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from helpers.models import state_hash, vit
+from helpers.processes import TESTS, torchrun
 from helpers.training import VITS, bits, equal, hypernet, killed_and_resumed
 
 from weightinit.errors import WeightInitError
@@ -41,6 +37,7 @@ def tasks(digits):
     return [digits, replace(digits, name="parity", classes=2, **parts)]
 
 
+@pytest.mark.slow
 def test_it_learns_to_predict_and_reports(digits, tmp_path):
     """From the rule's projection of a random network to one that reads digits."""
     ancestor = vit(embed_dim=32, num_classes=10, patch_size=4)
@@ -166,33 +163,12 @@ def test_mixed_precision(digits, precision):
     assert history.rows[0]["loss"] > 0
 
 
-def _port():
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]
-
-
+@pytest.mark.slow
 def test_processes_share_the_batch_and_end_alike(tmp_path):
     """Two processes draw architectures of their own, and hold the same weights afterwards."""
-    folder = Path(__file__).parent
-    environment = os.environ | {
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_port()), "WORLD_SIZE": "2",
-        "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
-    runs = [
-        subprocess.Popen(
-            [sys.executable, folder / "helpers" / "meta_worker.py", tmp_path / "out"],
-            env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
-    found = [run.communicate(timeout=170) for run in runs]
-    assert all(run.returncode == 0 for run in runs), [text for _, text in found]
-    sums = [next(line for line in out.splitlines() if line.startswith("sum")) for out, _ in found]
-    assert sums[0].split()[2] == sums[1].split()[2]
+    printed = torchrun(TESTS / "helpers" / "meta_worker.py", tmp_path / "out")
+    sums = [line for line in printed.splitlines() if line.startswith("sum")]
+    assert len(sums) == 2 and sums[0] == sums[1]
     assert (tmp_path / "out" / "checkpoint.safetensors").exists()
 
 

@@ -15,7 +15,8 @@ def main():
     recipe = MetaRecipe(steps=3, batch_size=16, lr=1e-3, label_smoothing=0.0)
     meta_train(net, load_data("digits"), recipe, sampler=VITS, out=Path(sys.argv[1]))
     total = sum(float(p.detach().double().sum()) for p in net.parameters())
-    print("sum", os.environ["RANK"], total, flush=True)
+    # one write, which the other process cannot come between
+    os.write(1, f"sum {total}\n".encode())
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from weightinit.anatomy import anatomy
 from weightinit.files.config import BundleConfig
 from weightinit.inherit.outside import collect
 from weightinit.templates.bundle import TemplateBundle
-from weightinit.templates.compose import scaler_shape
 from weightinit.templates.config import TemplateConfig, kind_roles
 
 AUXILIARY = {
@@ -53,7 +52,7 @@ def make_bundle(method="wave", *, seed=0, dtype=torch.float64, **changes):
         tensors[f"templates.{kind}"] = draw(spec.number, *spec.shape) * 0.2
         if method == "wave":
             piece = target.blocks[0][kind_roles(kind)[0]]
-            shape = scaler_shape(config, kind, piece.size)
+            shape = config.scaler_shape(kind, piece.size)
             tensors[f"scalers.{kind}"] = draw(target.depth, spec.number, *shape)
     tensors |= {
         f"outside.{k}": draw(*v.shape)
@@ -67,7 +66,7 @@ def make_bundle(method="wave", *, seed=0, dtype=torch.float64, **changes):
             sizes=dict(target.sizes),
             depth=target.depth,
             licence="Apache-2.0",
-            traits=dict(target.traits) | {"family": target.family},
+            traits=target.traits.to_dict() | {"family": target.family},
         ),
         {k: v.to(torch.float32) for k, v in tensors.items()},
     )

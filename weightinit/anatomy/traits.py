@@ -4,28 +4,95 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
 
 from torch import nn
 
 from weightinit.errors import AnatomyError
 
-__all__ = ["Traits", "infer", "look"]
+__all__ = ["Form", "Look", "Traits", "infer", "look"]
 
-_POST_NORM = ("ResPostBlock", "ResPostRelPosBlock", "EvaBlockPostNorm")
+#: Where the norms of a block are: ``x + f(norm(x))``, ``x + norm(f(x))``, ``norm(x + f(x))``.
+Form = Literal["pre_norm", "branch_norm", "post_norm"]
+_BRANCH_NORM = ("ResPostBlock", "ResPostRelPosBlock", "EvaBlockPostNorm")
 
 
 @dataclass(frozen=True)
 class Traits:
-    """Sizes that no shape gives, flags on which rules depend, and everything worth knowing."""
+    """What a model computes besides its weights, as far as it is known; None where it is not.
+
+    Args:
+        library: the library whose module it is; None for a state dict.
+        form: where the norms of its blocks are.
+        main_stacks: names of the stacks that make up the depth, in order.
+        depths: number of blocks of each of them.
+        grid: rows and columns of patches.
+        prefix_tokens: number of tokens before the patches.
+        pos_prefix: how many of them have a row of their own among the positions.
+        no_embed_class: whether positions are added before the tokens are.
+        pool: how tokens become features.
+        act: name of the activation.
+        norm: type of the norms.
+        rope: type of the rotary embedding, ``"none"`` if there is none.
+        glu: order of a gated MLP's halves, ``"none"`` if it is not gated.
+    """
+
+    library: str | None = None
+    form: Form | None = None
+    main_stacks: tuple[str, ...] = ()
+    depths: tuple[int, ...] = ()
+    grid: tuple[int, int] | None = None
+    prefix_tokens: int = 0
+    pos_prefix: int | None = None
+    no_embed_class: bool | None = None
+    pool: str | None = None
+    act: str | None = None
+    norm: str | None = None
+    rope: str | None = None
+    glu: str | None = None
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Traits:
+        """Return the traits that plain JSON values tell; what is unknown is passed over."""
+        known: dict[str, Any] = {
+            field.name: values[field.name] for field in fields(cls) if field.name in values
+        }
+        for name, value in known.items():
+            known[name] = tuple(value) if isinstance(value, list) else value
+        return cls(**known)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what is known as plain JSON values."""
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in ((field.name, getattr(self, field.name)) for field in fields(self))
+            if value is not None
+        }
+
+    @property
+    def positions(self) -> tuple[tuple[int, int], int] | None:
+        """The grid of the positions and the number of rows before it, where both are known."""
+        if self.grid is None or self.pos_prefix is None:
+            return None
+        return self.grid, self.pos_prefix
+
+    @property
+    def centred(self) -> bool:
+        """Whether the norms subtract a mean, which means of squares do not."""
+        return "rms" not in (self.norm or "").lower()
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a module says: sizes that no shape gives, flags on which rules depend, and traits."""
 
     sizes: dict[str, int] = field(default_factory=dict)
     flags: dict[str, bool] = field(default_factory=dict)
-    traits: dict[str, object] = field(default_factory=dict)
+    traits: dict[str, Any] = field(default_factory=dict)
 
 
-def look(module: nn.Module, library: str, family: str) -> Traits:
+def look(module: nn.Module, library: str, family: str) -> Look:
     """Return what a module of a library says of itself.
 
     Args:
@@ -36,7 +103,7 @@ def look(module: nn.Module, library: str, family: str) -> Traits:
     Raises:
         AnatomyError: if it lacks what models of that library have.
     """
-    found = Traits()
+    found = Look()
     try:
         _READERS[library, family](module, found)
     except (AttributeError, LookupError, TypeError, ValueError) as error:
@@ -72,7 +139,7 @@ def infer(traits: dict[str, Any], sizes: Mapping[str, int], prefix: int) -> None
                 return
 
 
-def _timm_vit(module: Any, found: Traits) -> None:
+def _timm_vit(module: Any, found: Look) -> None:
     blocks = [
         block
         for stack in ("blocks", "blocks_token_only")
@@ -100,13 +167,13 @@ def _timm_vit(module: Any, found: Traits) -> None:
         prefix_tokens=int(getattr(module, "num_prefix_tokens", 0)),
         pool=getattr(module, "global_pool", None),
         no_embed_class=bool(getattr(module, "no_embed_class", False)),
-        post_norm=type(first).__name__ in _POST_NORM,
+        form="branch_norm" if type(first).__name__ in _BRANCH_NORM else "pre_norm",
         norm=_type(getattr(first, "norm1", None) or getattr(first, "in_norm", None)),
-        rope=_type(getattr(module, "rope", None)),
+        rope=_type(getattr(module, "rope", None)) or "none",
     )
 
 
-def _describe_heads(found: Traits, blocks: list[Any]) -> None:
+def _describe_heads(found: Look, blocks: list[Any]) -> None:
     seen = []
     for block in blocks:
         branches = getattr(block, "attns", None)
@@ -125,7 +192,7 @@ def _describe_heads(found: Traits, blocks: list[Any]) -> None:
     found.sizes.update([*(("h", h) for h in heads), *(("k", k) for k in dims)])
 
 
-def _describe_mlp(found: Traits, mlp: Any) -> None:
+def _describe_mlp(found: Look, mlp: Any) -> None:
     glu = "none"
     if hasattr(mlp, "gate_last"):
         found.flags["gate_last"] = bool(mlp.gate_last)
@@ -140,7 +207,7 @@ def _type(module: object) -> str | None:
     return None if module is None else type(module).__name__
 
 
-def _timm_convnext(module: Any, found: Traits) -> None:
+def _timm_convnext(module: Any, found: Look) -> None:
     block = next((b for stage in module.stages for b in stage.blocks), None)
     _describe_mlp(found, getattr(block, "mlp", None))
     pool = getattr(getattr(module, "head", None), "global_pool", None)
@@ -151,7 +218,7 @@ def _timm_convnext(module: Any, found: Traits) -> None:
     )
 
 
-def _torchvision_vit(module: Any, found: Traits) -> None:
+def _torchvision_vit(module: Any, found: Look) -> None:
     found.sizes["h"] = module.encoder.layers[0].self_attention.num_heads
     side = module.image_size // module.patch_size
     found.traits.update(
@@ -161,11 +228,11 @@ def _torchvision_vit(module: Any, found: Traits) -> None:
         pool="token",
         act="GELU",
         glu="none",
-        post_norm=False,
+        form="pre_norm",
     )
 
 
-def _transformers(module: Any, found: Traits) -> None:
+def _transformers(module: Any, found: Look) -> None:
     config = getattr(module, "config", None)
     heads = getattr(config, "num_attention_heads", None)
     if heads:
@@ -176,7 +243,7 @@ def _transformers(module: Any, found: Traits) -> None:
         library="transformers",
         act=act if isinstance(act, str) else _type(act),
         glu="none",
-        post_norm=model_type in ("bert", "roberta"),
+        form="post_norm" if model_type in ("bert", "roberta") else "pre_norm",
     )
     if model_type in ("vit", "deit"):
         found.traits.update(prefix_tokens=1 + (model_type == "deit"), pool="token")

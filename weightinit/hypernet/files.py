@@ -8,52 +8,47 @@ from typing import Any, ClassVar
 import torch
 
 from weightinit.errors import BundleError
-from weightinit.files.bundle import Bundle
-from weightinit.files.checks import Shape, some
+from weightinit.files.bundle import Bundle, Wanted, copies
 from weightinit.files.config import BundleConfig
 from weightinit.hypernet.config import HyperConfig
 from weightinit.hypernet.network import GraphHyperNetwork
 
 __all__ = ["HyperNetwork"]
 
+#: Rows of one tensor of a ViT-S: its patch embedding, 384 channels of 16 rows.
+MOST_ROWS = 384 * 16
+#: How the weights get into a model, by kind of hypernetwork.
+USES = {
+    "logah": "wi.init_from_hypernet(model, {name})",
+    "tal": "wi.init_from_hypernet(model, {name}, task=images, ancestor=ancestor)",
+    "pith": "wi.project_from(ancestor, model, method=wi.PITH({name}))  # any name, file or module",
+}
 
-def wanted(config: BundleConfig) -> dict[str, Shape]:
-    """Return the name and shape of every tensor that a hypernetwork's bundle holds.
 
-    Raises:
-        BundleError: if the config is not a hypernetwork's.
-    """
+def _model(config: HyperConfig) -> str:
+    """Return the Python that makes a model of a size that a hypernetwork can fill."""
+    if config.primitives == 18:
+        return (
+            "import transformers, weightinit as wi\n"
+            "model = transformers.GPT2LMHeadModel(transformers.GPT2Config(n_layer=9))"
+        )
+    size = "depth=9, num_classes=100"
+    if config.max_ck < MOST_ROWS:
+        size = "img_size=32, patch_size=8, embed_dim=96, num_heads=6, num_classes=10"
+    return (
+        f'import timm, weightinit as wi\nmodel = timm.create_model("vit_small_patch16_224", {size})'
+    )
+
+
+def _config(config: BundleConfig) -> HyperConfig:
+    """Return the hypernetwork's own config, checked."""
     options = HyperConfig.from_dict(config.options)
     if options.kind != config.method:
         raise BundleError(
             f"the bundle's method is {config.method!r} and its options are of {options.kind!r}: "
             "use the same"
         )
-    with torch.device("meta"):
-        state = GraphHyperNetwork(options).state_dict()
-    return {name: tuple(tensor.shape) for name, tensor in state.items()}
-
-
-def _check_tensors(config: BundleConfig, shapes: Mapping[str, Shape]) -> None:
-    expected = wanted(config)
-    lacking, unknown = expected.keys() - shapes.keys(), shapes.keys() - expected.keys()
-    if lacking or unknown:
-        raise BundleError(
-            f"the hypernetwork lacks tensors [{some(lacking)}] and has unknown ones "
-            f"[{some(unknown)}]: use a bundle that save_pretrained or `weightinit convert` wrote"
-        )
-    for name, shape in expected.items():
-        if tuple(shapes[name]) != shape:
-            raise BundleError(
-                f"tensor {name} has shape {tuple(shapes[name])}, its config calls for {shape}: "
-                "use another bundle"
-            )
-
-
-def _check_expansion(
-    config: BundleConfig, shapes: Mapping[str, Shape], nbytes: int, max_bytes: int
-) -> None:
-    """What is predicted has the size of the user's own model: nothing can be a bomb."""
+    return options
 
 
 class HyperNetwork(Bundle):
@@ -84,7 +79,7 @@ class HyperNetwork(Bundle):
     @property
     def hyper_config(self) -> HyperConfig:
         """Its kind and sizes."""
-        return HyperConfig.from_dict(self.config.options)
+        return _config(self.config)
 
     @classmethod
     def of(
@@ -113,11 +108,7 @@ class HyperNetwork(Bundle):
             licence=licence,
             provenance=dict(provenance or {}),
         )
-        tensors = {
-            name: value.detach().cpu().to(dtype).clone()
-            for name, value in hypernet.state_dict().items()
-        }
-        return cls(config, tensors)
+        return cls(config, copies(hypernet.state_dict(), dtype))
 
     def module(self) -> GraphHyperNetwork:
         """Return the network, on the CPU, fp32, in eval mode."""
@@ -126,5 +117,20 @@ class HyperNetwork(Bundle):
         network.load_state_dict({k: v.float() for k, v in self.tensors.items()}, assign=True)
         return network.eval()
 
-    _check_tensors = staticmethod(_check_tensors)
-    _check_expansion = staticmethod(_check_expansion)
+    @classmethod
+    def wanted(cls, config: BundleConfig) -> Mapping[str, Wanted]:
+        """Return the shapes of the network's state dict."""
+        with torch.device("meta"):
+            network = GraphHyperNetwork(_config(config))
+        return {name: tuple(value.shape) for name, value in network.state_dict().items()}
+
+    @classmethod
+    def about(cls, config: BundleConfig, name: str) -> tuple[str, str, str]:
+        """Return the card's own words: the call that fills a model, by kind of hypernetwork."""
+        found = _config(config)
+        sizes = " ".join(f"{label}={size}" for label, size in config.sizes.items())
+        return (
+            f"Weight hypernetwork ({config.method})",
+            f"{_model(found)}\n{USES.get(found.kind, USES['logah']).format(name=name)}",
+            f"A hypernetwork with an encoder of {config.depth} blocks, sizes {sizes}.",
+        )

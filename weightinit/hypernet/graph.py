@@ -175,7 +175,7 @@ class _Builder:
         last = self._norm(last, outside, -1, "norm_pre")
         for index, block in enumerate(self.target.blocks):
             last = self._block(last, block, index)
-        pooled = self.target.traits.get("pool") == "avg"
+        pooled = self.target.traits.pool == "avg"
         last = self._norm(last, outside, -1, "norm")
         last = self._add(Node("glob_avg"), (last,)) if pooled else last
         last = self._norm(last, outside, -1, "fc_norm")
@@ -187,7 +187,7 @@ class _Builder:
         self._complete()
 
     def _block(self, last: int, block: Mapping[str, Piece], index: int) -> int:
-        post = bool(self.target.traits.get("post_norm"))
+        post = self.target.traits.form in ("branch_norm", "post_norm")
         for norm, layers in (
             ("norm1", ("attn.qkv", "attn.proj")),
             ("norm2", ("mlp.fc1", "mlp.fc2")),
@@ -278,8 +278,8 @@ def grid(target: Anatomy) -> tuple[int, int]:
         (14, 14)
     """
     tokens = target.outside["pos"].size[0]
-    found = target.traits.get("grid")
-    if isinstance(found, tuple) and math.prod(found) <= tokens:
-        return found[0], found[1]
+    found = target.traits.grid
+    if found is not None and math.prod(found) <= tokens:
+        return found
     side = math.isqrt(tokens)
     return side, side

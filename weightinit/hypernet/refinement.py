@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from weightinit.anatomy import Anatomy, Piece
-from weightinit.anatomy.layout import along
 from weightinit.hypernet.decoders import LowRank
 from weightinit.hypernet.graph import Graph
 from weightinit.hypernet.network import Decoded, GraphHyperNetwork, Key, Pass, Weights, keyed
 from weightinit.inherit.depth import mixes
 from weightinit.inherit.growth import followers
 from weightinit.inherit.running import Runnable
-from weightinit.inherit.transfer import Place, side
+from weightinit.inherit.transfer import Place
+from weightinit.init.operators import along
 from weightinit.methods.auto import SELECTION, Auto
 from weightinit.methods.each import EachAxis
 from weightinit.plan import Part
@@ -84,8 +84,8 @@ class ClosedForm:
         return self._halves[key]
 
     def _moved(self, value: Tensor, piece: Piece, place: Place, dim: int) -> Tensor:
-        axis = self._axes(" ".join(piece.axes[dim]), place)
-        return value if axis is None else along(value, dim, axis.op(side(place.role, dim, 2)))
+        axis = self._axes(piece.axes[dim], place)
+        return value if axis is None else along(value, dim, axis.op(piece.side(dim)))
 
 
 class Refinement:

@@ -12,22 +12,18 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from weightinit.anatomy import Anatomy, Piece
-from weightinit.anatomy.layout import along
+from weightinit.anatomy import Anatomy, Labels, Piece, Role, facts
 from weightinit.errors import ProjectionError
 from weightinit.inherit.depth import Mix
 from weightinit.inherit.fresh import fresh_part, sub_generator
-from weightinit.inherit.outside import Axis, carry
+from weightinit.inherit.outside import Axis, carry, resampled
 from weightinit.inherit.source import Outside, Source
-from weightinit.inherit.tables import TABLES, resized
+from weightinit.inherit.tables import resized
+from weightinit.init import operators
+from weightinit.init.operators import along
 from weightinit.plan import Part
 
-__all__ = ["Axes", "Place", "Source", "Transfer", "side", "transfer_parts"]
-
-
-#: First letters of the labels that methods act on; b is the blocks that one table serves. Classes,
-#: tokens and patches are none of them.
-CHANNELS = "dhkmeb"
+__all__ = ["Axes", "Place", "Source", "Transfer", "transfer_parts"]
 
 
 @dataclass(frozen=True)
@@ -44,10 +40,14 @@ class Place:
     target: int = -1
     source: int = -1
 
+    @property
+    def facts(self) -> Role:
+        """What is true of its role."""
+        return facts(self.role)
 
-#: From an axis, its labels joined by blanks (``"d"``, ``"h k"``, ``"m"``), to what becomes of it at
-#: a place; None where it stays as it is.
-Axes = Callable[[str, Place], Axis | None]
+
+#: From the labels of an axis to what becomes of it at a place; None where it stays as it is.
+Axes = Callable[[Labels, Place], Axis | None]
 
 
 @dataclass(frozen=True)
@@ -70,26 +70,6 @@ class Transfer:
     roles: Mapping[str, list[Mix]] = field(default_factory=dict)
     new: Callable[[Place, Tensor], bool] | None = None
     finish: Callable[[Place, Tensor, torch.Generator], None] | None = None
-
-
-def side(role: str, dim: int, dims: int) -> str:
-    """Return how a parameter stands to one of its axes: it makes it, reads it, or scales it.
-
-    Args:
-        role: canonical.
-        dim: of the axis, from 0.
-        dims: of the canonical part.
-
-    Examples:
-        >>> [side("attn.proj.weight", dim, 2) for dim in (0, 1)], side("norm1.weight", 0, 1)
-        (['rows', 'columns'], 'gain')
-    """
-    if dims == 1:
-        norm = "norm" in role and role.endswith("weight")
-        scale = role.startswith(("ls", "gamma")) or role.endswith(".ls")
-        return "gain" if norm or scale else "rows"
-    reads = dim == 1 and role.endswith("weight") and not role.startswith("embed")
-    return "columns" if reads else "rows"
 
 
 def transfer_parts(
@@ -154,16 +134,14 @@ class _Transferral:
         for i, _ in mix:
             self._check(blocks[i][role], piece, Place(role, index, i if index >= 0 else -1))
 
+        def moved(out: Tensor, i: int) -> Tensor:
+            own = blocks[i][role]
+            value = self.source.part(own).to(torch.promote_types(out.dtype, torch.float32))
+            value = self.resized(value, piece)
+            return self._moved(value, own, Place(role, index, i if index >= 0 else -1))
+
         def inherit(out: Tensor) -> None:
-            total: Tensor | None = None
-            for i, weight in mix:
-                own = blocks[i][role]
-                value = self.source.part(own).to(torch.promote_types(out.dtype, torch.float32))
-                value = self.resized(value, role, piece.size)
-                value = self._moved(value, own, Place(role, index, i if index >= 0 else -1))
-                value = value if weight == 1.0 else value * weight
-                total = value if total is None else total + value
-            assert total is not None
+            total = operators.mix((moved(out, i), weight) for i, weight in mix)
             if total.shape != out.shape:
                 raise ProjectionError(
                     f"{role} of {piece.spec.name} {list(out.shape)} would be {list(total.shape)} "
@@ -182,12 +160,12 @@ class _Transferral:
     def _check(self, own: Piece, piece: Piece, place: Place) -> None:
         """Raise ProjectionError where an axis changes that nothing acts on."""
         stuck = [
-            f"{' '.join(labels)} {old} -> {new}"
+            f"{labels} {old} -> {new}"
             for old, new, labels in zip(own.size, piece.size, own.axes, strict=False)
             if old != new
-            and not all(label[0] in CHANNELS for label in labels)  # methods see to those
-            and not (labels == ("u",) and TABLES.fullmatch(place.role))
-            and self.transfer.axes(" ".join(labels), place) is None
+            and not (labels.channel or labels.block)  # methods see to those
+            and not (labels.position and piece.facts.kind == "table")
+            and self.transfer.axes(labels, place) is None
         ]
         if stuck or len(own.size) != len(piece.size):
             raise ProjectionError(
@@ -199,17 +177,17 @@ class _Transferral:
     def _moved(self, value: Tensor, piece: Piece, place: Place) -> Tensor:
         """Act along every axis of a part."""
         for dim, labels in enumerate(piece.axes):
-            axis = self.transfer.axes(" ".join(labels), place)
+            axis = self.transfer.axes(labels, place)
             if axis is not None:
-                value = along(value, dim, axis.op(side(place.role, dim, value.dim())))
+                value = along(value, dim, axis.op(piece.side(dim)))
         return value
 
     def _outside(self, piece: Piece) -> Part:
-        role, place = piece.role, Place(piece.role)
-        width = next((x for axis in piece.axes for x in axis if x[0] == "d"), "d")
+        place = Place(piece.role)
+        width = next((labels for labels in piece.axes if labels.stream), Labels("d"))
         stream = self.transfer.axes(width, place) or _SAME
         carried = self._inherited_head(piece, place) or self._table(piece, place)
-        if carried is None and role not in ("patch.weight", "pos") and not role.startswith("head"):
+        if carried is None and not resampled(piece) and piece.facts.kind != "head":
             carried = self._moved_whole(piece, place)
         return (
             carried
@@ -226,7 +204,7 @@ class _Transferral:
             return None
         if len(piece.size) != 2 or tokens.size[0] != piece.size[0]:
             return None
-        axis = self.transfer.axes("d", place) or _SAME
+        axis = self.transfer.axes(Labels("d"), place) or _SAME
         text = f"{tokens.role}, the ancestor's head too ({self.transfer.how})"
 
         def inherit(out: Tensor) -> None:
@@ -237,12 +215,12 @@ class _Transferral:
     def _table(self, piece: Piece, place: Place) -> Part | None:
         """Return how biases that all blocks share come from those of another window."""
         own = self.source.anatomy.outside.get(place.role)
-        if own is None or place.role != "rel_pos.table":
+        if own is None or piece.facts.kind != "table":
             return None
         self._check(own, piece, place)
 
         def inherit(out: Tensor) -> None:
-            value = self.resized(self.source.part(own).to(out), place.role, piece.size)
+            value = self.resized(self.source.part(own).to(out), piece)
             out.copy_(self._moved(value, own, place))
 
         text = f"{place.role} of {own.size[0]} offsets ({self.transfer.how})"
@@ -254,8 +232,8 @@ class _Transferral:
         if own is None or own.axes != piece.axes:
             return None
         for old, new, labels in zip(own.size, piece.size, piece.axes, strict=True):
-            channels = all(label[0] in CHANNELS for label in labels)
-            if old != new and (not channels or self.transfer.axes(" ".join(labels), place) is None):
+            acts = labels.channel or labels.block
+            if old != new and (not acts or self.transfer.axes(labels, place) is None):
                 return None
         text = f"{piece.role} ({self.transfer.how})"
         return Part(

@@ -5,7 +5,6 @@ Its every axis has the smaller of the two lengths. It is never built: methods re
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,13 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weightinit.anatomy import Anatomy, ParamSpec, Piece
-from weightinit.anatomy.layout import Layout, View
-from weightinit.inherit.depth import stages
-from weightinit.inherit.growth import sizes_of
+from weightinit.anatomy import Anatomy, Difference, Piece
 from weightinit.inherit.method import Method
 from weightinit.inherit.running import Runnable
-from weightinit.inherit.transfer import CHANNELS
 from weightinit.methods.lemon import LEMON
 from weightinit.plan import Inheritance, Part
 
@@ -66,17 +61,9 @@ class ShrinkThenGrow:
             else part
             for piece, part in grown.parts.items()
         }
-        changes = self._changes(source.anatomy, between)
+        changes = Difference.text(Difference(source.anatomy, between).shrunk)
         note = f"shrinks {changes} by {name}; what that computes grows: {'; '.join(grown.notes)}"
         return Inheritance(parts, [*shrunk.notes, note])
-
-    def _changes(self, old: Anatomy, between: Anatomy) -> str:
-        sizes = {
-            label: (size, between.sizes[label])
-            for label, size in old.sizes.items()
-            if label in between.sizes and label[0] in CHANNELS
-        } | {"depth": (old.depth, between.depth)}
-        return ", ".join(f"{x} {a} -> {b}" for x, (a, b) in sizes.items() if a != b)
 
 
 class Halfway:
@@ -106,56 +93,10 @@ class Halfway:
 def smaller(old: Anatomy, new: Anatomy) -> Anatomy:
     """Return the target's anatomy with every channel axis, and every stack, of the smaller length.
 
-    Each canonical part is a parameter of its own there.
-
     Args:
         old: anatomy of the ancestor.
-        new: of the target.
+        new: anatomy of the target.
     """
-    before, after = sizes_of(old), sizes_of(new)
-    least = {
-        label: min(size, before[label]) if label[0] in CHANNELS and label in before else size
-        for label, size in after.items()
-    }
-    depth = dict(zip(dict.fromkeys(_stacks(new)), stages(old), strict=False))
-    specs = [
-        _spec(piece, least, after)
-        for spec in new.specs
-        if spec.block is None or spec.block < depth.get(spec.stack, spec.block + 1)
-        for piece in _pieces(new, spec)
-    ]
-    number = sum(min(depth[stack], _stacks(new).count(stack)) for stack in depth)
-    return replace(new, specs=tuple(specs), sizes={x: least[x] for x in new.sizes}, depth=number)
-
-
-def _stacks(seen: Anatomy) -> list[str]:
-    """Return the stack of every block of the main stack."""
-    return [next(iter(block.values())).spec.stack for block in seen.blocks]
-
-
-def _pieces(seen: Anatomy, spec: ParamSpec) -> list[Piece]:
-    return [
-        Piece(role, view.shape, spec, view.axes)
-        for role, view in zip(spec.parts, spec.layout.parts, strict=True)
-    ]
-
-
-def _spec(piece: Piece, least: Mapping[str, int], sizes: Mapping[str, int]) -> ParamSpec:
-    """Return a canonical part as a parameter of its own, of other sizes."""
-    shape = tuple(
-        size * math.prod(least[x] for x in labels if x in least)
-        // math.prod(sizes[x] for x in labels if x in least)
-        for size, labels in zip(piece.size, piece.axes, strict=True)
-    )  # fmt: skip
-    spec, order = piece.spec, tuple(range(len(shape)))
-    stored = View(0, 0, shape, order, shape, piece.axes, plain=True, turned=False)
-    return replace(
-        spec,
-        name=f"{spec.name}:{piece.role}",
-        key=f"{spec.key}:{piece.role}",
-        role=piece.role,
-        pattern=" ".join(f"({' '.join(labels)})" for labels in piece.axes),
-        shape=shape,
-        parts=(piece.role,),
-        layout=Layout(shape, -1, (stored,)),
-    )
+    widths = {label: min(pair) for label, pair in Difference(old, new).widths.items()}
+    stages = [min(pair) for pair in zip(old.stages, new.stages, strict=True)]
+    return new.reshaped(widths, stages)

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass
 from functools import lru_cache
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -106,17 +106,16 @@ class _Attention:
 
 def _attentions(anatomy: Anatomy) -> list[_Attention]:
     """Return the attentions of all blocks; raise if the weights of one do not fit one another."""
-    blocks = [*anatomy.blocks, *(block for _, block in anatomy.extra_blocks)]
     return [
-        _attention(anatomy, block, role.removesuffix("q.weight"))
-        for block in blocks
-        for role in block
-        if role.endswith(".q.weight")
+        _attention(anatomy, block, piece.facts.parent)
+        for block in anatomy.all_blocks
+        for piece in block.values()
+        if piece.facts.letter == "q" and piece.facts.kind == "matrix"
     ]
 
 
-def _attention(anatomy: Anatomy, block: Mapping[str, Piece], prefix: str) -> _Attention:
-    roles = [f"{prefix}{part}.weight" for part in ("q", "k", "v", "proj")]
+def _attention(anatomy: Anatomy, block: Mapping[str, Piece], parent: str) -> _Attention:
+    roles = [f"{parent}.{part}.weight" for part in ("q", "k", "v", "proj")]
     found = [block[role] for role in roles if role in block]
     if len(found) == len(roles):
         q, k, v, proj = found
@@ -128,7 +127,7 @@ def _attention(anatomy: Anatomy, block: Mapping[str, Piece], prefix: str) -> _At
             and q.size == (group * k.size[0], k.size[1])
             and proj.size == (v.size[1], group * v.size[0])
         ):
-            differential = f"{prefix}sub_norm.weight" in block
+            differential = f"{parent}.sub_norm.weight" in block
             return _Attention(q, k, v, proj, heads * (1 + differential), group)
     listed = ", ".join(f"{p.spec.name} ({p.role}, {p.axes}, {p.size})" for p in found)
     raise ProjectionError(
@@ -159,7 +158,8 @@ class _Composer:
         if values := self.values.get(piece):
             text = f"W_V W_proj ~ {options.alpha_vo:g} Z - {options.beta_vo:g} I"
             return Part("written", text, lambda out: out.copy_(self.vo(values, out.dtype)[role]))
-        if role == "pos" and options.positions == "sincos" and (grid := self._grid()):
+        grid = self._grid() if piece.facts.kind == "position" else None
+        if grid is not None and options.positions == "sincos":
             text = f"2-D sinusoidal, {grid[0]}x{grid[1]} grid"
             return Part("written", text, lambda out: _sincos_(out, grid))
         return fresh_part(piece, self.seed)
@@ -198,11 +198,11 @@ class _Composer:
 
     def _grid(self) -> tuple[int, int] | None:
         """Return the grid of the position embedding, or None where its rows are no grid's."""
-        traits: Mapping[str, Any] = self.anatomy.traits
-        if "grid" not in traits:
+        traits = self.anatomy.traits
+        if traits.grid is None:
             return None
-        prefix = self.anatomy.outside["pos"].size[0] - math.prod(traits["grid"])
-        return traits["grid"] if 0 <= prefix <= traits["prefix_tokens"] else None
+        prefix = self.anatomy.outside["pos"].size[0] - math.prod(traits.grid)
+        return traits.grid if 0 <= prefix <= traits.prefix_tokens else None
 
 
 def _sincos_(out: Tensor, grid: tuple[int, int]) -> None:

@@ -13,17 +13,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from weightinit.anatomy import Anatomy, ParamSpec, Piece
-from weightinit.anatomy.layout import along
+from weightinit.anatomy import Anatomy, Difference, Labels, ParamSpec, Piece
 from weightinit.errors import ProjectionError
 from weightinit.inherit.depth import Depth, mixes
 from weightinit.inherit.fresh import fresh_part, sub_generator
 from weightinit.inherit.outside import Axis
 from weightinit.inherit.transfer import Axes, Place, Source, Transfer, transfer_parts
-from weightinit.init._select import ELEMENTS, select_indices
+from weightinit.init.operators import SELECTIONS, along, joint_index, select_indices
 from weightinit.plan import Inheritance, Part
 
-__all__ = ["WeightSelection", "select_indices"]
+__all__ = ["WeightSelection"]
 
 Elements = Literal["uniform", "consecutive", "random"]
 
@@ -57,7 +56,7 @@ class WeightSelection:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        for name, allowed in (("elements", ELEMENTS), ("heads", ("aligned", "flat"))):
+        for name, allowed in (("elements", SELECTIONS), ("heads", ("aligned", "flat"))):
             if getattr(self, name) not in allowed:
                 raise ProjectionError(f"{name}={getattr(self, name)!r}: use one of {allowed}")
 
@@ -65,18 +64,7 @@ class WeightSelection:
         self, source: Source, target: Anatomy, *, seed: int = 0, calibration: object = None
     ) -> Inheritance:
         """Return a part for every piece of a target that is no larger on any axis."""
-        larger = [
-            f"{label} {source.anatomy.sizes[label]} -> {size}"
-            for label, size in target.sizes.items()
-            if label in source.anatomy.sizes
-            and label[0] in "dhkme"
-            and size > source.anatomy.sizes[label]
-        ]
-        if larger or target.depth > source.anatomy.depth:
-            raise ProjectionError(
-                f"weight selection only shrinks, and the target is larger in {larger or 'depth'}: "
-                "use method='auto', which grows too"
-            )
+        Difference(source.anatomy, target).forbid_growth("weight selection")
         if self.heads == "flat":
             return Inheritance(_flat(self, source, target, seed))
         how = f"{self.elements} selection, whole heads"
@@ -88,17 +76,16 @@ class WeightSelection:
         return Inheritance(transfer_parts(source, target, transfer, seed=seed))
 
     def _axes(self, old: Anatomy, new: Anatomy, seed: int) -> Axes:
-        known: dict[str, Axis | None] = {}
+        known: dict[Labels, Axis | None] = {}
 
-        def find(label: str, place: Place) -> Axis | None:
-            if label not in known:
-                known[label] = self._axis(label, old, new, seed)
-            return known[label]
+        def find(labels: Labels, place: Place) -> Axis | None:
+            if labels not in known:
+                known[labels] = self._axis(labels, old, new, seed)
+            return known[labels]
 
         return find
 
-    def _axis(self, label: str, old: Anatomy, new: Anatomy, seed: int) -> Axis | None:
-        labels = label.split()
+    def _axis(self, labels: Labels, old: Anatomy, new: Anatomy, seed: int) -> Axis | None:
         if any(part not in old.sizes or part not in new.sizes for part in labels):
             return None
         if all(old.sizes[part] == new.sizes[part] for part in labels):
@@ -108,7 +95,7 @@ class WeightSelection:
         for part in labels:
             size = old.sizes[part], new.sizes[part]
             chosen = select_indices(*size, self.elements, sub_generator(seed, f"select {part}"))
-            index = (index[:, None] * size[0] + chosen).flatten()
+            index = joint_index(index, chosen, size[0])
             scale *= (size[0] / size[1]) ** 0.5
         if not self.rescale:
             return Axis(index, index)
@@ -134,7 +121,7 @@ def _flat(method: WeightSelection, source: Source, target: Anatomy, seed: int) -
 
     def part(piece: Piece) -> Part:
         own, spec = stored.get(piece.spec.name), piece.spec
-        if own is None or not _covers(own.shape, spec.shape) or spec.role.startswith("head"):
+        if own is None or not _covers(own.shape, spec.shape) or piece.facts.kind == "head":
             return fresh_part(piece, seed)
         text = f"{own.name} ({how})"
         return Part("written", text, lambda out: out.copy_(selected(spec)[piece.role]))
@@ -149,12 +136,7 @@ def _covers(old: tuple[int, ...], new: tuple[int, ...]) -> bool:
 def _stored(source: Source, spec: ParamSpec) -> Tensor:
     """Return a tensor as it is stored, from its parts."""
     old = source.anatomy
-    place = old.outside if spec.block is None else None
-    block = place if place is not None else next(
-        b for b in (*old.blocks, *(b for _, b in old.extra_blocks))
-        if spec.parts[0] in b and b[spec.parts[0]].spec is spec
-    )  # fmt: skip
-    return old.merge(spec, {role: source.part(block[role]) for role in spec.parts})
+    return old.merge(spec, {piece.role: source.part(piece) for piece in old.pieces(spec)})
 
 
 def _pairs(old: Anatomy, new: Anatomy, depth: list[tuple]) -> Iterator[tuple[str, ParamSpec]]:

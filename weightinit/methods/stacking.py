@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from weightinit.anatomy import Anatomy
 from weightinit.errors import ProjectionError
 from weightinit.inherit.depth import Depth, Mix, mixes
-from weightinit.inherit.tables import TABLES
 from weightinit.inherit.transfer import Source, Transfer, transfer_parts
 from weightinit.plan import Inheritance
 
@@ -79,8 +78,8 @@ def _differing(old: Anatomy, new: Anatomy, depth: list[Mix]) -> Iterator[str]:
         for piece in block.values():
             for index, _ in mix:
                 own = old.blocks[index].get(piece.role)
-                if own is None or own.size == piece.size or TABLES.fullmatch(piece.role):
+                if own is None or own.size == piece.size or piece.facts.kind == "table":
                     continue
                 for labels, before, after in zip(piece.axes, own.size, piece.size, strict=False):
                     if before != after:
-                        yield f"{' '.join(labels)} ({before} -> {after})"
+                        yield f"{labels} ({before} -> {after})"

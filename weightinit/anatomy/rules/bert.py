@@ -60,5 +60,6 @@ FAMILIES = (
         STACKS,
         OUTSIDE,
         r"embeddings\.(?:position_ids|token_type_ids)",
+        form="post_norm",
     ),
 )

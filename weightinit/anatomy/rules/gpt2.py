@@ -36,5 +36,6 @@ FAMILIES = (
         STACKS,
         OUTSIDE,
         r"h\.\d+\.attn\.(?:bias|masked_bias)",
+        form="pre_norm",
     ),
 )

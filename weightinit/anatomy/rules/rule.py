@@ -71,6 +71,7 @@ class Family:
         outside: rules for everything else.
         buffers: regular expression of state-dict entries that are no parameters.
         flags: flags for ``Rule.when``, each with a regular expression: set if some name is matched.
+        form: where the norms of its blocks are, if they are there in all models of the family.
     """
 
     name: str
@@ -80,3 +81,4 @@ class Family:
     outside: tuple[Rule, ...]
     buffers: str = r"(?!)"
     flags: tuple[tuple[str, str], ...] = ()
+    form: str = ""

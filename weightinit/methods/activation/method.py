@@ -6,7 +6,6 @@ et al., https://arxiv.org/abs/2401.15024), one matrix for all blocks here, and l
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -15,27 +14,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from weightinit.anatomy import Anatomy, Piece
-from weightinit.anatomy.layout import along
+from weightinit.anatomy import Anatomy, Labels, Piece, facts
 from weightinit.errors import ProjectionError
 from weightinit.inherit.depth import Mix
 from weightinit.inherit.outside import Axis
 from weightinit.inherit.running import Runnable, Running, exact, watching
-from weightinit.inherit.tables import TABLES
 from weightinit.inherit.transfer import Place, Transfer, transfer_parts
+from weightinit.init.operators import along
 from weightinit.methods.activation.blocks import Blocks, Values
-from weightinit.methods.activation.head import FINAL, READS, fit_head, readers
+from weightinit.methods.activation.head import fit_head, readers
 from weightinit.methods.activation.stream import Stream, centres, groups_of, normalise, principal
-from weightinit.methods.subcloning import shrinking
+from weightinit.methods.subcloning import check_shrinking
 from weightinit.plan import Inheritance, Part
 
 __all__ = ["ActivationAware", "suits"]
 
-#: What a block must hold, and what it may.
+#: What a block must hold; all else must belong to one of its two branches.
 NEEDED = {f"{role}.weight" for role in ("norm1", "norm2", "attn.proj", "mlp.fc1", "mlp.fc2")}
-KNOWN = re.compile(r"norm[12]\..*|ls[12]|attn\..*|mlp\.(fc1|up|fc2|norm)\..*")
-#: Outside the blocks: what may write the stream.
-WRITES = re.compile(r"(patch|stem\.(proj|\d+\.conv))\.(weight|bias)|pos(\..*)?|token\..*|embed\..*")
+#: Where outside the blocks a parameter may touch a stream that is rotated.
+PLACES = ("before", "final norm", "reads")
 
 
 @dataclass(frozen=True)
@@ -92,16 +89,16 @@ class ActivationAware:
                 calibration.
         """
         old = source.anatomy
-        shrinking(old, target, "activation-aware projection")
+        check_shrinking(old, target, "activation-aware projection")
         _check(old, target)
         found = _Shrinking(Running(source, calibration), target, self.ridge).found()
         narrower = old.sizes["d"] != target.sizes["d"]
         read, write = found.stream.read.T.cpu(), found.stream.write.cpu()
 
-        def axes(label: str, place: Place) -> Axis | None:
-            if label != "d":
+        def axes(labels: Labels, place: Place) -> Axis | None:
+            if not labels.stream:
                 return None
-            if found.shift is not None and FINAL.fullmatch(place.role):
+            if found.shift is not None and place.facts.place == "final norm":
                 return Axis(_constant(found.shift), read, _constant(torch.ones_like(found.shift)))
             return Axis(_cast(write), _cast(read)) if narrower else None
 
@@ -139,23 +136,24 @@ def suits(old: Anatomy, new: Anatomy) -> bool:
         _check(old, new)
     except ProjectionError:
         return False
-    shared = any(
-        "e" in axis for block in old.blocks for piece in block.values() for axis in piece.axes
-    )
     # Tables of relative positions are neither resampled nor, where all blocks share one, chosen.
-    tables = any(TABLES.fullmatch(role) for role in (*old.blocks[0], *old.outside))
-    same = old.traits.get("grid") == new.traits.get("grid")
-    alike = same and ("rel_pos.table" not in old.outside or old.sizes["h"] == new.sizes["h"])
-    return old.sizes["k"] == new.sizes["k"] and not shared and (alike or not tables)
+    own, shared = (
+        any(piece.facts.kind == "table" for piece in pieces.values())
+        for pieces in (old.blocks[0], old.outside)
+    )
+    alike = old.traits.grid == new.traits.grid
+    alike = alike and (not shared or old.sizes["h"] == new.sizes["h"])
+    grouped = "e" in old.widths
+    return old.sizes["k"] == new.sizes["k"] and not grouped and (alike or not (own or shared))
 
 
 def _check(old: Anatomy, new: Anatomy) -> None:
     """Raise ProjectionError if blocks or stream are of a kind that P cannot be put into."""
     roles = {role for block in (*old.blocks, *new.blocks) for role in block}
-    wrong = sorted(role for role in roles if not KNOWN.fullmatch(role))
+    wrong = sorted(role for role in roles if facts(role).serves not in ("attn", "mlp"))
     wrong += [f"no {role}" for role in sorted(NEEDED - roles)]
     wrong += sorted({stack for stack, _ in (*old.extra_blocks, *new.extra_blocks)})
-    if old.traits.get("post_norm"):
+    if old.traits.form not in (None, "pre_norm"):
         wrong.append("norms after attention and MLP")
     if wrong:
         raise ProjectionError(
@@ -164,12 +162,10 @@ def _check(old: Anatomy, new: Anatomy) -> None:
         )
     if old.sizes["d"] == new.sizes["d"]:
         return
-    kinds = (WRITES, FINAL, READS)
     wrong = [
         role
         for role, piece in old.outside.items()
-        if any("d" in axis for axis in piece.axes)
-        and not any(kind.fullmatch(role) for kind in kinds)
+        if any(labels.stream for labels in piece.axes) and piece.facts.place not in PLACES
     ] + [f"tied {role}" for role, piece in old.outside.items() if piece.spec.tied]
     if wrong:
         raise ProjectionError(
@@ -248,8 +244,8 @@ class _Shrinking:
             for index, block in enumerate(self.old.blocks)
             for norm in ("norm1", "norm2")
         }
-        for role, piece in self.old.outside.items():
-            if FINAL.fullmatch(role):
+        for piece in self.old.outside.values():
+            if piece.facts.place == "final norm":
                 norms[running.owner(piece)] = None
         watched: dict[nn.Module, Callable[[Tensor], None]] = {
             norm: partial(see, norm, index) for norm, index in norms.items()
