@@ -40,11 +40,11 @@ class Node:
     """One operation of a model.
 
     Args:
-        op: of :data:`PRIMITIVES`.
+        op: type of the operation, one of :data:`PRIMITIVES`.
         roles: canonical roles that it predicts, their rows stacked in this order; of a norm its
             weight and bias. Empty for an operation without parameters.
         block: index of its block, -1 outside.
-        shape: of what it predicts, as the shape embedding takes it: out, in, height, width.
+        shape: shape of what it predicts, for the shape embedding: out, in, height, width.
     """
 
     op: str
@@ -75,7 +75,7 @@ class Graph:
     Args:
         nodes: the first is the input.
         edges: pairs of indices, each from a smaller one to a larger one.
-        cutoff: of the shortest paths.
+        cutoff: longest path that connects two nodes.
     """
 
     nodes: tuple[Node, ...]

@@ -56,7 +56,7 @@ class Pass:
     """One run of a hypernetwork: the embeddings of all nodes, and what is decoded from them.
 
     Args:
-        hypernet: that runs.
+        hypernet: the network that runs.
         x: embeddings ``[n, hid]``.
     """
 
@@ -92,7 +92,7 @@ class GraphHyperNetwork(Encoder):
     Its state dict has the names of the published checkpoints, without their aliases.
 
     Args:
-        config: its kind and sizes.
+        config: kind and sizes of the network.
 
     Examples:
         >>> with torch.device("meta"):
@@ -150,7 +150,7 @@ class GraphHyperNetwork(Encoder):
         """Return every weight that the graph has a node for, differentiable.
 
         Args:
-            graph: of the target.
+            graph: graph of the target.
             task: TAL's task embedding ``[task_dim]``.
             fuse: changes matrices before they are scaled.
             faithful: clip and tile as the published code does.

@@ -35,7 +35,7 @@ class ClosedForm:
         target: anatomy of the target.
         source: the ancestor.
         seed: base seed for what is fresh.
-        device: where its tensors stay, once they are made.
+        device: device that its tensors stay on, once they are made.
     """
 
     def __init__(

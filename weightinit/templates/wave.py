@@ -92,13 +92,15 @@ class _Parts:
         number = self.composer.config.kinds[kind].number
 
         def fill(out: Tensor) -> None:
-            templates, scalers = self.templates(kind, out.dtype), self.scalers[kind].to(out.dtype)
+            templates, scalers = self.templates(kind, out.dtype), self.scalers[kind]
             if out.dim() > 1:
-                self.composer.compose(source, templates, scalers[index], out=out)
+                scalers = scalers[index].to(out.dtype)
+                self.composer.compose(source, templates, scalers, out=out)
                 return
             # Vectors of all blocks at once: one by one, calls cost most.
             key = source.role, source.size, out.dtype
             if key not in self.vectors:
+                scalers = scalers.to(out.dtype)
                 self.vectors[key] = self.composer.compose(source, templates, scalers)
             out.copy_(self.vectors[key][index])
 

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from weightinit._version import __version__
+from weightinit.anatomy import anatomy
 from weightinit.errors import WeightInitError
 from weightinit.templates.bundle import TemplateBundle
+from weightinit.templates.compose import Composer
 from weightinit.templates.config import TemplateConfig
 from weightinit.templates.constrain import ConstrainedModel, constrain
 from weightinit.training.checkpoint import load_weights
@@ -99,7 +101,7 @@ def build_auxiliary(preset: Preset, data: ImageData, method: str, seed: int) -> 
         {kind: held[kind.replace(".", "_")] for kind in start.config.kinds}
         for held in (start.templates, start.scalers)
     ]
-    mixed = MixedModel(largest, config, templates=given[0], scalers=given[1])
+    mixed = MixedModel(largest, Composer(start.config, anatomy(largest)), *given)
     mixed.pools, mixed.depths = preset.pools, preset.depths
     return mixed
 
