@@ -58,7 +58,7 @@ def anatomy(
     entries, matches = _explain(source, family, rules)
     told = Look()
     if source.module is not None and family is not None:
-        told = look(source.module, family.library, family.name)
+        told = look(source.module, family.library, family.look)
     known = dict(told.sizes)
     for label, size in (sizes or {}).items():
         if known.setdefault(label, size) != size:
@@ -136,8 +136,8 @@ def _assemble(
     ordered = tuple(specs[i] for i in range(len(entries)))
     depths, main = _depths(ordered, matches)
     described = {**told.traits, "main_stacks": main, "depths": tuple(depths[s] for s in main)}
-    if family is not None and family.form:
-        described.setdefault("form", family.form)
+    if family is not None:
+        described = {"form": family.form, **described, "proven": family.proven}
     rows = [spec.shape[-2] for spec in ordered if facts(spec.role).kind == "token"]
     infer(described, sizes, sum(rows))
     return Anatomy(

@@ -45,12 +45,12 @@ class HyperConfig:
     Args:
         kind: ``ghn3``, ``logah``, ``tal``, ``pith``.
         hid: width of the node embeddings.
-        layers: of the encoder.
-        heads: of its attention.
+        layers: number of encoder layers.
+        heads: number of attention heads of the encoder.
         max_shape: rows, columns and kernel size that the published rules clip at; of GHN-3 also the
             size of the decoder.
-        num_classes: of the images it was trained on: a row of the shape embedding, and GHN-3's
-            class layer.
+        num_classes: number of classes it was trained on, which has a row of the shape embedding; of
+            GHN-3 also the size of its class layer.
         layernorm: whether a norm follows the encoder.
         primitives: rows of the embedding of node types: 15, or 18 for language models.
         rank: r, of the low-rank decoders.

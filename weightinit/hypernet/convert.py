@@ -36,13 +36,13 @@ class Converted:
 
     Args:
         source: name of the file.
-        folder: where the bundle is.
-        config: of the hypernetwork.
-        parameters: their number.
+        folder: folder of the bundle.
+        config: configuration of the hypernetwork.
+        parameters: number of parameters.
         assumed: fields of the config that the file does not state, and nobody else did.
         moved: keys by their names in the file.
         dropped: keys that hold the same tensor as another.
-        ignored: what else was in the file.
+        ignored: names of what else the file holds.
     """
 
     source: str
@@ -89,15 +89,15 @@ def convert(
     """Write the bundle of a checkpoint of joblib.dump or torch.save, running nothing of it.
 
     Args:
-        path: of the file: a state dict, or a dict that holds one, with a ``config`` maybe.
-        folder: of the bundle.
-        kind: which hypernetwork it must be; default: whichever it is.
+        path: the file: a state dict, or a dict that holds one, with a ``config`` maybe.
+        folder: folder of the bundle.
+        kind: kind of hypernetwork that it must be. Default: any.
         max_shape: rows and columns that a low-rank decoder was trained to predict, which its
             weights do not say. Default: the file's config, else 2048, or 4096 for PITH.
-        num_classes: of the images it was trained on, likewise. Default: the file's, else 1000.
+        num_classes: number of classes it was trained on, likewise. Default: the file's, else 1000.
         softmax: whether its graphs had nodes for attention's softmax, as those made by torch 1 had;
             nothing in the file says so.
-        key: of the state dict in the file, e.g. ``"ema_state_dict"``. Default: ``state_dict``.
+        key: key of the state dict in the file, e.g. ``"ema_state_dict"``. Default: ``state_dict``.
         licence: SPDX identifier of the weights.
         max_bytes: largest file that is read.
 

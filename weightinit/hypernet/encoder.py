@@ -23,7 +23,7 @@ class ShapeEncoder(nn.Module):
     """Embed the shapes of what nodes predict, each of four axes in a quarter of the width.
 
     Args:
-        config: of the hypernetwork; its ``num_classes`` and kernel size are bins of their own.
+        config: configuration of the hypernetwork; its ``num_classes`` and kernel size have bins.
     """
 
     def __init__(self, config: HyperConfig) -> None:
@@ -163,7 +163,7 @@ class Encoder(nn.Module):
     """A graph to the embeddings of its nodes: what all four hypernetworks share.
 
     Args:
-        config: of the hypernetwork.
+        config: configuration of the hypernetwork.
     """
 
     def __init__(self, config: HyperConfig) -> None:

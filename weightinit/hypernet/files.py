@@ -58,8 +58,8 @@ class HyperNetwork(Bundle):
 
     Args:
         config: see :class:`BundleConfig`; its ``options`` are a :class:`HyperConfig`'s.
-        tensors: by name.
-        source: where they come from, with the resolved commit.
+        tensors: tensors by name.
+        source: where the tensors come from, with the resolved commit.
         card: text of README.md; default: generated on saving.
 
     Raises:
@@ -95,8 +95,8 @@ class HyperNetwork(Bundle):
         Args:
             hypernet: a network.
             licence: SPDX identifier.
-            provenance: of the training, plain JSON.
-            dtype: of the bundle's tensors.
+            provenance: facts about the training, plain JSON.
+            dtype: dtype of the bundle's tensors.
         """
         options = hypernet.config
         config = BundleConfig(

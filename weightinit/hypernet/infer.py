@@ -33,7 +33,7 @@ def inferred(
     trained to predict (``max_shape``), nor an encoder alone the number of classes.
 
     Args:
-        shapes: of the tensors, by name.
+        shapes: shapes of the tensors, by name.
         stated: the ``config`` of the file, in the published code's words.
         max_shape: rows and columns; else what is stated.
         num_classes: else what is stated.

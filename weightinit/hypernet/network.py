@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from weightinit.anatomy import Anatomy, Piece
 from weightinit.errors import ProjectionError
 from weightinit.hypernet.config import HyperConfig
 from weightinit.hypernet.decoders import (
@@ -19,20 +18,12 @@ from weightinit.hypernet.decoders import (
     VectorDecoder,
 )
 from weightinit.hypernet.encoder import Encoder
-from weightinit.hypernet.graph import Graph, Node
+from weightinit.hypernet.graph import Graph, Key, Node
 from weightinit.hypernet.shapes import limited, scale_of, tiled, vector
 
-__all__ = ["Decoded", "GraphHyperNetwork", "Key", "Pass", "Weights", "keyed"]
+__all__ = ["Decoded", "GraphHyperNetwork", "Pass", "Weights"]
 
 Decoded = Tensor | LowRank
-#: Block, -1 outside the blocks, and canonical role.
-Key = tuple[int, str]
-
-
-def keyed(target: Anatomy) -> dict[Key, Piece]:
-    """Return every canonical piece of a model by block and role."""
-    blocks = enumerate((target.outside, *target.blocks), -1)
-    return {(index, role): piece for index, block in blocks for role, piece in block.items()}
 
 
 class Weights(Mapping[Key, Tensor]):
@@ -56,7 +47,7 @@ class Pass:
     """One run of a hypernetwork: the embeddings of all nodes, and what is decoded from them.
 
     Args:
-        hypernet: that runs.
+        hypernet: the network that runs.
         x: embeddings ``[n, hid]``.
     """
 
@@ -92,7 +83,7 @@ class GraphHyperNetwork(Encoder):
     Its state dict has the names of the published checkpoints, without their aliases.
 
     Args:
-        config: its kind and sizes.
+        config: kind and sizes of the network.
 
     Examples:
         >>> with torch.device("meta"):
@@ -150,7 +141,7 @@ class GraphHyperNetwork(Encoder):
         """Return every weight that the graph has a node for, differentiable.
 
         Args:
-            graph: of the target.
+            graph: graph of the target.
             task: TAL's task embedding ``[task_dim]``.
             fuse: changes matrices before they are scaled.
             faithful: clip and tile as the published code does.

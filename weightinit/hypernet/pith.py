@@ -36,7 +36,7 @@ class PITH:
     Args:
         hypernet: a built-in name, a folder, ``"org/name@revision"``, or an object; None is the one
             that ships with weightinit.
-        faithful: to the released code: block i from block i, positions one off.
+        faithful: as the released code: block i from block i, positions one off.
 
     Examples:
         >>> import timm, weightinit as wi

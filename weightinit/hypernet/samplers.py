@@ -21,12 +21,12 @@ class Sampler:
     """A distribution of architectures: depth first, then width, heads and patch, each uniform.
 
     Args:
-        name: of it.
-        widths: from each depth to the widths that go with it.
+        name: name of the distribution.
+        widths: widths that go with each depth.
         heads: ``"divisors"`` is the ViT generators' rule: 3, 6 or 12 if the width divides by 12, 3
             or 6 if by 6, 3 if by 3, else 4 or 8; ``"eight"`` is always 8; ``"sixteenths"`` makes
             heads of 16.
-        patches: from the size of the images in pixels to the patch sizes.
+        patches: patch sizes for each size of images in pixels.
         family: ``"vit"``, or ``"gpt2"``, which has no patches.
         class_token: whether the classifier reads a class token, or the average of all patches.
 
@@ -129,9 +129,9 @@ def sample(
     """Draw one architecture.
 
     Args:
-        name: of the sampler, or one of your own.
-        generator: of every draw.
-        image_size: in pixels; it decides the patch sizes.
+        name: name of a sampler, or one of your own.
+        generator: source of all random draws.
+        image_size: size of the images in pixels, which decides the patch sizes.
 
     Returns:
         Keyword arguments of ``timm.create_model("vit_tiny_patch16_224", ...)``, or of transformers'

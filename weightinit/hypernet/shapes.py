@@ -7,6 +7,7 @@ from torch import Tensor
 
 from weightinit.hypernet.config import HyperConfig
 from weightinit.hypernet.graph import Node
+from weightinit.init.operators import repeat
 
 __all__ = ["limited", "scale_of", "tiled", "vector"]
 
@@ -17,10 +18,10 @@ def limited(size: int, axis: int, config: HyperConfig, limits: tuple[int, ...] |
     The second half of a decoded vector is the bias, so the rounding decides where it begins.
 
     Args:
-        size: of the target's axis.
+        size: size of the target's axis.
         axis: 0 for rows, 1 for columns.
-        config: of the hypernetwork; PITH does not round.
-        limits: what is clipped at; None clips nothing.
+        config: configuration of the hypernetwork; PITH does not round.
+        limits: largest sizes, beyond which is clipped; None clips nothing.
 
     Examples:
         >>> config = HyperConfig(rank=90)
@@ -47,11 +48,7 @@ def tiled(values: Tensor, shape: tuple[int, ...]) -> Tensor:
         tensor([[1., 2., 1., 2., 1.]])
     """
     for dim, size in enumerate(shape, 1):
-        have = values.shape[dim]
-        if have < size:
-            values = values.index_select(dim, torch.arange(size, device=values.device) % have)
-        elif have > size:
-            values = values.narrow(dim, 0, size)
+        values = repeat(values, dim, size)
     return values
 
 

@@ -45,8 +45,9 @@ MAGIC = 0x1950A86A20F9469CFC6C  # of torch's format before its zip files
 VERSION = 1001
 ENTRY, ZIP64 = 46, 0xFFFFFFFF
 HELP = (
-    "only tensors, arrays, plain values and argparse.Namespace are read, and nothing is run. If "
-    "you trust the file, load it where it was made and save its state dict alone, with torch.save"
+    "Only tensors, arrays, plain values and argparse.Namespace are read, and nothing is run. "
+    "Download the file again if it is damaged. If you trust it, load it where it was made and save "
+    "its state dict alone, with torch.save"
 )
 STORAGES = {
     "torch.DoubleStorage": torch.float64,
@@ -88,24 +89,22 @@ def read_pickle(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> 
         weightinit.errors.BundleError: .../old.pt cannot be read: it names 'os.system', which ...
     """
     path = Path(path)
+    if not path.is_file():
+        raise BundleError(f"{path} cannot be read: it is no file: pass a checkpoint's path")
+    size = path.stat().st_size
+    if not 0 < size <= max_bytes:
+        raise BundleError(
+            f"{path} cannot be read: it has {size} bytes, allowed are 1 to {max_bytes}: pass "
+            "max_bytes= to allow more"
+        )
     try:
-        if not path.is_file():
-            raise BundleError("it is no file: pass a checkpoint's path")
-        size = path.stat().st_size
-        if not 0 < size <= max_bytes:
-            raise BundleError(
-                f"it has {size} bytes, allowed are 1 to {max_bytes}: pass max_bytes= to allow more"
-            )
         with path.open("rb") as file:
             # Copied on writing: a tensor of the mapped bytes may be changed, the file is not.
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        if data[:4] == b"PK\x03\x04":
-            return _plain(_archive(path, data))
-        return _plain(_stream(_unpacked(data, max_bytes)))
-    except BundleError as error:
-        raise BundleError(f"{path} cannot be read: {error}") from error
-    except OSError as error:
-        raise BundleError(f"{path} cannot be read: {error}. Check the path") from error
+        archive = data[:4] == b"PK\x03\x04"
+        return _plain(_archive(path, data) if archive else _stream(_unpacked(data, max_bytes)))
+    except (BundleError, OSError) as error:
+        raise BundleError(f"{path} cannot be read: {error}. {HELP}") from error
 
 
 def _unpacked(data: mmap.mmap, max_bytes: int) -> mmap.mmap | bytes:
@@ -118,22 +117,18 @@ def _unpacked(data: mmap.mmap, max_bytes: int) -> mmap.mmap | bytes:
     elif head.startswith((b"\xfd7zXZ", b"\x5d\x00")):
         unpack = lzma.LZMADecompressor(memlimit=2**28)
     elif head.startswith((b"ZF", b"\x04\x22M\x18")):
-        raise BundleError(
-            "it is compressed in a way that is not read: save with compress=('zlib', 3)"
-        )
+        raise BundleError("it is compressed by lz4 or the like, which is not read")
     else:
         return data
     limit = min(max_bytes, MAX_RATIO * len(data) + FREE)
     try:
         found = unpack.decompress(data, limit + 1)
     except (zlib.error, OSError, lzma.LZMAError, EOFError) as error:
-        raise BundleError(
-            f"its compressed data are damaged ({error}): download it again"
-        ) from error
+        raise BundleError(f"its compressed data are damaged ({error})") from error
     if len(found) > limit:
-        raise BundleError(f"it expands to more than {limit} bytes, as no weights do: do not use it")
+        raise BundleError(f"it expands to more than {limit} bytes, as no weights do")
     if not unpack.eof:
-        raise BundleError("its compressed data are cut off: download it again")
+        raise BundleError("its compressed data are cut off")
     return found
 
 
@@ -148,19 +143,16 @@ class _Budget:
         """Count bytes that a value takes beside those of the file."""
         self.nbytes -= nbytes
         if self.nbytes < 0:
-            raise BundleError(
-                "it copies its own bytes over and over, or states more than it has: do not use "
-                "this file"
-            )
+            raise BundleError("it copies its bytes over and over, or states more than it has")
 
     def __getitem__(self, code: int) -> Callable[[Any], None]:
         """Return what an opcode does, and count the step."""
         self.steps -= 1
         if self.steps < 0:
-            raise BundleError("it takes more steps than any state dict: do not use this file")
+            raise BundleError("it takes more steps than any state dict")
         if code not in OPCODES:
             name = next((op.name for op in pickletools.opcodes if ord(op.code) == code), hex(code))
-            raise BundleError(f"it uses pickle opcode {name}, which is not allowed: {HELP}")
+            raise BundleError(f"it uses pickle opcode {name}, which is not allowed")
         return OPCODES[code]
 
 
@@ -222,18 +214,17 @@ class _Unpickler(pickle._Unpickler):
             raise
         except Exception as error:  # whatever hostile bytes make of Python's own handlers
             raise BundleError(
-                f"it is no sound pickle ({type(error).__name__}): the file is damaged or cut off, "
-                "download or save it again"
+                f"it is no sound pickle, damaged or cut off ({type(error).__name__})"
             ) from error
         if self.stack or self.metastack:
-            raise BundleError("it leaves values on the stack: the file is damaged")
+            raise BundleError("it leaves values on the stack")
         return value
 
     def find_class(self, module: str, name: str) -> _Name:
         """Return an allowed name."""
         found = _Name(f"{module}.{name}")
         if found not in NAMES:
-            raise BundleError(f"it names {found[:80]!r}, which is not allowed: {HELP}")
+            raise BundleError(f"it names {found[:80]!r}, which is not allowed")
         return found
 
     def persistent_load(self, pid: Any) -> _Storage:
@@ -247,18 +238,14 @@ class _Unpickler(pickle._Unpickler):
                     self.storages[name] = _Storage(self.find(name, dtype, numel))
                 numbers = self.storages[name].numbers
                 if (numbers.dtype, len(numbers)) != (dtype, numel):
-                    raise BundleError(
-                        f"it describes storage {name[:32]!r} in two ways: it is damaged"
-                    )
+                    raise BundleError(f"it describes storage {name[:32]!r} in two ways")
                 return self.storages[name]
-        raise BundleError(
-            "it refers to something other than a storage in it: save a plain state dict again"
-        )
+        raise BundleError("it refers to something other than a storage in it")
 
     def load_proto(self) -> None:
         """Check the protocol."""
         if (found := self.read(1)[0]) > 5:
-            raise BundleError(f"it is of pickle protocol {found}: save with 5 at most")
+            raise BundleError(f"it is of pickle protocol {found}")
 
     def load_reduce(self) -> None:
         """Push what an allowed name makes of its arguments."""
@@ -266,7 +253,7 @@ class _Unpickler(pickle._Unpickler):
         make = NAMES.get(name) if type(name) is _Name else None
         if make is None or type(arguments) is not tuple:
             what = repr(str(name)) if type(name) is _Name else "a value"
-            raise BundleError(f"it calls {what}, which is not allowed: {HELP}")
+            raise BundleError(f"it calls {what}, which is not allowed")
         self.append(make(self, *arguments))
 
     def load_build(self) -> None:
@@ -275,7 +262,7 @@ class _Unpickler(pickle._Unpickler):
         if isinstance(value, _Built):
             value.value = value.build(state)
         elif type(value) is not OrderedDict:
-            raise BundleError(f"it sets the state of a value, which is not allowed: {HELP}")
+            raise BundleError("it sets the state of a value, which is not allowed")
 
     def load_setitem(self) -> None:
         """Set one item of the dict on top."""
@@ -288,11 +275,11 @@ class _Unpickler(pickle._Unpickler):
 
     def _set(self, items: list[Any]) -> None:
         if type(self.stack[-1]) not in (dict, OrderedDict):
-            raise BundleError("it sets items of what is no dict: the file is damaged")
+            raise BundleError("it sets items of what is no dict")
         for key, value in zip(items[::2], items[1::2], strict=True):
             number = type(key) is int and 0 <= key < MAX_KEY
             if not number and type(key) not in (str, bool, type(None)):
-                raise BundleError("a dict has keys other than texts and counts: save a state dict")
+                raise BundleError("a dict has keys other than texts and counts")
             self.stack[-1][key] = value
 
 
@@ -302,7 +289,7 @@ def _tensor(
     """Return a view of a storage, unless it reaches outside, or repeats numbers."""
     # The rest is requires_grad and hooks, which mean nothing here; then marks, which would.
     if len(rest) > 2 and rest[2]:
-        raise BundleError("a tensor is marked as a conjugate or negative view: save a plain tensor")
+        raise BundleError("a tensor is marked as a conjugate or negative view")
     sound = isinstance(storage, _Storage) and type(shape) is tuple and type(stride) is tuple
     sound = sound and len(shape) == len(stride) <= MAX_AXES
     if not sound or not all(type(n) is int and n >= 0 for n in (offset, *shape, *stride)):
@@ -312,7 +299,7 @@ def _tensor(
     if count and (last >= numel or count > numel):
         raise BundleError(
             f"a tensor of shape {str(shape)[:80]}, strides {str(stride)[:80]}, offset "
-            f"{str(offset)[:20]} does not lie in its storage of {numel}: save it again"
+            f"{str(offset)[:20]} does not lie in its storage of {numel}"
         )
     return storage.numbers.as_strided(shape, stride, offset if count else 0)
 
@@ -322,10 +309,10 @@ def _from_bytes(reader: _Unpickler, data: bytes) -> _Storage:
     reader.budget.copy(len(data))
     file = BytesIO(data)
     if _Unpickler(file, reader.budget).value() != MAGIC:
-        raise BundleError("a storage is not of torch's older format: save it again")
+        raise BundleError("a storage is not of torch's older format")
     value = _older(file, reader.budget)
     if not isinstance(value, _Storage):
-        raise BundleError("bytes that should be a storage are something else: do not use this file")
+        raise BundleError("bytes that should be a storage are something else")
     return value
 
 
@@ -339,7 +326,7 @@ def _dtype(reader: _Unpickler, code: Any, *rest: Any) -> _Built:
     """Return a dtype of plain numbers; its byte order is its state."""
     if type(code) is not str or code not in ARRAYS:
         name = code[:16] if type(code) is str else "of another form"
-        raise BundleError(f"numpy dtype {name!r} is not allowed: save arrays of {sorted(ARRAYS)}")
+        raise BundleError(f"numpy dtype {name!r} is not allowed, {', '.join(ARRAYS)} are")
     dtype = np.dtype(code)
     return _Built(lambda state: dtype.newbyteorder(state[1]), dtype)
 
@@ -347,9 +334,9 @@ def _dtype(reader: _Unpickler, code: Any, *rest: Any) -> _Built:
 def _array(reader: _Unpickler, data: Any, dtype: Any, shape: Any, order: Any) -> Tensor:
     """Return numpy's array of bytes; None are those that joblib writes behind its description."""
     if type(dtype) is not _Built or not isinstance(dtype.value, np.dtype):
-        raise BundleError("a numpy array holds no plain numbers: save arrays of numbers")
+        raise BundleError("a numpy array holds no plain numbers")
     if type(shape) is not tuple or len(shape) > MAX_AXES:
-        raise BundleError("a numpy array has no sound shape: the file is damaged")
+        raise BundleError("a numpy array has no sound shape")
     if data is None:
         data = reader.read(math.prod(shape) * dtype.value.itemsize)
     reader.budget.copy(len(data))
@@ -431,10 +418,7 @@ def _stream(data: mmap.mmap | bytes) -> Any:
     if type(value) is int and value == MAGIC:
         value = _older(file, budget)
     if left := len(data) - file.tell():
-        raise BundleError(
-            f"it has {left} bytes after its end: save it as one file, with torch.save or "
-            "joblib.dump"
-        )
+        raise BundleError(f"it has {left} bytes after its end")
     return value
 
 
@@ -448,19 +432,19 @@ def _older(file: mmap.mmap | BytesIO, budget: _Budget) -> Any:
     version, system = _Unpickler(file, budget).value(), _Unpickler(file, budget).value()
     endian = system.get("little_endian") if type(system) is dict else None
     if type(version) is not int or version != VERSION or endian is not True:
-        raise BundleError("it is of an unknown version, or big-endian: save it again")
+        raise BundleError("it is of an unknown version, or big-endian")
     reader = _Unpickler(file, budget, find)
     value, keys = reader.value(), _Unpickler(file, budget).value()
     if type(keys) is not list or not all(type(key) is str for key in keys):
-        raise BundleError("it does not list its storages: the file is damaged")
+        raise BundleError("it does not list its storages")
     if sorted(keys) != sorted(reader.storages):
-        raise BundleError("it lists other storages than its tensors use: the file is damaged")
+        raise BundleError("it lists other storages than its tensors use")
     for numbers in (reader.storages[key].numbers for key in keys):
         if int.from_bytes(file.read(8), "little") != len(numbers):
-            raise BundleError("a storage has another length than its tensors say: it is damaged")
+            raise BundleError("a storage has another length than its tensors say")
         data = file.read(numbers.nbytes)
         if len(data) < numbers.nbytes:
-            raise BundleError("it is cut off: download or save it again")
+            raise BundleError("it is cut off")
         if data:  # frombuffer refuses an empty buffer
             numbers.copy_(torch.frombuffer(bytearray(data), dtype=numbers.dtype))
     return value
@@ -471,19 +455,16 @@ def _archive(path: Path, data: mmap.mmap) -> Any:
     entries = _entries(path, data)
     roots = [name.removesuffix("data.pkl") for name in entries if name.endswith("data.pkl")]
     if len(roots) != 1 or f"{roots[0]}constants.pkl" in entries:
-        raise BundleError("it is a zip file, but not of torch.save's: save a state dict")
+        raise BundleError("it is a zip file, but not of torch.save's")
     if bytes(entries.get(f"{roots[0]}byteorder", b"little")) != b"little":
-        raise BundleError("it is big-endian: save it again on another machine")
+        raise BundleError("it is big-endian")
 
     def find(name: str, dtype: torch.dtype, numel: int) -> Tensor:
         if f"{roots[0]}data/{name}" not in entries:
-            raise BundleError(f"storage {name[:32]!r} is missing: it is cut off or damaged")
+            raise BundleError(f"storage {name[:32]!r} is missing")
         found = entries[f"{roots[0]}data/{name}"]
         if found.nbytes != numel * dtype.itemsize:
-            raise BundleError(
-                f"a storage of {numel} {dtype} takes {found.nbytes} bytes in the file: it is "
-                "damaged, save it again"
-            )
+            raise BundleError(f"a storage of {numel} {dtype} takes {found.nbytes} bytes in it")
         # frombuffer refuses an empty buffer
         return torch.frombuffer(found, dtype=dtype) if numel else torch.empty(0, dtype=dtype)
 
@@ -502,27 +483,27 @@ def _entries(path: Path, data: mmap.mmap) -> dict[str, memoryview]:
         size = int.from_bytes(tail[end + 40 : end + 48], "little")
     # Looked at before zipfile makes an object of each.
     if end < 0 or size > MAX_ENTRIES * (ENTRY + MAX_NAME):
-        raise BundleError("it has no directory of a sane length: it is cut off, download it again")
+        raise BundleError("it has no directory of a sane length")
     try:
         with zipfile.ZipFile(path) as archive:
             listed = archive.infolist()
     except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
-        raise BundleError(f"it is a damaged zip file ({error}): download it again") from error
+        raise BundleError(f"it is a damaged zip file ({error})") from error
     if any(info.compress_type or info.flag_bits & 1 for info in listed):
-        raise BundleError("its entries are compressed or encrypted: save it with torch.save")
+        raise BundleError("its entries are compressed or encrypted")
     if sum(info.file_size for info in listed) > len(data):
-        raise BundleError("its entries overlap or are cut off: download it again")
+        raise BundleError("its entries overlap or are cut off")
     found: dict[str, memoryview] = {}
     for info in listed:
         if info.filename in found:
-            raise BundleError(f"entry {info.filename[:64]!r} is there twice: do not use this file")
+            raise BundleError(f"entry {info.filename[:64]!r} is there twice")
         start = info.header_offset + 30  # names and extra fields come before the bytes
         begin = start + sum(
             int.from_bytes(data[at : at + 2], "little") for at in (start - 4, start - 2)
         )
         found[info.filename] = memoryview(data)[begin : begin + info.file_size]
         if zlib.crc32(found[info.filename]) != info.CRC:
-            raise BundleError(f"entry {info.filename[:64]!r} is damaged: download it again")
+            raise BundleError(f"entry {info.filename[:64]!r} is damaged")
     return found
 
 
@@ -534,9 +515,7 @@ def _plain(value: Any) -> Any:
         nonlocal left
         left -= 1
         if depth > MAX_DEPTH or left < 0:
-            raise BundleError(
-                "its values are nested too deep, hold themselves or repeat: do not use this file"
-            )
+            raise BundleError("its values are nested too deep, hold themselves or repeat")
         if isinstance(value, _Built):
             return plain(value.value, depth + 1)
         if isinstance(value, dict):
