@@ -129,10 +129,15 @@ class Composer:
         else:
             scalers = closed_form(self.config.method, spec.number, depth).double()
             scalers = scalers.view(depth, spec.number, *(1,) * len(spec.shape))
-        piece, sizes = self.pieces[kind], bundle.config.sizes
-        source = [math.prod(sizes[label] for label in axis) for axis in piece.axes]
         parts = scalers.unflatten(2, (len(kind_roles(kind)) // spec.parts, -1))
-        wide = widen_scalers(parts, source, self.covers(piece), noise=NOISE, generator=generator)
+        piece, sizes = self.pieces[kind], bundle.config.sizes
+        covers = self.covers(piece)
+        # A table's own length is not among the sizes of a bundle: its templates cover it.
+        source = [
+            math.prod(sizes[x] for x in axis) if sizes.keys() >= {*axis} else tiles * cover.unit
+            for axis, tiles, cover in zip(piece.axes, parts.shape[3:], covers, strict=True)
+        ]
+        wide = widen_scalers(parts, source, covers, noise=NOISE, generator=generator)
         return wide.flatten(2, 3)
 
     def _fitted(self, bundle: TemplateBundle, kind: str, generator: torch.Generator) -> Tensor:
