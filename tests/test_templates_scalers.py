@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import weightinit as wi
 from weightinit.anatomy import anatomy, facts
 from weightinit.errors import ProjectionError
-from weightinit.templates.bundle import size_key
+from weightinit.templates.bundle import size_entry
 from weightinit.templates.compose import Composer
 from weightinit.templates.config import TemplateConfig, kind_roles
 from weightinit.templates.scalers import (
@@ -152,7 +152,7 @@ def test_fitted_scalers_of_exactly_this_size_are_taken(bundle):
 
     model = vit(embed_dim=32, num_heads=4, depth=5)
     values = {k: torch.full_like(v, 0.25) for k, v in start(bundle, model).items()}
-    fitted = _with_fitted(bundle, size_key(anatomy(model)), values)
+    fitted = _with_fitted(bundle, size_entry(anatomy(model)), values)
     for how in ("interpolate", "fitted"):
         assert "fitted scalers" in str(wi.plan_templates(model, fitted, scalers=how).report())
     wi.init_from_templates(model, fitted)
@@ -165,7 +165,7 @@ def test_fitted_scalers_of_exactly_this_size_are_taken(bundle):
 def test_damaged_fitted_scalers_are_refused(bundle):
     from weightinit.templates.fit import _with_fitted
 
-    fitted = _with_fitted(bundle, size_key(anatomy(vit())), start(bundle, vit()))
+    fitted = _with_fitted(bundle, size_entry(anatomy(vit())), start(bundle, vit()))
     del fitted.tensors["fitted.0.mlp.fc2.weight"]
     with pytest.raises(ProjectionError, match=r"fc2.*fit them anew"):
         wi.plan_templates(vit(), fitted)

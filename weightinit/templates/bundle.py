@@ -19,7 +19,7 @@ from weightinit.files.config import BundleConfig
 from weightinit.files.locate import names
 from weightinit.templates.config import TemplateConfig
 
-__all__ = ["TemplateBundle", "as_bundle", "fitted_index", "list_templates", "size_key"]
+__all__ = ["TemplateBundle", "as_bundle", "fitted_index", "list_templates", "size_entry"]
 
 #: A bundle may describe models of 64 times its own bytes, or of 2 GiB where that is more: scalers
 #: fitted for a ViT-L over templates of width 64 take 2 MB and describe 1.2 GB of float32.
@@ -297,20 +297,17 @@ def as_bundle(
     )
 
 
-def size_key(anatomy: Anatomy) -> dict[str, int]:
+def size_entry(anatomy: Anatomy) -> dict[str, Any]:
     """Return what tells two sizes apart for fitted scalers: depth, width, heads, MLP."""
     labels = {x for piece in anatomy.blocks[0].values() for axis in piece.axes for x in axis}
     channels = [x for x in sorted(labels) if label_of(x).kind == "channel" and x in anatomy.sizes]
-    return {"depth": anatomy.depth, **{label: anatomy.sizes[label] for label in channels}}
+    return {"depth": anatomy.depth, "sizes": {label: anatomy.sizes[label] for label in channels}}
 
 
 def fitted_index(bundle: TemplateBundle, anatomy: Anatomy) -> int | None:
     """Return which of the bundle's fitted scalers belong to a target's size, if any."""
-    key = size_key(anatomy)
-    for index, entry in enumerate(bundle.config.fitted):
-        if {"depth": entry["depth"], **entry["sizes"]} == key:
-            return index
-    return None
+    entries, entry = list(bundle.config.fitted), size_entry(anatomy)
+    return entries.index(entry) if entry in entries else None
 
 
 def list_templates() -> list[str]:

@@ -20,7 +20,7 @@ from weightinit.errors import ProjectionError
 from weightinit.inherit.depth import damping
 from weightinit.inherit.fresh import sub_generator
 from weightinit.kernels import kron_sum
-from weightinit.templates.bundle import TemplateBundle, fitted_index, size_key
+from weightinit.templates.bundle import TemplateBundle, fitted_index, size_entry
 from weightinit.templates.config import TemplateConfig, kind_of, kind_roles
 from weightinit.templates.scalers import (
     Cover,
@@ -66,11 +66,15 @@ class Composer:
         }
         return {kind: piece for kind, piece in first.items() if piece is not None}
 
+    def kind(self, piece: Piece) -> str:
+        """Return the kind whose templates a parameter is composed from."""
+        return kind_of(piece.role)
+
     def covers(self, piece: Piece) -> tuple[Cover, ...]:
         """Return how templates cover the axes of a parameter."""
         head_dim = self.target.sizes.get("k", 1)
         heads = (self.head_dim or head_dim, head_dim)
-        unit = self.config.kinds[kind_of(piece.role)].unit
+        unit = self.config.kinds[self.kind(piece)].unit
         return tuple(
             Cover(n, w, heads) if len(axis) > 1 and axis[-1] == "k" else Cover(n, w)
             for n, w, axis in zip(piece.size, unit, piece.axes, strict=True)
@@ -144,8 +148,10 @@ class Composer:
         """Return those that the bundle has for exactly this size."""
         index = fitted_index(bundle, self.target)
         if index is None:
+            entry = size_entry(self.target)
             raise ProjectionError(
-                f"the bundle has no scalers fitted for {size_key(self.target)}: fit them with "
+                "the bundle has no scalers fitted for "
+                f"{ {'depth': entry['depth'], **entry['sizes']} }: fit them with "
                 "weightinit.fit_scalers, or use scalers='interpolate'"
             )
         scalers = bundle.tensors.get(f"fitted.{index}.{kind}")
@@ -173,7 +179,7 @@ class Composer:
         Returns:
             ``[..., *piece.size]``, or ``out``.
         """
-        kind, order = kind_of(piece.role), self.config.order
+        kind, order = self.kind(piece), self.config.order
         roles, spec = kind_roles(kind), self.config.kinds[kind]
         part, axes = roles.index(piece.role), len(spec.shape)
         if spec.parts > 1:
@@ -203,7 +209,7 @@ class Composer:
     def joint(self, spec: ParamSpec) -> bool:
         """Return whether a parameter is one Kronecker sum, just as it is stored."""
         pieces, layout = self.target.pieces(spec), spec.layout
-        kind = kind_of(pieces[0].role)
+        kind = self.kind(pieces[0])
         stacked = layout.fused in (-1, 0) and all(view.plain for view in layout.parts)
         if not stacked or spec.parts != kind_roles(kind):
             return False

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from weightinit.anatomy import ParamSpec, anatomy, facts
+from weightinit.anatomy import ParamSpec, Piece, anatomy, facts
 from weightinit.errors import ProjectionError
 from weightinit.inherit.fitting import ComposedModel
 from weightinit.inherit.fresh import base_seed, sub_generator
@@ -18,7 +18,7 @@ from weightinit.inherit.outside import collect
 from weightinit.kernels import kron_sum
 from weightinit.templates.bundle import TemplateBundle, as_bundle
 from weightinit.templates.compose import Composer
-from weightinit.templates.config import TemplateConfig, kind_of
+from weightinit.templates.config import TemplateConfig
 from weightinit.templates.scalers import closed_form, interpolate_depth
 
 __all__ = ["ConstrainedModel", "constrain"]
@@ -149,17 +149,17 @@ class ConstrainedModel(ComposedModel):
         pieces = self.composer.target.pieces(spec)
         if spec in self._joint:
             # The step must cost what an unconstrained step costs: few and large operations.
-            templates, scalers = self._values(kind_of(pieces[0].role))
-            return kron_sum(templates, scalers, order=self.config.order).unbind(0)
-        parts = [self.composer.compose(p, *self._values(kind_of(p.role))) for p in pieces]
+            return kron_sum(*self._values(pieces[0]), order=self.config.order).unbind(0)
+        parts = [self.composer.compose(piece, *self._values(piece)) for piece in pieces]
         return map(spec.layout.merge, zip(*parts, strict=True))
 
-    def _values(self, kind: str) -> tuple[Tensor, Tensor]:
-        """Return the templates of a kind, and its scalers in the depth that is used."""
-        scalers = self.scalers[_key(kind)]
+    def _values(self, piece: Piece) -> tuple[Tensor, Tensor]:
+        """Return the templates and scalers of a parameter, in the depth that is used."""
+        key = _key(self.composer.kind(piece))
+        scalers = self.scalers[key]
         if self.depth_used is not None:
             scalers = interpolate_depth(scalers, self.depth_used)
-        return self.templates[_key(kind)], scalers
+        return self.templates[key], scalers
 
     @property
     def depth(self) -> int:
@@ -226,7 +226,8 @@ class _Constants(nn.Module):
 def _slots(composer: Composer) -> list[tuple[ParamSpec, ...]]:
     """Return the parameters that the kinds of a template set make up, one spec a block."""
     anatomy = composer.target
-    covered = [role for role in anatomy.blocks[0] if kind_of(role) in composer.config.kinds]
+    first = anatomy.blocks[0]
+    covered = [role for role in first if composer.kind(first[role]) in composer.config.kinds]
     slots = {}
     for role in covered:
         specs = tuple(block[role].spec for block in anatomy.blocks if role in block)

@@ -22,6 +22,7 @@ from weightinit.errors import ProjectionError
 from weightinit.inherit.fresh import base_seed, sub_generator
 from weightinit.kernels import kron
 from weightinit.templates.bundle import TemplateBundle, as_bundle
+from weightinit.templates.compose import Composer
 from weightinit.templates.config import TemplateConfig, TemplateKind, kind_of, kind_roles
 from weightinit.templates.lowrank import low_rank
 
@@ -101,15 +102,17 @@ def extract_templates(
         raise ProjectionError(
             f"number= names kinds that are not there, {sorted(unknown)}: use {sorted(config.kinds)}"
         )
-    seed = base_seed(generator)
+    composer, seed = Composer(config, anatomy), base_seed(generator)
     kinds, tensors, errors = {}, {}, {}
     for kind, spec in config.kinds.items():
-        shape = config.scaler_shape(kind, _size(anatomy, kind, spec))
+        _check_size(composer, kind)
+        shape = composer.scaler_shape(kind)
         tiles = _tiles(kind_values(source, kind, anatomy.blocks), spec, config.order)
         wanted = numbers.get(kind)
-        wanted = (
-            min(tiles.shape) if error is not None else spec.number if wanted is None else wanted
-        )
+        if error is not None:
+            wanted = min(tiles.shape)
+        elif wanted is None:
+            wanted = spec.number
         if wanted < 1:
             raise ProjectionError(f"number={wanted} of {kind}: use 1 template or more")
         scalers, templates, errors[kind] = low_rank(
@@ -178,14 +181,15 @@ def kind_values(source: Ancestor, kind: str, blocks: Iterable[Mapping[str, Piece
     return torch.stack(found)
 
 
-def _size(anatomy: Anatomy, kind: str, spec: TemplateKind) -> tuple[int, ...]:
-    """Return the size of one role of a kind, which templates must divide in every block."""
-    found = [[b[role].size for role in kind_roles(kind) if role in b] for b in anatomy.blocks]
-    sizes = [block[0] for block in found if block]
-    size = sizes[0]
-    if len(sizes) != anatomy.depth or len(set(sizes)) > 1:
+def _check_size(composer: Composer, kind: str) -> None:
+    """Raise ProjectionError unless the templates of a kind divide its parameters in all blocks."""
+    spec, size = composer.config.kinds[kind], composer.pieces[kind].size
+    blocks = composer.target.blocks
+    sizes = [[block[role].size for role in kind_roles(kind) if role in block] for block in blocks]
+    firsts = {block[0] for block in sizes if block}
+    if not all(sizes) or len(firsts) > 1:
         raise ProjectionError(
-            f"{kind} is not in all blocks in one size ({sorted(set(sizes))}): leave it out of "
+            f"{kind} is not in all blocks in one size ({sorted(firsts)}): leave it out of "
             "the config, or use an ancestor of like blocks"
         )
     if len(size) != len(spec.unit) or any(n % w for n, w in zip(size, spec.unit, strict=True)):
@@ -193,7 +197,6 @@ def _size(anatomy: Anatomy, kind: str, spec: TemplateKind) -> tuple[int, ...]:
             f"templates of {kind} of shape {spec.shape} do not divide its parts of size "
             f"{size}: use a config whose templates do, or None"
         )
-    return size
 
 
 def _tiles(parts: Tensor, spec: TemplateKind, order: str) -> Tensor:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from weightinit.anatomy import anatomy
 from weightinit.errors import ProjectionError
+from weightinit.files.bundle import copies
 from weightinit.inherit.fitting import fit
 from weightinit.plan import Plan
-from weightinit.templates.bundle import TemplateBundle, size_key
+from weightinit.templates.bundle import TemplateBundle, size_entry
 from weightinit.templates.compose import Composer
 from weightinit.templates.constrain import constrain
 from weightinit.templates.wave import template_recipes
@@ -97,18 +99,15 @@ def fit_scalers(
     optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     fit(constrained, train_step, optimizer, schedule, steps=steps, progress=progress)
-    return _with_fitted(bundle, size_key(target), constrained.scaler_values())
+    return _with_fitted(bundle, size_entry(target), constrained.scaler_values())
 
 
 def _with_fitted(
-    bundle: TemplateBundle, key: dict[str, int], scalers: dict[str, Tensor]
+    bundle: TemplateBundle, entry: dict[str, Any], scalers: Mapping[str, Tensor]
 ) -> TemplateBundle:
-    entry = {"depth": key["depth"], "sizes": {k: n for k, n in key.items() if k != "depth"}}
-    entries = list(bundle.config.fitted)
-    if entry not in entries:
-        entries.append(entry)
-    index = entries.index(entry)
+    """Return a bundle with the scalers of one more size, or newer ones for one that it has."""
+    entries = [*bundle.config.fitted, *([] if entry in bundle.config.fitted else [entry])]
+    named = {f"fitted.{entries.index(entry)}.{kind}": value for kind, value in scalers.items()}
     dtype = next(iter(bundle.tensors.values())).dtype
-    new = {f"fitted.{index}.{k}": v.detach().cpu().to(dtype).clone() for k, v in scalers.items()}
     config = replace(bundle.config, fitted=tuple(entries), sha256="")
-    return TemplateBundle(config, {**bundle.tensors, **new}, bundle.source)
+    return TemplateBundle(config, {**bundle.tensors, **copies(named, dtype)}, bundle.source)

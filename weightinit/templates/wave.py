@@ -20,7 +20,6 @@ from weightinit.inherit.outside import carry
 from weightinit.plan import Part, Recipe, assemble
 from weightinit.templates.bundle import TemplateBundle, fitted_index
 from weightinit.templates.compose import Composer
-from weightinit.templates.config import kind_of
 
 __all__ = ["template_recipes"]
 
@@ -80,7 +79,7 @@ class _Parts:
         main = self.target.index(piece.spec)
         index = -1 if main is None else main
         source = self._source(piece)
-        kind = kind_of(source.role)
+        kind = self.composer.kind(source)
         # A row of zeros of the closed forms is a block that they leave random.
         closed = self.composer.config.method != "wave"
         if kind not in self.scalers or (closed and not self.scalers[kind][index].any()):
