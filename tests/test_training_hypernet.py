@@ -17,9 +17,8 @@ from weightinit.training import hypernet as module
 from weightinit.training.data import load_data
 from weightinit.training.hypernet import meta_train
 from weightinit.training.hypernet_loss import MetaRecipe
-from weightinit.training.images import rows
 from weightinit.training.targets import zero_shot
-from weightinit.training.tasks import in_shape, task_embedding
+from weightinit.training.tasks import task_embedding
 
 TINY = Sampler("tiny", {2: (32, 48)}, "sixteenths", {8: (4,)}, class_token=False)
 ONE = micro(32, 2, image_size=8) | {"patch_size": 4}
@@ -34,7 +33,7 @@ def digits():
 @pytest.fixture(scope="module")
 def tasks(digits):
     """Two tasks: all ten digits, and 400 images of whether a digit is even."""
-    cut = rows(digits.train, torch.arange(400))
+    cut = digits.train.rows(torch.arange(400))
     parts = {
         part: replace(split, labels=split.labels % 2)
         for part, split in (("train", cut), ("val", digits.val), ("test", digits.test))
@@ -178,7 +177,7 @@ def test_bad_input_is_refused(digits, tasks):
     with pytest.raises(WeightInitError, match="pass ancestor="):
         meta_train(hypernet(), digits, replace(RECIPE, guide=0.2), sampler=TINY)
     with pytest.raises(WeightInitError, match="bring them to one square shape"):
-        meta_train(hypernet(), [tasks[0], in_shape(tasks[1], 8)], RECIPE, sampler=TINY)
+        meta_train(hypernet(), [tasks[0], tasks[1].in_shape(8)], RECIPE, sampler=TINY)
     with pytest.raises(WeightInitError, match="trains no vision transformers"):
         meta_train(hypernet(), digits, RECIPE, sampler="gpts-1k")
 
@@ -228,7 +227,7 @@ def test_processes_share_the_batch_and_end_alike(tmp_path):
     script.write_text(WORKER)
     environment = os.environ | {
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_port()), "WORLD_SIZE": "2",
-        "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join(map(str, Path(__file__).parents[:2])), "OMP_NUM_THREADS": "1",
     }  # fmt: skip
     runs = [
         subprocess.Popen(

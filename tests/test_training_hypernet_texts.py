@@ -1,33 +1,27 @@
+"""Meta-training on texts: the same machine as on images, on GPT-2s."""
+
 import math
-import sys
 from dataclasses import replace
 
 import pytest
 import torch
-from conftest import vit
 from test_training_hypernet import killed_and_resumed
 from test_training_hypernet_loss import hypernet
-from test_training_text import TEXT
-from torch.nn import functional
+from test_training_text import ONE, TEXT, gpt2
 
 import weightinit as wi
-from weightinit.errors import WeightInitError
-from weightinit.hypernet.samplers import Sampler, get_sampler
+from weightinit.hypernet.samplers import Sampler
 from weightinit.inherit.running import captured
-from weightinit.training.augment import normalise
-from weightinit.training.data import load_data
-from weightinit.training.domains import IMAGES, TEXTS, bits_per_byte, domain_of, gpt2
 from weightinit.training.hypernet import meta_train
 from weightinit.training.hypernet_loss import MetaRecipe
-from weightinit.training.loop import evaluate
 from weightinit.training.targets import GUIDE, Targets, zero_shot
 from weightinit.training.tasks import task_embedding
-from weightinit.training.text import TextData, load_text
+from weightinit.training.text import load_text
 
 pytest.importorskip("transformers")
 
 TINY = Sampler("tiny-gpt", {1: (16, 32), 2: (16, 32)}, "sixteenths", {}, family="gpt2")
-ONE, UNSEEN = TINY.kwargs(2, 16, 1), TINY.kwargs(3, 48, 3)
+UNSEEN = TINY.kwargs(3, 48, 3)
 RECIPE = MetaRecipe(steps=6, batch_size=8, lr=1e-3, label_smoothing=0.0)
 
 
@@ -42,63 +36,6 @@ def text(tmp_path_factory):
 def tasks(text):
     """A text, and the same backwards."""
     return [text, replace(text, name="back", train=text.train.flip(0), val=text.val.flip(0))]
-
-
-def model(text, **changes):
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return gpt2(TEXTS.arguments(ONE | changes, text)).train()
-
-
-def bits(net):
-    return {name: value.clone() for name, value in net.state_dict().items()}
-
-
-def equal(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
-def test_the_domain_is_that_of_the_data(text):
-    digits = load_data("digits")
-    assert domain_of([digits]) is IMAGES and domain_of([text, text]) is TEXTS
-    for tasks in ([], [text, digits]):
-        with pytest.raises(WeightInitError, match="all images or all texts"):
-            domain_of(tasks)
-    with pytest.raises(WeightInitError, match="trains no GPT-2: use another for texts"):
-        domain_of([text], get_sampler("micro"))
-    with pytest.raises(WeightInitError, match="trains no vision transformers"):
-        domain_of([digits], TINY)
-
-
-def test_images_are_batched_built_and_scored_as_before():
-    digits = load_data("digits")
-    inputs = list(IMAGES.inputs(digits, 1000))
-    assert torch.equal(torch.cat(inputs), normalise(digits.train.images, digits))
-    net = vit(num_classes=10)
-    assert IMAGES.score(net, digits) == evaluate(net, digits.val, digits)
-    assert IMAGES.score(net, digits, digits.test) == evaluate(net, digits.test, digits)
-    assert IMAGES.image_size([digits]) == 8 and TEXTS.image_size([]) == 0
-
-
-def test_bits_per_byte_by_hand(text):
-    net = model(text)
-    windows = text.windows(text.val)
-    with torch.no_grad():
-        logits = net.eval()(windows[:, :-1]).logits
-    nats = functional.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
-    net.train()
-    found = bits_per_byte(net, text, batch_size=3)
-    assert net.training and found == pytest.approx(float(nats) / math.log(2), rel=1e-5)
-    other = replace(text, bytes_per_token=2.0)
-    assert bits_per_byte(net, other) == pytest.approx(found / 2, rel=1e-5)
-    assert bits_per_byte(net, text, text.train) != found
-
-
-def test_a_uniform_model_needs_the_bits_of_the_vocabulary(text):
-    net = model(text)
-    with torch.no_grad():
-        net.lm_head.weight.zero_()
-    assert bits_per_byte(net, text) == pytest.approx(math.log2(text.vocab), rel=1e-6)
 
 
 def test_targets_have_the_datas_vocabulary_and_no_weights(text):
@@ -116,8 +53,8 @@ def test_targets_have_the_datas_vocabulary_and_no_weights(text):
 
 def test_zero_shot_is_the_score_of_the_predicted_network(text):
     net = hypernet()
-    predicted = wi.init_from_hypernet(model(text, n_layer=3, n_embd=48, n_head=3), net)
-    assert zero_shot(net, UNSEEN, text) == pytest.approx(bits_per_byte(predicted, text), rel=1e-5)
+    predicted = wi.init_from_hypernet(gpt2(text, n_layer=3, n_embd=48, n_head=3), net)
+    assert zero_shot(net, UNSEEN, text) == pytest.approx(text.score(predicted), rel=1e-5)
 
 
 def test_a_hypernetwork_learns_a_repeated_text_and_predicts_an_unseen_size(text):
@@ -128,7 +65,7 @@ def test_a_hypernetwork_learns_a_repeated_text_and_predicts_an_unseen_size(text)
     rows = [row for row in history.rows if "val" in row]
     assert [row["step"] for row in rows] == [60, 120]
     assert history.rows[-1]["loss"] < 0.85 * history.rows[0]["loss"]
-    fresh = bits_per_byte(model(text, n_layer=3, n_embd=48, n_head=3), text)
+    fresh = text.score(gpt2(text, n_layer=3, n_embd=48, n_head=3))
     found = zero_shot(net, UNSEEN, text)
     assert found < 0.95 * min(fresh, untrained)
     assert rows[-1]["val 16x2"] < 0.8 * min(fresh, untrained)
@@ -151,7 +88,7 @@ def test_a_killed_run_resumes_bit_for_bit(text, tasks, tmp_path, monkeypatch, se
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_features_of_texts_guide_and_tell_tasks_apart(text, tasks, tied):
-    ancestor = model(text, tie_word_embeddings=tied)
+    ancestor = gpt2(text, tie_word_embeddings=tied)
     windows = text.windows(text.train)[:, :-1]
     with captured(ancestor) as found:
         ancestor(windows)
@@ -166,16 +103,3 @@ def test_features_of_texts_guide_and_tell_tasks_apart(text, tasks, tied):
     assert math.isfinite(history.rows[-1]["loss"])
     targets = Targets(net, guide=16)
     assert any(node.roles == (GUIDE,) for node in targets(ONE, text).graph.nodes)
-
-
-def test_label_smoothing_raises_the_loss_of_a_sure_network():
-    out = type("Out", (), {"logits": 9 * functional.one_hot(torch.tensor([[1, 2]]), 4).float()})()
-    wanted = torch.tensor([[1, 2]])
-    assert TEXTS.loss(out, wanted, 0.1) > TEXTS.loss(out, wanted, 0.0)
-
-
-def test_transformers_is_asked_for(monkeypatch):
-    monkeypatch.setitem(sys.modules, "transformers", None)
-    data = TextData("n", torch.arange(40), torch.arange(10), 50, 4)
-    with pytest.raises(WeightInitError, match="pip install transformers"):
-        TEXTS.build(TEXTS.arguments(ONE, data))
