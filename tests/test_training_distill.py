@@ -11,8 +11,7 @@ from weightinit.training import distill
 from weightinit.training.data import load_data
 from weightinit.training.distill import build_auxiliary, get_ancestor, train_templates
 from weightinit.training.presets import Network, Preset
-from weightinit.training.recipe import Recipe
-from weightinit.training.run import Run
+from weightinit.training.recipe import Recipe, Run
 
 SIZE = {"img_size": 8, "patch_size": 4, "embed_dim": 16, "num_heads": 2}
 TINY = Preset(

@@ -12,10 +12,10 @@ from weightinit.hypernet.samplers import get_sampler
 from weightinit.inherit.running import captured
 from weightinit.training.data import load_data
 from weightinit.training.tasks import (
-    TaskBatches,
     check_tasks,
     image_size,
     probabilities,
+    task_batches,
     task_embedding,
 )
 from weightinit.training.text import TextData
@@ -49,16 +49,16 @@ def test_probabilities_are_the_papers():
 
 
 def test_tasks_are_drawn_as_often_as_that(tasks):
-    source = TaskBatches(tasks, **OPTIONS)
-    drawn = Counter(source.task_at(step) for step in range(6000))
+    options = OPTIONS | {"augment": "none", "batch_size": 1}
+    drawn = Counter(task for task, *_ in task_batches(tasks, range(6000), **options))
     expected = probabilities([900, 200, 100])
     for task, p in enumerate(expected.tolist()):
         assert drawn[task] / 6000 == pytest.approx(p, abs=4 * (p * (1 - p) / 6000) ** 0.5)
 
 
 def test_a_step_is_the_same_wherever_the_run_starts(tasks):
-    whole = list(TaskBatches(tasks, **OPTIONS).batches(range(40)))
-    rest = list(TaskBatches(tasks, **OPTIONS).batches(range(25, 40)))
+    whole = list(task_batches(tasks, range(40), **OPTIONS))
+    rest = list(task_batches(tasks, range(25, 40), **OPTIONS))
     for (task, images, targets), (again, *tensors) in zip(whole[25:], rest, strict=True):
         assert task == again and torch.equal(images, tensors[0])
         assert torch.equal(targets, tensors[1]) and targets.shape[1] == tasks[task].classes
@@ -67,7 +67,7 @@ def test_a_step_is_the_same_wherever_the_run_starts(tasks):
 
 def test_batches_never_end_and_see_every_image_once_an_epoch(tasks):
     options = OPTIONS | {"augment": "none", "batch_size": 50}
-    found = TaskBatches(tasks, **options).batches(range(60))
+    found = task_batches(tasks, range(60), **options)
     seen = [images for task, images, _ in found if task == 2]
     assert len(seen) > 4, "more than two epochs of the small task"
     for first in range(0, len(seen) // 2 * 2, 2):
@@ -76,10 +76,8 @@ def test_batches_never_end_and_see_every_image_once_an_epoch(tasks):
 
 def test_processes_agree_on_the_task_and_share_the_batch(tasks):
     options = OPTIONS | {"augment": "none"}
-    whole = list(TaskBatches(tasks, **options).batches(range(12)))
-    ranks = [
-        list(TaskBatches(tasks, rank=r, world=2, **options).batches(range(12))) for r in (0, 1)
-    ]
+    whole = list(task_batches(tasks, range(12), **options))
+    ranks = [list(task_batches(tasks, range(12), rank=r, world=2, **options)) for r in (0, 1)]
     for (task, images, _), (a, left, _), (b, right, _) in zip(whole, *ranks, strict=True):
         assert task == a == b
         assert torch.equal(images[0::2], left) and torch.equal(images[1::2], right)
@@ -88,7 +86,7 @@ def test_processes_agree_on_the_task_and_share_the_batch(tasks):
 def test_one_task_is_plain_training(digits):
     plain = digits.batches(range(3), **OPTIONS)
     for (task, *tensors), expected in zip(
-        TaskBatches([digits], **OPTIONS).batches(range(3)), plain, strict=True
+        task_batches([digits], range(3), **OPTIONS), plain, strict=True
     ):
         assert task == 0 and all(map(torch.equal, tensors, expected))
 

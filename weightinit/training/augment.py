@@ -24,14 +24,9 @@ AUGMENTS = ("none", "light", "paper")
 
 
 def crop_and_flip(images: Tensor, flip: bool, generator: torch.Generator) -> Tensor:
-    """Return a random crop, padded by an eighth with zeros, of each of uint8 ``[B, H, W, C]``.
+    """Return a random crop of each of ``[B, H, W, C]``, padded by an eighth, and maybe its mirror.
 
-    A transform of torchvision crops all images of a batch alike.
-
-    Args:
-        images: one batch.
-        flip: whether to mirror every other image, at random.
-        generator: source of all random draws.
+    A transform of torchvision would crop all images of a batch alike.
     """
     b, h, w, _ = images.shape
     py, px = h // 8, w // 8
@@ -75,15 +70,8 @@ def heavy_batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield (images fp32 ``[B, C, H, W]``, mixed labels ``[B, classes]``) by WAVE's Table C.1.
 
-    Colour jitter 0.4, rand-m9-mstd0.5-inc1, random resized crops; then mixup 0.8 or cutmix 1.0.
-
-    Args:
-        data: colour images.
-        steps: which steps.
-        rows: from a step to the training images ``[B]`` that it sees.
-        seed: base seed for all random draws.
-        rank: number of this process, which mixes its share of the batch.
-        workers: number of processes that augment images.
+    Colour jitter 0.4, rand-m9-mstd0.5-inc1, random resized crops; then mixup 0.8 or cutmix 1.0
+    within a process's share of the batch. ``rows`` gives the images ``[B]`` that a step sees.
     """
     size = data.train.size[0]
     transform: Any = create_transform(

@@ -47,13 +47,9 @@ class History:
 def save_checkpoint(
     path: Path, module: nn.Module, optimizer: Optimizer, state: dict[str, Any]
 ) -> None:
-    """Write weights, optimizer state and ``state`` to ``path``, by way of a rename.
+    """Write weights, optimizer state and ``state`` (JSON) to ``path``, by way of a rename.
 
-    Args:
-        path: the file.
-        module: its state_dict is written under ``model.``.
-        optimizer: its tensors are written under ``optimizer.<parameter>.``.
-        state: what else a resumed run needs (JSON).
+    Names begin with ``model.`` and ``optimizer.<parameter>.``.
     """
     tensors = {f"model.{name}": t for name, t in module.state_dict().items()}
     for index, entry in optimizer.state_dict()["state"].items():

@@ -23,8 +23,7 @@ from weightinit.training.data import load_data
 from weightinit.training.images import ImageData
 from weightinit.training.loop import accelerator, train
 from weightinit.training.presets import Network, Preset, get_preset
-from weightinit.training.recipe import Recipe
-from weightinit.training.run import Run
+from weightinit.training.recipe import Recipe, Run
 from weightinit.training.tasks import Data
 
 __all__ = ["MixedModel", "build_auxiliary", "get_ancestor", "train_templates"]
@@ -76,14 +75,7 @@ class MixedModel(ConstrainedModel):
 
 
 def build_auxiliary(preset: Preset, data: ImageData, method: str, seed: int) -> MixedModel:
-    """Return the untrained auxiliary model of a preset.
-
-    Args:
-        preset: names its size.
-        data: its classes and channels.
-        method: ``"wave"``, ``"tleg"`` or ``"share"``.
-        seed: base seed for templates, scalers and what is outside the blocks.
-    """
+    """Return the untrained auxiliary model of a preset for the classes and channels of the data."""
     if method not in METHODS:
         raise WeightInitError(f"method {method!r} trains no templates: use one of {list(METHODS)}")
     depth, width = preset.auxiliary.kwargs["depth"], preset.width
@@ -172,7 +164,7 @@ def train_templates(
         data: what :func:`weightinit.training.data.load_data` takes; None is the preset's own.
         method: ``"wave"``, ``"tleg"`` or ``"share"`` (whose scalers are closed forms).
         dtype: dtype of the saved tensors.
-        **run: see :class:`weightinit.training.run.Run`; ``out``, the folder, is required.
+        **run: see :class:`weightinit.training.recipe.Run`; ``out``, the folder, is required.
 
     Returns:
         The bundle, with its validation and test accuracy in ``config.provenance``.

@@ -25,7 +25,7 @@ from weightinit.training.hypernet_presets import HyperPreset, get_hypernet_prese
 from weightinit.training.images import ImageData
 from weightinit.training.loop import accelerator
 from weightinit.training.presets import ResizingModel
-from weightinit.training.run import Run
+from weightinit.training.recipe import Run
 from weightinit.training.tasks import Data, check_tasks, task_embedding
 from weightinit.training.text import TextData, load_text
 
@@ -52,7 +52,7 @@ def train_hypernet(
         ancestor: whatever :func:`weightinit.project_from` takes; None trains or downloads the
             preset's own, if it has one. Several, a list or tuple, are all learned from.
         start: the hypernetwork to go on from: TAL's first stage for its second.
-        **run: see :class:`weightinit.training.run.Run`; ``out``, the folder, is required. Its
+        **run: see :class:`weightinit.training.recipe.Run`; ``out``, the folder, is required. Its
             ``training/`` also holds the embeddings of the tasks where there are any.
 
     Returns:
@@ -69,11 +69,20 @@ def train_hypernet(
             f"preset {preset.name!r} goes on from {preset.stage1!r}: train that one first and pass "
             "start= (--start), its folder"
         )
-    sampler, tasks = get_sampler(preset.sampler), _tasks(preset, data, given)
+    if not (data or preset.data):
+        raise WeightInitError(
+            f"preset {preset.name!r} has no data of its own: pass data= (--data), text files or "
+            "folders of them"
+        )
+    tasks = [_task(preset, one, given) for one in data or preset.data]
+    names = [task.name for task in tasks]
+    if len(set(names)) != len(names):
+        raise WeightInitError(f"two tasks have one name ({names}): rename a folder or file")
+    sampler, recipe = get_sampler(preset.sampler), given.recipe(preset.recipe)
     check_tasks(tasks, sampler)
-    recipe, ancestors = given.recipe(preset.recipe), listed(ancestor)
+    ancestors = listed(ancestor)
     teacher = _teacher(preset, ancestors[0] if ancestors else None, tasks, given)
-    others = [(name, Ancestor.open(name)) for name in ancestors[1:] if teacher.source]
+    sources = [teacher.source, *map(Ancestor.open, ancestors[1:])] if teacher.source else []
     config, embeddings = preset.config, None
     if config.task_dim:
         if teacher.module is None:
@@ -88,15 +97,15 @@ def train_hypernet(
         teacher.tasks,
         recipe,
         sampler=sampler,
-        ancestor=[source for source in (teacher.source, *(other for _, other in others)) if source],
+        ancestor=sources,
         teacher=teacher.module,
         embeddings=embeddings,
         watch=preset.watch,
         **given.options(recipe.steps // 4),
     )
     hypernet.cpu()
-    if others:
-        card["others"] = [_name(*pair) for pair in others]
+    if sources[1:]:
+        card["others"] = [_name(*pair) for pair in zip(ancestors[1:], sources[1:], strict=True)]
     scores = {name: value for name, value in history.rows[-1].items() if name.startswith("val ")}
     provenance = given.provenance(
         preset.name,
@@ -113,7 +122,7 @@ def train_hypernet(
     if accelerator().is_main_process:
         bundle.save_pretrained(given.folder)
         if embeddings is not None:
-            rows = {task.name: row for task, row in zip(tasks, embeddings, strict=True)}
+            rows = dict(zip(names, embeddings, strict=True))
             save_file(rows, given.folder / "training" / "tasks.safetensors")
     return bundle
 
@@ -148,32 +157,16 @@ def warm_start(hypernet: Hypernet, start: str | os.PathLike[str] | Hypernet) -> 
     return {"name": name, "copied": len(fits), "fresh": sorted(set(own) - set(fits))}
 
 
-def _tasks(
-    preset: HyperPreset, given: Sequence[str | os.PathLike[str] | Data], run: Run
-) -> list[Data]:
-    """Load the tasks, images in one shape."""
-    tasks: list[Data] = []
-    for data in given or preset.data:
-        if not isinstance(data, (ImageData, TextData)):
-            data = (
-                load_text(data, context=preset.context)
-                if preset.context
-                else load_data(
-                    data, seed=run.seed, image_size=preset.image_size, cache_dir=run.cache
-                )
-            )
-        if isinstance(data, ImageData) and not preset.context:
-            data = data.in_shape(preset.image_size, preset.channels or len(data.mean))
-        tasks.append(data)
-    names = [task.name for task in tasks]
-    if not tasks:
-        raise WeightInitError(
-            f"preset {preset.name!r} has no data of its own: pass data= (--data), text files or "
-            "folders of them"
-        )
-    if len(set(names)) != len(names):
-        raise WeightInitError(f"two tasks have one name ({names}): rename a folder or file")
-    return tasks
+def _task(preset: HyperPreset, data: str | os.PathLike[str] | Data, run: Run) -> Data:
+    """Load a task, images in the preset's shape."""
+    if isinstance(data, TextData):
+        return data
+    if preset.context:
+        return data if isinstance(data, ImageData) else load_text(data, context=preset.context)
+    if not isinstance(data, ImageData):
+        size = preset.image_size
+        data = load_data(data, seed=run.seed, image_size=size, cache_dir=run.cache)
+    return data.in_shape(preset.image_size, preset.channels or len(data.mean))
 
 
 class Teacher(NamedTuple):
@@ -194,9 +187,9 @@ def _teacher(
         return Teacher(None, None, None, tasks)
     vocabulary = _vocabulary(tasks) if preset.context else 0
     if given is None and recipe is not None:
-        data = tasks if preset.context else tasks[:1]
-        cache = {"cache_dir": run.cache, "seed": run.seed, "progress": run.progress}
-        model, card = get_ancestor(network, recipe, data, **cache)
+        data = tasks if vocabulary else tasks[:1]
+        options = {"cache_dir": run.cache, "seed": run.seed, "progress": run.progress}
+        model, card = get_ancestor(network, recipe, data, **options)
         return Teacher(Ancestor.open(model), model, card, tasks)
     given = network.model if given is None else given
     source = Ancestor.open(given)
@@ -207,20 +200,12 @@ def _teacher(
             f"{source.source} reads no texts of {vocabulary} tokens: use a GPT-2 of that "
             "vocabulary as ancestor"
         )
-    if (
-        not vocabulary
-        and isinstance(given, (str, os.PathLike))
-        and not Path(given).expanduser().exists()
-    ):
+    if not vocabulary and isinstance(given, (str, os.PathLike)) and not _path(given):
         # a published ancestor expects images as it was trained on
         config = getattr(module or source.module(), "pretrained_cfg", None) or {}
-        mean, std = config.get("mean", ()), config.get("std", ())
-        tasks = [
-            task.normalised(mean, std)
-            if isinstance(task, ImageData) and len(mean) == len(task.mean)
-            else task
-            for task in tasks
-        ]
+        images = [task for task in tasks if isinstance(task, ImageData)]
+        if images and len(config.get("mean", ())) == len(images[0].mean):
+            tasks = [task.normalised(config["mean"], config["std"]) for task in images]
         size = config.get("input_size", (3, preset.image_size))[1]
         if module is not None and size != preset.image_size:
             module = ResizingModel(module, size, bf16=False)
@@ -238,7 +223,13 @@ def _vocabulary(tasks: Sequence[Data]) -> int:
     return sizes.pop()
 
 
+def _path(given: AncestorLike) -> Path | None:
+    """Return the path that an ancestor was named by, if there is such a file or folder."""
+    path = Path(given).expanduser() if isinstance(given, (str, os.PathLike)) else None
+    return path if path and path.exists() else None
+
+
 def _name(given: AncestorLike, source: Ancestor) -> str:
     """Return the name of an ancestor, without this machine's paths."""
-    path = Path(given).expanduser() if isinstance(given, (str, os.PathLike)) else None
-    return path.name if path and path.exists() else source.source
+    path = _path(given)
+    return path.name if path else source.source

@@ -29,10 +29,7 @@ PARTS = ("train", "val", "test")
 class ImageFiles:
     """Image files decoded on demand: what stands in for a tensor that would not fit in memory.
 
-    Args:
-        paths: the files.
-        size: side in pixels; the short side of an image is resized to it, the long one cropped.
-        channels: 1 or 3.
+    The short side of an image is resized to ``size`` pixels, the long one cropped.
     """
 
     paths: tuple[Path, ...]
@@ -134,11 +131,7 @@ class ImageData:
         return found | self.source
 
     def in_shape(self, size: int, channels: int = 3) -> ImageData:
-        """Return the data in images of one size, grey ones in as many channels as colour ones.
-
-        Args:
-            size: both sides in pixels; images are resized bilinearly, with antialiasing.
-            channels: 3, or what the data has.
+        """Return the data in squares of ``size`` pixels, grey images in as many channels.
 
         Raises:
             WeightInitError: if colour images would have to become grey.
@@ -192,7 +185,7 @@ class ImageData:
             label_smoothing: how much of the target is spread over all classes.
             rank: number of this process.
             world: number of processes that share a batch.
-            workers: number of processes that prepare images for ``"paper"``.
+            workers: number of processes that augment images for ``"paper"``.
 
         Raises:
             WeightInitError: if the batch does not divide, or the augmentation is unknown.
@@ -242,25 +235,16 @@ class ImageData:
 
     @staticmethod
     def loss(out: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
-        """Return the cross-entropy with targets that are smooth already.
+        """Return the cross-entropy of logits ``[B, n]``, averaged over those ``[B, poolings, n]``.
 
-        Args:
-            out: logits ``[B, n]``, or ``[B, poolings, n]``, whose losses are averaged.
-            targets: distributions over the classes ``[B, n]``.
-            label_smoothing: of the batches.
+        The targets ``[B, n]`` are distributions over the classes, and smooth already.
         """
         log = functional.log_softmax(out.float(), -1)
         heads = (-1,) + (1,) * (out.dim() - 2) + (out.shape[-1],)
         return -(targets.view(heads) * log).sum(-1).mean()
 
     def score(self, model: nn.Module, part: Split | None = None, *, batch_size: int = 500) -> float:
-        """Return the top-1 accuracy of a model in percent; its mode is put back.
-
-        Args:
-            model: maps images ``[B, C, H, W]`` to logits ``[B, classes]``.
-            part: images to score; None is the validation images.
-            batch_size: number of images at a time.
-        """
+        """Return a model's accuracy in percent on a part, the validation images by default."""
         part, right = self.val if part is None else part, 0
         with evaluating(model) as device:
             for index in torch.arange(len(part)).split(batch_size):

@@ -17,7 +17,7 @@ from weightinit.inherit.fit import run
 from weightinit.training.checkpoint import History, load_checkpoint, save_checkpoint
 from weightinit.training.contexts import seeded, subseed
 from weightinit.training.recipe import Recipe
-from weightinit.training.tasks import Data, TaskBatches
+from weightinit.training.tasks import Data, task_batches
 
 __all__ = ["accelerator", "distillation_loss", "follow", "train"]
 
@@ -79,13 +79,10 @@ def train(
 
 
 def distillation_loss(kind: str, logits: Tensor, targets: Tensor, teacher: Tensor) -> Tensor:
-    """Return WAVE's Eq. 7, KL(ancestor || module) + CE, or the KL alone.
+    """Return WAVE's Eq. 7, KL(ancestor || module) + CE, or of kind ``"soft"`` the KL alone.
 
-    Args:
-        kind: ``"soft+ce"`` or ``"soft"``.
-        logits: logits of the module ``[B, n]``, or ``[B, poolings, n]``, whose losses are averaged.
-        targets: distributions over the classes ``[B, n]``.
-        teacher: logits of the ancestor ``[B, n]``.
+    Logits of the module are ``[B, n]``, or ``[B, poolings, n]``, whose losses are averaged; logits
+    of the ancestor and targets, distributions over the classes, are ``[B, n]``.
     """
     heads = (-1,) + (1,) * (logits.dim() - 2) + (logits.shape[-1],)
     log = functional.log_softmax(logits.float(), -1)
@@ -150,8 +147,10 @@ def follow(
         history, start = History(**state["history"]), state["step"]
         schedule.step_update(start)
     _share(module, fleet)
-    batches = TaskBatches(
+    steps = range(start, recipe.steps)
+    batches = task_batches(
         tasks,
+        steps,
         seed=recipe.seed,
         temperature=recipe.task_temperature,
         batch_size=recipe.batch_size,
@@ -160,7 +159,7 @@ def follow(
         rank=fleet.process_index,
         world=fleet.num_processes,
         workers=workers,
-    ).batches(range(start, recipe.steps))
+    )
     report = max(1, min(50, recipe.steps // 20))
     began, recent = time.monotonic() - history.seconds, []
 
@@ -195,7 +194,6 @@ def follow(
         return {name: value for name, value in row.items() if name in ("lr", "loss", "val")}
 
     progress = progress if fleet.is_main_process else False
-    steps = range(start, recipe.steps)
     run(steps, step, optimizer, scaler=scaler, after=after, progress=progress)
     fleet.wait_for_everyone()
     return history

@@ -31,13 +31,9 @@ GUIDE = "guide.weight"
 
 @dataclass(frozen=True)
 class Target:
-    """An architecture, ready to be given weights.
+    """An architecture, ready to be given weights: a model on the meta device, in training mode.
 
-    Args:
-        model: network on the meta device, in training mode.
-        anatomy: its anatomy.
-        graph: its graph, with TAL's M where there is a guide.
-        rule: the rule that its weights start at, where they do.
+    The graph holds TAL's M where there is a guide; the rule is what the weights start at, if any.
     """
 
     model: nn.Module
@@ -82,12 +78,7 @@ class Targets:
         return self._built[key]
 
     def predict(self, target: Target, task: Tensor | None = None) -> Prediction:
-        """Return the prediction of a target's weights.
-
-        Args:
-            target: one of this object's.
-            task: TAL's task embedding ``[task_dim]``.
-        """
+        """Return the prediction of a target's weights, of a TAL for a task ``[task_dim]``."""
         return Prediction(
             self.hypernet,
             target.anatomy,

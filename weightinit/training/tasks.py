@@ -16,18 +16,13 @@ from weightinit.training.contexts import evaluating, subseed
 from weightinit.training.images import ImageData
 from weightinit.training.text import TextData
 
-__all__ = ["Data", "TaskBatches", "check_tasks", "image_size", "probabilities", "task_embedding"]
+__all__ = ["Data", "check_tasks", "image_size", "probabilities", "task_batches", "task_embedding"]
 
 Data = ImageData | TextData
 
 
 def check_tasks(tasks: Sequence[Data], sampler: Sampler | None = None) -> None:
-    """Check that tasks go together, and with the networks that a sampler draws.
-
-    Raises:
-        WeightInitError: if there are none, images and texts among them, or the sampler draws no
-            networks for them.
-    """
+    """Check that there are tasks, all of one kind, and that a sampler draws networks for them."""
     if len({type(task) for task in tasks}) != 1:
         raise WeightInitError(f"{len(tasks)} tasks: use one or more, all images or all texts")
     data = tasks[0]
@@ -38,11 +33,7 @@ def check_tasks(tasks: Sequence[Data], sampler: Sampler | None = None) -> None:
 
 
 def image_size(tasks: Sequence[Data]) -> int:
-    """Return the side of the images of all tasks, 0 of texts.
-
-    Raises:
-        WeightInitError: if they are not of one square shape.
-    """
+    """Return the side of the images of all tasks, which must have one square shape; 0 of texts."""
     images = [task for task in tasks if isinstance(task, ImageData)]
     shapes = {(*task.train.size, len(task.mean)) for task in images}
     if len(shapes) > 1 or any(height != width for height, width, _ in shapes):
@@ -56,9 +47,8 @@ def image_size(tasks: Sequence[Data]) -> int:
 def probabilities(sizes: Sequence[int], temperature: float = 2.0) -> Tensor:
     """Return how often each task is drawn: p_i proportional to (N_i / sum N)^(1/T) (TAL, stage 2).
 
-    Args:
-        sizes: N, numbers of training images or tokens.
-        temperature: T; 1 draws every image equally often, infinity every task.
+    N are the numbers of training images or tokens; T = 1 draws every image equally often, infinity
+    every task.
 
     Examples:
         >>> probabilities([900, 100]).tolist()
@@ -73,56 +63,46 @@ def probabilities(sizes: Sequence[int], temperature: float = 2.0) -> Tensor:
     return share / share.sum()
 
 
-class TaskBatches:
-    """One task a step, drawn by temperature, and its next batch, without end.
+def task_batches(
+    tasks: Sequence[Data], steps: range, *, seed: int, temperature: float = 2.0, **options: Any
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Yield one (task, inputs, targets) a step: a task drawn by temperature, and its next batch.
 
     Every step is a function of the seed and its number alone, so that a resumed run goes on with
     the same bits, and all processes agree on the task.
 
     Args:
         tasks: data sets to draw from, all images or all texts.
+        steps: which steps, counted from the start of the training.
         seed: base seed for all random draws; a single task sees the order of plain training.
         temperature: temperature of :func:`probabilities`.
-        options: options of the data sets' ``batches``.
+        **options: options of the data sets' ``batches``.
 
     Raises:
         WeightInitError: if there are no tasks.
     """
+    check_tasks(tasks)
+    edges = probabilities([len(task.train) for task in tasks], temperature).cumsum(0)
 
-    def __init__(
-        self, tasks: Sequence[Data], *, seed: int, temperature: float = 2.0, **options: Any
-    ) -> None:
-        check_tasks(tasks)
-        self.tasks, self.seed, self.options = tuple(tasks), seed, options
-        self._edges = probabilities([len(task.train) for task in tasks], temperature).cumsum(0)
-
-    def task_at(self, step: int) -> int:
-        """Return which task a step trains on."""
-        if len(self.tasks) == 1:
+    def task_at(step: int) -> int:
+        if len(tasks) == 1:
             return 0
-        generator = torch.Generator().manual_seed(subseed(self.seed, 6, step))
+        generator = torch.Generator().manual_seed(subseed(seed, 6, step))
         drawn = torch.rand((), dtype=torch.float64, generator=generator)
-        return min(int(torch.searchsorted(self._edges, drawn)), len(self.tasks) - 1)
+        return min(int(torch.searchsorted(edges, drawn)), len(tasks) - 1)
 
-    def batches(self, steps: range) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Yield one (task, inputs, targets) a step.
-
-        Args:
-            steps: which steps, counted from the start of the training.
-        """
-        before = Counter(map(self.task_at, range(steps.start)))
-        drawn = [self.task_at(step) for step in steps]
-        several = len(self.tasks) > 1
-        sources = {
-            task: self.tasks[task].batches(
-                range(before[task], before[task] + count),
-                seed=subseed(self.seed, 7, task) if several else self.seed,
-                **self.options,
-            )
-            for task, count in Counter(drawn).items()
-        }
-        for task in drawn:
-            yield task, *next(sources[task])
+    before = Counter(map(task_at, range(steps.start)))
+    drawn = [task_at(step) for step in steps]
+    sources = {
+        task: tasks[task].batches(
+            range(before[task], before[task] + count),
+            seed=subseed(seed, 7, task) if len(tasks) > 1 else seed,
+            **options,
+        )
+        for task, count in Counter(drawn).items()
+    }
+    for task in drawn:
+        yield task, *next(sources[task])
 
 
 def task_embedding(ancestor: nn.Module, data: Data, *, batch_size: int = 500) -> Tensor:

@@ -61,18 +61,10 @@ class TextData:
         vocabulary: str | Any = "bytes",
         source: Mapping[str, Any] | None = None,
     ) -> TextData:
-        """Return texts as tokens.
-
-        Args:
-            name: name of them all.
-            texts: one a file; the last tenth of each is held out.
-            context: number of tokens that a model reads at once.
-            vocabulary: ``"bytes"``, ``"characters"`` (those of the texts), or a tokenizer of
-                transformers.
-            source: where they came from, for provenance (JSON).
+        """Return texts as tokens; see :func:`load_text` and the class.
 
         Raises:
-            WeightInitError: if they are too short.
+            WeightInitError: if they are too short, or the vocabulary is unknown.
         """
         encode, vocab = _encoder(vocabulary, texts)
         parts = [encode(text) for text in texts if text]
@@ -106,9 +98,7 @@ class TextData:
     def windows(self, tokens: Tensor, most: int = 1024) -> Tensor:
         """Return windows of ``context`` tokens and the next one, int64 ``[n, context + 1]``.
 
-        Args:
-            tokens: tokens of this text.
-            most: largest number of windows; a longer text gives as many, evenly spread.
+        A text of more than ``most`` windows gives as many, evenly spread.
         """
         count = (len(tokens) - 1) // self.context
         starts = torch.linspace(0, count - 1, min(most, count)).round().long() * self.context
@@ -133,15 +123,7 @@ class TextData:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield one (tokens ``[B, context]``, next tokens ``[B, context]``) a step, int64.
 
-        A step is a function of the seed and its number alone.
-
-        Args:
-            steps: which steps, counted from the start of the training.
-            batch_size: number of windows over all processes together.
-            seed: base seed for where windows start.
-            rank: number of this process.
-            world: number of processes that share a batch.
-            **_: what concerns images alone.
+        Options are those of ``ImageData.batches``; what concerns images alone has no effect.
 
         Raises:
             WeightInitError: if the batch does not divide.
@@ -185,13 +167,7 @@ class TextData:
         return functional.cross_entropy(logits, targets.flatten(), label_smoothing=label_smoothing)
 
     def score(self, model: nn.Module, part: Tensor | None = None, *, batch_size: int = 64) -> float:
-        """Return a model's cross-entropy in bits for each UTF-8 byte; its mode is put back.
-
-        Args:
-            model: maps tokens ``[B, T]`` to an object with ``logits [B, T, vocab]``.
-            part: tokens to score; None is the held-out text, 1,024 windows of it at most.
-            batch_size: number of windows at a time.
-        """
+        """Return a model's bits per UTF-8 byte of some tokens, the held-out text by default."""
         windows, total = self.windows(self.val if part is None else part), 0.0
         with evaluating(model) as device:
             for batch in windows.to(device).split(batch_size):
@@ -213,7 +189,8 @@ def load_text(
         source: a text file in UTF-8, or a folder of such (``*.txt``, ``*.md``, ``*.rst``, at any
             depth).
         context: number of tokens that a model reads at once.
-        vocabulary: see :meth:`TextData.of`.
+        vocabulary: ``"bytes"``, ``"characters"`` (those of the text), or a tokenizer of
+            transformers.
 
     Raises:
         WeightInitError: if there is no such text, or it is too short or no UTF-8.
