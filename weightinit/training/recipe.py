@@ -115,7 +115,7 @@ class Recipe:
         """Return the schedule of the rate: linear warm-up, then half a cosine."""
         return CosineLRScheduler(
             optimizer,
-            t_initial=max(1, self.steps - self.warmup_steps),
+            t_initial=max(2, self.steps - self.warmup_steps),  # timm warns of 1
             lr_min=self.min_lr,
             warmup_t=self.warmup_steps,
             warmup_lr_init=self.warmup_lr,
