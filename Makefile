@@ -4,9 +4,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
-export OMP_NUM_THREADS ?= 1
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: demo test check bench bench-report clean
+.PHONY: demo test test-slow check bench bench-report clean
 
 $(VENV)/.ready: setup.cfg pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -15,10 +15,16 @@ $(VENV)/.ready: setup.cfg pyproject.toml
 	touch $@
 
 demo: $(VENV)/.ready  ## initialise five ViTs from the shipped bundle, and compare with random
-	OMP_NUM_THREADS= $(BIN)/weightinit demo
+	$(BIN)/weightinit demo
 
-test: $(VENV)/.ready check  ## everything that must hold, in about ten minutes on two cores
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+# Several workers share the cores: more threads each only slow them down.
+test test-slow: export OMP_NUM_THREADS ?= 1
+
+test: $(VENV)/.ready check  ## what must hold at every change, in a few minutes on two cores
+	$(PYTEST)
+
+test-slow: $(VENV)/.ready  ## the rest: notebooks, trainings, processes, every model of timm
+	$(PYTEST) -m slow
 
 check: $(VENV)/.ready  ## style and types
 	$(BIN)/ruff check .
@@ -26,11 +32,11 @@ check: $(VENV)/.ready  ## style and types
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 bench: $(VENV)/.ready  ## the measurements behind the README's numbers
-	OMP_NUM_THREADS= $(BIN)/python benchmarks/kernels.py
-	OMP_NUM_THREADS= $(BIN)/python benchmarks/initialise.py
-	OMP_NUM_THREADS= $(BIN)/python benchmarks/transform.py
-	OMP_NUM_THREADS= $(BIN)/python benchmarks/hypernet.py
-	OMP_NUM_THREADS= $(BIN)/python benchmarks/demo.py
+	$(BIN)/python benchmarks/kernels.py
+	$(BIN)/python benchmarks/initialise.py
+	$(BIN)/python benchmarks/transform.py
+	$(BIN)/python benchmarks/hypernet.py
+	$(BIN)/python benchmarks/demo.py
 	$(BIN)/python benchmarks/coverage.py
 
 bench-report: $(VENV)/.ready  ## the README's tables, from the result files

@@ -31,7 +31,7 @@ import weightinit as wi
 from weightinit.ancestor.ancestor import Ancestor
 from weightinit.hypernet.config import HyperConfig
 from weightinit.hypernet.graph import graph_of
-from weightinit.hypernet.network import Hypernet
+from weightinit.hypernet.network import GraphHyperNetwork
 from weightinit.hypernet.predict import Prediction
 
 SIZES = {
@@ -63,7 +63,7 @@ class Case:
     def __init__(self, kind: str, way: str, device: str = "cpu", half: bool = False) -> None:
         torch.manual_seed(0)
         self.ours, self.device = way == "ours", device
-        self.net = Hypernet(HYPERNETS[kind]).to(device)
+        self.net = GraphHyperNetwork(HYPERNETS[kind]).to(device)
         # Its random weights are nobody's: in the memory of both ways alike.
         self.old = build("ViT-L/16").requires_grad_(False).to(device) if kind == "PITH" else None
         self.source = Ancestor.open(self.old) if self.old is not None else None
@@ -96,11 +96,10 @@ class Case:
         model, graph = self.target(size)
 
         def written() -> list[Tensor]:
-            made = Prediction(
-                self.net, wi.anatomy(model), ancestor=self.source, graph=graph
-            ).recipes()
+            seen = wi.anatomy(model)
+            made = Prediction(self.net, seen, ancestor=self.source, graph=graph).plan()
             values = []
-            for recipe in made:
+            for recipe in made.recipes(seen):
                 values.append(torch.empty(recipe.spec.shape, device=self.device))
                 if recipe.fill is not None:
                     recipe.fill(values[-1])

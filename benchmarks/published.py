@@ -2,7 +2,7 @@
 
 GHN-3, LoGAH, TAL and PITH as their code does it for torchvision's ViT, written anew and only as
 fast; the benchmark measures against it and tests compare with it. Weights are those of a
-:class:`weightinit.hypernet.network.Hypernet`.
+:class:`weightinit.hypernet.network.GraphHyperNetwork`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from weightinit.hypernet.graph import PRIMITIVES
-from weightinit.hypernet.network import Hypernet
+from weightinit.hypernet.network import GraphHyperNetwork
 
 #: Operations of autograd that have a node.
 KEPT = {"Softmax": "msa", "Mean": "glob_avg", "Add": "sum", "Cat": "concat"}
@@ -168,7 +168,7 @@ def convolved(decoder: Any, x: Tensor, shape: tuple[int, ...], classes: bool = F
     return y[:, : shape[0], : shape[1]]
 
 
-def keyed(shape: tuple[int, ...], last: bool, net: Hypernet) -> tuple[int, ...]:
+def keyed(shape: tuple[int, ...], last: bool, net: GraphHyperNetwork) -> tuple[int, ...]:
     """Return the key of a group: sizes clipped and rounded."""
     most = net.config.max_shape
 
@@ -207,7 +207,7 @@ def scaled(value: Tensor, name: str, *, weight: bool) -> Tensor:
     return value * (beta / value[0].numel()) ** 0.5
 
 
-def embeddings(net: Hypernet, graph: Traced, task: Tensor | None = None) -> Tensor:
+def embeddings(net: GraphHyperNetwork, graph: Traced, task: Tensor | None = None) -> Tensor:
     """Encode the nodes, the bias of attention from every pair of nodes on its own."""
     first: Any = net.gnn[0]
     device, hid = net.embed.weight.device, net.config.hid
@@ -253,7 +253,7 @@ def _bin(size: int, bins: list[int]) -> int:
 
 
 def predict(
-    net: Hypernet,
+    net: GraphHyperNetwork,
     graph: Traced,
     params: Mapping[str, Tensor],
     *,
@@ -280,7 +280,7 @@ def predict(
 
 
 def _decode(
-    net: Hypernet,
+    net: GraphHyperNetwork,
     key: tuple[int, ...],
     x: Tensor,
     names: list[str],
@@ -300,7 +300,7 @@ def _decode(
 
 
 def _inherit(
-    net: Hypernet,
+    net: GraphHyperNetwork,
     key: tuple[int, ...],
     x: Tensor,
     names: list[str],

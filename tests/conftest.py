@@ -1,104 +1,18 @@
-import hashlib
 import os
+import types
 from pathlib import Path
 
 import pytest
 import timm
 import torch
+from helpers import bundles, hub_server
+from helpers.ancestors import ARCHITECTURE, CONFIG, NAME
+from helpers.models import make_bundle
+from huggingface_hub import constants, file_download
+from huggingface_hub.utils import _detect_agent, _http, disable_progress_bars
+from torch import nn
 
-from weightinit.anatomy import anatomy
-from weightinit.files.config import BundleConfig
-from weightinit.inherit.outside import collect
-from weightinit.templates.bundle import TemplateBundle
-from weightinit.templates.compose import scaler_shape
-from weightinit.templates.config import TemplateConfig, kind_roles
-
-# Several pytest workers on two cores: more threads each only slow them down.
-torch.set_num_threads(1)
-
-AUXILIARY = {
-    "img_size": 8,
-    "patch_size": 2,
-    "in_chans": 1,
-    "num_classes": 5,
-    "embed_dim": 16,
-    "depth": 3,
-    "num_heads": 2,
-    "class_token": False,
-    "global_pool": "avg",
-    "fc_norm": False,
-}
-
-
-def vit(**changes):
-    """A tiny timm ViT, the auxiliary model's size unless told otherwise."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return timm.models.VisionTransformer(**(AUXILIARY | changes)).eval()
-
-
-def make_bundle(method="wave", *, seed=0, dtype=torch.float64, **changes):
-    """A bundle of random templates for `vit()`, as a training would leave it."""
-    model = vit(**changes).to(dtype)
-    target = anatomy(model)
-    width = target.sizes["d"]
-    config = (
-        TemplateConfig.wave(width)
-        if method == "wave"
-        else TemplateConfig.layers(method, width, {"share": 1}.get(method, 2))
-    ).restricted_to(target)
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(*shape):
-        return torch.randn(shape, generator=generator, dtype=dtype)
-
-    tensors = {}
-    for kind, spec in config.kinds.items():
-        tensors[f"templates.{kind}"] = draw(spec.number, *spec.shape) * 0.2
-        if method == "wave":
-            piece = target.blocks[0][kind_roles(kind)[0]]
-            shape = scaler_shape(config, kind, piece.size)
-            tensors[f"scalers.{kind}"] = draw(target.depth, spec.number, *shape)
-    tensors |= {
-        f"outside.{k}": draw(*v.shape)
-        for k, v in collect(target, dict(model.named_parameters())).items()
-    }
-    return TemplateBundle(
-        BundleConfig(
-            kind="templates",
-            method=method,
-            options=config.to_dict(),
-            sizes=dict(target.sizes),
-            depth=target.depth,
-            licence="Apache-2.0",
-            traits=dict(target.traits) | {"family": target.family},
-        ),
-        {k: v.to(torch.float32) for k, v in tensors.items()},
-    )
-
-
-def draw(*shape, seed=0):
-    """A float64 tensor of normal draws."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64)
-
-
-def state_hash(module):
-    """Everything that must not change: values, buffers, identities, flags and mode."""
-    digest = hashlib.sha256()
-    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
-        digest.update(f"{name}/{id(tensor)}/{tensor.requires_grad}/{tensor.dtype}".encode())
-        if not tensor.is_meta:
-            digest.update(tensor.detach().reshape(-1).view(torch.uint8).numpy().tobytes())
-    digest.update(str([m.training for m in module.modules()]).encode())
-    return digest.hexdigest()
-
-
-def bundle_hash(bundle):
-    digest = hashlib.sha256()
-    for name, tensor in sorted(bundle.tensors.items()):
-        digest.update(name.encode() + tensor.contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+from weightinit.ancestor.models import Library
 
 
 @pytest.fixture(scope="session")
@@ -113,3 +27,85 @@ def golden():
     if not folder.is_dir():
         pytest.skip(f"no golden files in {folder}: set WEIGHTINIT_GOLDEN")
     return folder
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A Hub that the client takes for its own, with a home and a cache of this test alone."""
+    with hub_server.serve() as server:
+        moves = {constants.HF_HOME: str(tmp_path / "home"), constants.ENDPOINT: server.endpoint}
+        for name, value in vars(constants).copy().items():
+            if isinstance(value, str) and not name.startswith("__"):
+                for old, new in moves.items():
+                    value = value.replace(old, new)
+                monkeypatch.setattr(constants, name, value)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        # The chunk store behind xet is a service of its own; without it the client speaks LFS.
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setattr(_detect_agent, "_registry", {})
+        impatient = types.SimpleNamespace(sleep=lambda seconds: None)
+        for module in (file_download, _http):
+            monkeypatch.setattr(module, "time", impatient)
+        disable_progress_bars()
+        _http.close_session()
+        yield server
+        _http.close_session()
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A folder that holds the bundle of ``helpers.bundles``, with fitted scalers."""
+    folder = tmp_path / "saved"
+    bundles.make_bundle(fitted=(2,)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def model():
+    """The model that CONFIG describes, with random weights that no other model has."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        model = timm.create_model(ARCHITECTURE, num_classes=5, **CONFIG["model_args"])
+        for parameter in model.parameters():
+            nn.init.normal_(parameter)
+    return model.eval()
+
+
+@pytest.fixture
+def global_generator():
+    """No door touches the global generator."""
+    before = torch.get_rng_state()
+    yield
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.fixture
+def streamed(monkeypatch):
+    """Fail where a library loads the weights instead."""
+
+    def loaded(self):
+        raise AssertionError("not streamed")
+
+    monkeypatch.setattr(Library, "loaded", loaded)
+
+
+@pytest.fixture
+def vit_tensors():
+    """Tensors for timm's own model of NAME: random, and none of them as timm draws it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        model = timm.create_model(NAME)
+        for parameter in model.parameters():
+            nn.init.normal_(parameter, std=0.02)
+    return model.eval()
+
+
+@pytest.fixture
+def quiet():
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    yield
+    logging.enable_progress_bar()

@@ -65,7 +65,7 @@ def test_class_attention_is_an_extra_stack():
 
 def test_convnext_stages_follow_one_another():
     seen = anatomy(on_meta("convnext_atto"))
-    assert seen.traits["depths"] == (2, 2, 6, 2)
+    assert seen.traits.depths == (2, 2, 6, 2)
     assert (seen.family, seen.depth) == ("convnext", 12)
     assert [b["mlp.fc1.weight"].spec.stack for b in seen.blocks[1:5]] == [
         "stages.0",

@@ -131,7 +131,7 @@ def test_linear_patch_embedding_of_naflexvit_is_a_convolution(channels_last):
     patches, _ = timm.models.naflexvit.batch_patchify(images, (4, 4), channels_last=channels_last)
     torch.testing.assert_close(model.embeds.proj(patches), expected)
     assert seen.outside["pos"].axes == (("gh", "gw"), ("d",))
-    assert (seen.traits["grid"], seen.traits["pos_prefix"]) == ((16, 16), 0)
+    assert (seen.traits.grid, seen.traits.pos_prefix) == ((16, 16), 0)
 
 
 @pytest.mark.parametrize("fuse", [False, True])
@@ -212,7 +212,7 @@ def test_canonical_axes_are_the_same_in_every_library(make, family, library):
         assert {"pos", "norm.weight"} <= shared or family == "bert"
         for role in shared:
             assert seen.outside[role].axes == reference.outside[role].axes
-    assert anatomy(model).traits["library"] == library
+    assert anatomy(model).traits.library == library
     with pytest.raises(AnatomyError, match="head count"):
         anatomy(model.state_dict())
 
@@ -252,7 +252,7 @@ def test_distilled_deit_of_transformers():
     seen = anatomy(transformers.DeiTForImageClassificationWithTeacher(config))
     assert seen.outside["token.dist"].size == (1, 12)
     assert seen.outside["head_dist.weight"].axes == (("n",), ("d",))
-    assert (seen.traits["prefix_tokens"], seen.traits["pos_prefix"]) == (2, 2)
+    assert (seen.traits.prefix_tokens, seen.traits.pos_prefix) == (2, 2)
 
 
 def test_shared_biases_of_beit_are_known():

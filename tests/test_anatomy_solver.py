@@ -18,7 +18,7 @@ def test_bare_state_dicts_need_the_head_count():
     with pytest.raises(AnatomyError, match=r"sizes=\{'h': 6\}"):
         anatomy(state)
     seen = anatomy(state, sizes={"h": 3})
-    assert (seen.sizes["k"], seen.traits["pos_prefix"], seen.traits["grid"]) == (4, 1, (4, 4))
+    assert (seen.sizes["k"], seen.traits.pos_prefix, seen.traits.grid) == (4, 1, (4, 4))
     # Normed queries tell the head dim, and with it the head count.
     assert anatomy(tiny(qk_norm=True).state_dict()).sizes["h"] == 3
     with pytest.raises(AnatomyError, match="contradict"):

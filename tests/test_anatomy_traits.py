@@ -29,24 +29,24 @@ def on_meta(name, **changes):
         ({"mlp_layer": timm.layers.SwiGLUPacked}, {"act": "GELU", "glu": "gate_first"}),
         ({"mlp_layer": timm.layers.GluMlp}, {"act": "GELU", "glu": "gate_last"}),
         ({"mlp_layer": timm.layers.SwiGLU}, {"glu": "split"}),
-        ({"norm_layer": "rmsnorm"}, {"norm": "RmsNorm", "post_norm": False}),
+        ({"norm_layer": "rmsnorm"}, {"norm": "RmsNorm", "form": "pre_norm"}),
         (
             {"block_fn": timm.models.vision_transformer.ResPostBlock, "init_values": 1e-5},
-            {"post_norm": True},
+            {"form": "branch_norm"},
         ),
     ],
 )
 def test_traits_are_read_from_the_module(changes, traits):
     found = anatomy(tiny(**changes)).traits
-    assert {name: found[name] for name in traits} == traits
+    assert {name: getattr(found, name) for name in traits} == traits
 
 
 def test_traits_of_a_distilled_and_of_a_rotary_model():
     distilled = anatomy(on_meta("deit_tiny_distilled_patch16_224"))
-    assert (distilled.traits["prefix_tokens"], distilled.traits["pos_prefix"]) == (2, 2)
+    assert (distilled.traits.prefix_tokens, distilled.traits.pos_prefix) == (2, 2)
     assert {"token.dist", "head_dist.weight"} <= distilled.outside.keys()
     rotary = anatomy(on_meta("eva02_tiny_patch14_224"))
-    assert rotary.traits["rope"] == "RotaryEmbeddingCat"
+    assert rotary.traits.rope == "RotaryEmbeddingCat"
     assert rotary.outside["pos"].size == (257, 192)
 
 

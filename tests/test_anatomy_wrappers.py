@@ -42,7 +42,7 @@ def test_wrappers_and_prefixes(wrap):
         assert [spec.key for spec in seen.specs] == [spec.name for spec in plain.specs]
         assert [spec.name for spec in seen.specs] == [name for name, _ in model.named_parameters()]
         assert seen.sizes == plain.sizes
-        assert seen.traits["pos_prefix"] == 1
+        assert seen.traits.pos_prefix == 1
         assert seen.spec("head.weight") == seen.spec(seen.specs[-2].name)
 
 

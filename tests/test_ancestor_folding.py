@@ -1,7 +1,7 @@
 import pytest
 import timm
 import torch
-from inherit import logits, randomise, small_vit
+from helpers.inherit import logits, randomise, small_vit
 from timm.models import vision_transformer as vit
 
 import weightinit as wi

@@ -1,7 +1,7 @@
 import pytest
 import timm
 import torch
-from conftest import bundle_hash, make_bundle, state_hash, vit
+from helpers.models import bundle_hash, make_bundle, state_hash, vit
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn

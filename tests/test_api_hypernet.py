@@ -3,8 +3,8 @@
 import pytest
 import timm
 import torch
-from conftest import state_hash, vit
-from hypernet_reference import KINDS, hypernet, task_of
+from helpers.hypernet_reference import KINDS, hypernet, task_of
+from helpers.models import state_hash, vit
 
 import weightinit as wi
 from weightinit.errors import BundleError, ProjectionError

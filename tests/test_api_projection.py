@@ -6,12 +6,12 @@ import warnings
 import pytest
 import timm
 import torch
-from inherit import logits, randomise, small_vit
+from helpers.inherit import logits, randomise, small_vit
 from safetensors.torch import save_file
 
 import weightinit as wi
 from weightinit.hypernet.config import HyperConfig
-from weightinit.hypernet.network import Hypernet
+from weightinit.hypernet.network import GraphHyperNetwork
 from weightinit.registry import METHODS, get_method
 
 
@@ -323,7 +323,9 @@ def test_another_function_warns():
 
 def pith(kind="pith"):
     torch.manual_seed(0)
-    return wi.PITH(Hypernet(HyperConfig(kind, hid=16, layers=1, heads=2, rank=4, max_ck=8192)))
+    return wi.PITH(
+        GraphHyperNetwork(HyperConfig(kind, hid=16, layers=1, heads=2, rank=4, max_ck=8192))
+    )
 
 
 #: Of each method a target that it takes from an ancestor of 24 channels, 3 heads and 3 blocks.
@@ -419,4 +421,4 @@ def test_methods_by_name_or_object():
     chosen = wi.WeightSelection(heads="flat")
     assert get_method(chosen) is chosen
     for name in set(METHODS) - {"pith"}:
-        assert callable(get_method(name).recipes)
+        assert callable(get_method(name).plan)

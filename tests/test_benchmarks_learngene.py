@@ -62,6 +62,7 @@ def options(lab):
     return {"scale": lab.scale, "folder": lab.folder, "cache_dir": lab.cache_dir}
 
 
+@pytest.mark.slow
 def test_every_method_makes_a_row_that_the_schema_takes(trials, tiny, lab, tmp_path):
     cases = [
         trials["suites"].Case(
@@ -121,6 +122,7 @@ def test_the_same_case_gives_the_same_row(trials, tiny, lab):
     assert first == second
 
 
+@pytest.mark.slow
 def test_two_jobs_do_what_one_does(trials, tiny, lab, tmp_path):
     cases = [trials["suites"].Case("x", "He", 16, 16, 4, seed) for seed in (1, 2)]
     one = trials["run"].run(cases, options(lab))
@@ -128,13 +130,12 @@ def test_two_jobs_do_what_one_does(trials, tiny, lab, tmp_path):
     assert [row["trained"] for row in one] == [row["trained"] for row in two]
 
 
-def test_tuning_reads_no_test_images(trials, tiny, lab):
+def test_tuning_reads_no_test_images(trials, tiny, lab, monkeypatch):
     data = lab.data()
     broken = replace(data, test=replace(data.test, labels=torch.full_like(data.test.labels, -1)))
-    lab._data["digits"] = broken
+    monkeypatch.setitem(lab._data, "digits", broken)
     case = trials["suites"].Case("tune", "He", 16, 16, 4, 1, test=False)
     row = trials["run"].run_case(case, lab)
-    lab._data["digits"] = data
     assert row["trained"] == row["val"][-1]
 
 

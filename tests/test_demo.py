@@ -4,6 +4,7 @@ from weightinit.demo import TARGETS, demo
 from weightinit.errors import WeightInitError
 
 
+@pytest.mark.slow
 def test_demo_beats_random_on_every_target(tmp_path):
     plot = tmp_path / "demo.png"
     text, values = demo(plot, steps=3)

@@ -3,19 +3,15 @@
 import os
 import subprocess
 import sys
-import types
 from pathlib import Path
 
-import hub_server
 import huggingface_hub
 import pytest
 import torch
-from huggingface_hub import constants, file_download
-from huggingface_hub.utils import _detect_agent, _http, disable_progress_bars
-from make_bundle import make_bundle
+from helpers.bundles import files_of, make_bundle
+from huggingface_hub import constants
 
 from weightinit.errors import BundleError
-from weightinit.files import hub as hub_files
 from weightinit.templates.bundle import TemplateBundle
 
 # The client's own LFS upload warns inside its HTTP library.
@@ -23,36 +19,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning
 
 NAME = "org/bundle"
 ROOT = Path(__file__).resolve().parents[1]
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """A Hub that the client takes for its own, with a home and a cache of this test alone."""
-    with hub_server.serve() as server:
-        moves = {constants.HF_HOME: str(tmp_path / "home"), constants.ENDPOINT: server.endpoint}
-        for name, value in vars(constants).copy().items():
-            if isinstance(value, str) and not name.startswith("__"):
-                for old, new in moves.items():
-                    value = value.replace(old, new)
-                monkeypatch.setattr(constants, name, value)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        # The chunk store behind xet is a service of its own; without it the client speaks LFS.
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
-            monkeypatch.delenv(name, raising=False)
-        monkeypatch.setattr(_detect_agent, "_registry", {})
-        impatient = types.SimpleNamespace(sleep=lambda seconds: None)
-        for module in (file_download, _http):
-            monkeypatch.setattr(module, "time", impatient)
-        disable_progress_bars()
-        _http.close_session()
-        yield server
-        _http.close_session()
-
-
-def files_of(bundle, folder):
-    bundle.save_pretrained(folder)
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 @pytest.fixture
@@ -137,13 +103,6 @@ def test_revisions(published, tmp_path):
     assert_sound(old)
     assert load(revision=published.sha).source == old.source
     assert load(f"{NAME}@main", revision="main").source == f"{NAME}@{newer}"
-
-
-def test_a_known_bundle_is_pinned(published, tmp_path, monkeypatch):
-    published.add(NAME, files_of(make_bundle(seed=1), tmp_path / "newer"))
-    monkeypatch.setitem(hub_files.KNOWN, NAME, published.sha)
-    assert load().source == f"{NAME}@{published.sha}"
-    assert load(revision="main").source != f"{NAME}@{published.sha}"
 
 
 def test_two_revisions_are_an_error(published):
@@ -334,6 +293,7 @@ def test_push_refuses_before_it_asks(hub):
     assert not hub.requests
 
 
+@pytest.mark.slow
 def test_the_environment_alone(published, tmp_path):
     """A process of its own, set up as a user would: by HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE."""
     script = f"""

@@ -4,9 +4,9 @@ import tracemalloc
 import warnings
 
 import pytest
+from helpers.bundles import make_bundle
 from hostile import ATTACKS
 from hostile.base import write_sound
-from make_bundle import make_bundle
 
 import weightinit.files.checks as checks
 from weightinit.errors import BundleError

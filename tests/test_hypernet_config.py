@@ -8,9 +8,9 @@ import torch
 
 from weightinit.errors import BundleError
 from weightinit.hypernet.config import HyperConfig
-from weightinit.hypernet.network import Hypernet
+from weightinit.hypernet.network import GraphHyperNetwork
 
-RULED = HyperConfig.pith(start="rule", separate=True, heads_apart=True, expansion="both")
+RULED = HyperConfig.pith(start="rule", separate=True, expansion="both")
 
 
 @pytest.mark.parametrize("config", [HyperConfig(), HyperConfig("ghn3"), HyperConfig.pith(), RULED])
@@ -51,13 +51,25 @@ def test_round_trip_through_json(config):
         {"layernorm": 1},
         {"dead_layer": "yes"},
         {"separate": None},
-        {"heads_apart": 0},
         {"width": 3},
     ],
 )
 def test_unsound_values_are_refused(changes):
     with pytest.raises(BundleError, match="use"):
         HyperConfig.from_dict({**HyperConfig().to_dict(), **changes})
+
+
+@pytest.mark.parametrize(
+    "gone", [{"heads_apart": True}, {"heads_apart": 0}, {"alignment": "learned"}]
+)
+def test_what_was_dropped_is_refused_by_what_to_do(gone):
+    with pytest.raises(BundleError, match="train it again"):
+        HyperConfig.from_dict({**HyperConfig.pith().to_dict(), **gone})
+
+
+def test_a_dropped_flag_that_meant_nothing_is_passed_over():
+    assert HyperConfig.from_dict({**RULED.to_dict(), "heads_apart": True}) == RULED
+    assert HyperConfig.from_dict({**HyperConfig().to_dict(), "heads_apart": False}) == HyperConfig()
 
 
 def test_lists_become_tuples():
@@ -81,5 +93,7 @@ def published_count(hid, rank, layers, heads, ck):
 def test_parameters_follow_the_formula(sizes):
     hid, rank, layers, heads, ck = sizes
     with torch.device("meta"):
-        net = Hypernet(HyperConfig(hid=hid, rank=rank, layers=layers, heads=heads, max_ck=ck))
+        net = GraphHyperNetwork(
+            HyperConfig(hid=hid, rank=rank, layers=layers, heads=heads, max_ck=ck)
+        )
     assert sum(p.numel() for p in net.parameters()) == published_count(*sizes)

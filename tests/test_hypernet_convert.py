@@ -17,7 +17,7 @@ from weightinit.hypernet import convert as convert_module
 from weightinit.hypernet.config import HyperConfig
 from weightinit.hypernet.convert import convert
 from weightinit.hypernet.files import HyperNetwork
-from weightinit.hypernet.network import Hypernet
+from weightinit.hypernet.network import GraphHyperNetwork
 
 SMALL = {"hid": 32, "layers": 2, "heads": 4, "num_classes": 10}
 LOW_RANK = {**SMALL, "rank": 8, "max_ck": 512, "max_shape": (256, 256, 16)}
@@ -60,7 +60,7 @@ def stated(config):
 
 def network(config):
     torch.manual_seed(0)
-    return Hypernet(config)
+    return GraphHyperNetwork(config)
 
 
 def same_tensors(wanted, folder):
@@ -183,7 +183,7 @@ def test_aliases_alone_are_renamed(tmp_path):
 
 def test_another_dict_of_the_file_can_be_named(tmp_path):
     config = CONFIGS["logah"]
-    first, second = network(config).state_dict(), Hypernet(config).state_dict()
+    first, second = network(config).state_dict(), GraphHyperNetwork(config).state_dict()
     value = {"state_dict": first, "ema_state_dict": second, "config": stated(config)}
     torch.save(value, tmp_path / "old.pt")
     assert convert(tmp_path / "old.pt", tmp_path / "new").ignored == ("ema_state_dict",)

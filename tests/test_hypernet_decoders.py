@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypernet_reference import config, published
+from helpers.hypernet_reference import config, published
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -2,26 +2,43 @@
 
 import pytest
 import torch
-from hypernet_reference import KINDS, Golden, config, hypernet, published, task_of, torchvision_vit
+from helpers.hypernet_reference import (
+    KINDS,
+    Golden,
+    config,
+    hypernet,
+    published,
+    task_of,
+    torchvision_vit,
+)
 
 import weightinit as wi
 from weightinit.hypernet.config import HyperConfig
 from weightinit.hypernet.encoder import ShapeEncoder
 from weightinit.hypernet.graph import Graph, Node, graph_of
-from weightinit.hypernet.network import Hypernet
+from weightinit.hypernet.network import GraphHyperNetwork
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_intermediate_results_are_published(golden, kind):
-    case, seen = Golden(golden, kind), {}
+    case, found = Golden(golden, kind), {}
+    graph, net = graph_of(wi.anatomy(case.target)), case.net
+    for name, module in (("embed", net.embed), ("layer0", net.gnn[0]), ("layer1", net.gnn[1])):
+        module.register_forward_hook(lambda _, args, out, name=name: found.update({name: out}))
     with torch.no_grad():
-        case.net.encode(graph_of(wi.anatomy(case.target)), case.task, seen.__setitem__)
+        last = net.encode(graph, case.task)
+        shaped = found["embed"] + net.shape_enc(graph)
+        bias = net.gnn[0].attn.bias(graph.distances)
     wanted = case.part("mid")
-    wanted["attn_bias"] = wanted["attn_bias"][0].permute(2, 0, 1)
-    wanted["gnn_layer1_out"] = wanted.pop("gnn_out")
-    assert len(wanted) == len(seen) == 6
-    for name, value in wanted.items():
-        torch.testing.assert_close(seen[name], value.view_as(seen[name]), atol=1e-5, rtol=0)
+    for value, expected in (
+        (found["embed"], wanted["embed_out"]),
+        (shaped, wanted["shape_enc_out"]),
+        (bias, wanted["attn_bias"][0].permute(2, 0, 1)),
+        (found["layer0"], wanted["gnn_layer0_out"]),
+        (found["layer1"], wanted["gnn_out"]),
+        (last, wanted["ln_out"]),
+    ):
+        torch.testing.assert_close(value, expected.view_as(value), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -64,7 +81,7 @@ def test_a_task_changes_nothing_at_first():
     graph = graph_of(wi.anatomy(torchvision_vit(1, 32)))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        net = Hypernet(config("tal"))
+        net = GraphHyperNetwork(config("tal"))
     plain = net.encode(graph)
     assert torch.equal(net.encode(graph, 5 * torch.ones(12)), plain)
     torch.nn.init.normal_(net.gnn[0].TEN.fc_beta.weight)

@@ -6,10 +6,10 @@ import time
 import pytest
 import timm
 import torch
-from conftest import vit
-from hypernet_reference import KINDS, hypernet
+from helpers.bundles import files_of
+from helpers.hypernet_reference import KINDS, hypernet
+from helpers.models import vit
 from safetensors.torch import load_file, save_file
-from test_files_hub import files_of, hub  # noqa: F401
 
 import weightinit as wi
 from weightinit.errors import BundleError
@@ -129,7 +129,7 @@ def test_lists_of_templates_hold_no_hypernetworks():
         assert wi.TemplateBundle.from_pretrained(name)
 
 
-def test_the_hub_serves_one(hub, tmp_path):  # noqa: F811
+def test_the_hub_serves_one(hub, tmp_path):
     net = hypernet("logah")
     hub.add("org/logah-vit", files_of(HyperNetwork.of(net), tmp_path / "made"))
     found = wi.HyperNetwork.from_pretrained("org/logah-vit")
@@ -141,7 +141,7 @@ def test_the_hub_serves_one(hub, tmp_path):  # noqa: F811
 
 
 @pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
-def test_the_hub_takes_one(hub):  # noqa: F811
+def test_the_hub_takes_one(hub):
     where = HyperNetwork.of(hypernet("ghn3")).push_to_hub("org/ghn3", token="hf_good")
     assert HyperNetwork.from_pretrained(where).hyper_config.kind == "ghn3"
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from weightinit.errors import BundleError
 from weightinit.hypernet.config import HyperConfig
 from weightinit.hypernet.infer import inferred
-from weightinit.hypernet.network import Hypernet
+from weightinit.hypernet.network import GraphHyperNetwork
 
 GHN3 = {
     "t": (64, 3, 8, 6_906_632),
@@ -38,7 +38,7 @@ PUBLISHED = {
 
 def shapes_of(config):
     with torch.device("meta"):
-        state = Hypernet(config).state_dict()
+        state = GraphHyperNetwork(config).state_dict()
     return {name: tuple(value.shape) for name, value in state.items()}
 
 

@@ -3,8 +3,8 @@
 import pytest
 import timm
 import torch
-from conftest import vit
-from hypernet_reference import KINDS, hypernet, task_of, torchvision_vit
+from helpers.hypernet_reference import KINDS, hypernet, task_of, torchvision_vit
+from helpers.models import vit
 from torch.func import functional_call
 
 import weightinit as wi
@@ -45,7 +45,10 @@ def test_recipes_write_what_is_predicted(kind, name):
     net, model = hypernet(kind), TARGETS[name]()
     with torch.no_grad():
         found = predict(net, model)
-    values, recipes = found.parameters(), {r.spec.name: r for r in found.recipes()}
+    values, recipes = (
+        found.parameters(),
+        {r.spec.name: r for r in found.plan().recipes(found.target)},
+    )
     assert values.keys() == recipes.keys() == dict(model.named_parameters()).keys()
     for key, recipe in recipes.items():
         for dtype in (torch.float32, torch.float64):
@@ -89,7 +92,8 @@ def test_it_can_be_differentiated_through_the_target():
 
 def test_reports_tell_predicted_from_drawn():
     model = vit(in_chans=3, class_token=True, global_pool="token", init_values=0.1)
-    rows = {r.spec.name: (r.action, r.source) for r in predict(hypernet(), model).recipes()}
+    found = predict(hypernet(), model)
+    rows = {r.spec.name: (r.action, r.source) for r in found.plan().recipes(found.target)}
     assert rows["blocks.0.attn.qkv.weight"][0] == "written"
     assert "predicted" in rows["blocks.0.attn.qkv.weight"][1]
     assert rows["cls_token"] == ("fresh", "torch.nn.init.trunc_normal_(std=0.02)")
@@ -98,7 +102,8 @@ def test_reports_tell_predicted_from_drawn():
 
 
 def test_faithful_leaves_what_it_has_no_node_for():
-    rows = {r.spec.name: r for r in predict(hypernet(), torchvision_vit(), faithful=True).recipes()}
+    found = predict(hypernet(), torchvision_vit(), faithful=True)
+    rows = {r.spec.name: r for r in found.plan().recipes(found.target)}
     assert rows["class_token"].action == "kept" and rows["class_token"].fill is None
 
 

@@ -6,12 +6,9 @@ import torch
 
 from weightinit.errors import WeightInitError
 from weightinit.hypernet.samplers import (
-    HELD_DEPTHS,
-    HELD_WIDTHS,
     SAMPLERS,
     Sampler,
     get_sampler,
-    held_out,
     micro,
     sample,
 )
@@ -100,13 +97,6 @@ def test_micro_never_draws_what_is_held_out():
     pairs = {(kwargs["embed_dim"], kwargs["depth"]) for kwargs in draws("micro", 3000)}
     widths, depths = ({pair[i] for pair in pairs} for i in (0, 1))
     assert widths == {48, 64, 96, 128} and depths == {3, 4, 6, 7, 9} and len(pairs) == 20
-    assert not widths & set(HELD_WIDTHS) and not depths & set(HELD_DEPTHS)
-    for unseen, count in (("both", 4), ("width", 10), ("depth", 8)):
-        kept = {(kwargs["embed_dim"], kwargs["depth"]) for kwargs in held_out(unseen)}
-        assert len(kept) == count and not kept & pairs
-    assert all(kwargs["embed_dim"] in HELD_WIDTHS for kwargs in held_out("width"))
-    with pytest.raises(WeightInitError, match="use 'both', 'width' or 'depth'"):
-        held_out("neither")
 
 
 def test_a_seed_means_the_same_architectures_and_global_state_stays():

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from hypernet_reference import config, published
+from helpers.hypernet_reference import config, published
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from weightinit.hypernet.graph import Node
-from weightinit.hypernet.network import Hypernet
+from weightinit.hypernet.network import GraphHyperNetwork
 from weightinit.hypernet.shapes import limited, scale_of, tiled, vector
 
 
@@ -20,7 +20,7 @@ from weightinit.hypernet.shapes import limited, scale_of, tiled, vector
 def test_sizes_are_rounded_as_published(size, most, kind):
     own = config(kind, max_shape=(most, most, 11))
     with torch.device("meta"):
-        key = published.keyed((size,), False, Hypernet(own))
+        key = published.keyed((size,), False, GraphHyperNetwork(own))
     assert limited(size, 0, own, own.max_shape) == key[0]
     if size <= most:
         assert limited(size, 0, own, None) == key[0]

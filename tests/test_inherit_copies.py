@@ -1,40 +1,18 @@
+import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from inherit import small_vit
+from helpers.inherit import bert, fill, says, small_vit
+from helpers.models import draw
 from timm.models.eva import Eva
 
+import weightinit as wi
 from weightinit.anatomy import anatomy
-from weightinit.inherit.copies import Copies, Copying
+from weightinit.inherit.copies import Copying
 from weightinit.inherit.growth import Growth
 from weightinit.inherit.transfer import Place
 
 
-def draw(*shape, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64)
-
-
 def copying(old, new):
-    return Copying(
-        Growth("lemon", anatomy(old), anatomy(new)), lambda _, size, more: torch.arange(more) % size
-    )
-
-
-@given(st.integers(1, 6), st.lists(st.integers(0, 5), max_size=9), st.booleans())
-@settings(max_examples=40, deadline=None)
-def test_the_shares_of_a_channel_sum_to_what_read_it(old, more, uneven):
-    index = torch.tensor([*range(old), *(i % old for i in more)])
-    copies = Copies(index)
-    weight = draw(3, old)
-    added = (lambda even: draw(*even.shape, seed=1)) if uneven else None
-    shares = copies.share(weight, 1, added)
-    sums = torch.zeros_like(weight).index_add_(1, index, shares)
-    torch.testing.assert_close(sums, weight, atol=1e-14, rtol=0)
-    for channel in range(old):
-        turns = copies.turns[index == channel]
-        assert turns.tolist() == list(range(len(turns)))
-        assert (copies.counts[index == channel] == len(turns)).all()
+    return Copying(Growth("lemon", anatomy(old), anatomy(new)))
 
 
 def test_whole_heads_are_copied():
@@ -76,3 +54,11 @@ def test_copies_of_a_query_head_are_served_by_copies_of_its_own_key_value_head()
     seen = copying(old, new)
     heads, groups = seen.of("h").index, seen.of("e").index
     assert torch.equal(heads // 2, groups.repeat_interleave(3))
+
+
+@pytest.mark.parametrize("method", [wi.LEMON(), wi.Net2Net(), wi.HyperCloning()])
+def test_the_norm_before_a_tied_head_is_shared_for_it(method):
+    """The head reads the copies of the embedding undivided, BERT's after a norm of its own."""
+    ancestor, model = bert(16, True), bert(32, True)
+    fill(model, ancestor, method)
+    torch.testing.assert_close(says(model), says(ancestor), atol=1e-10, rtol=0)

@@ -1,7 +1,7 @@
 import pytest
+from helpers.inherit import small_vit
 from hypothesis import given
 from hypothesis import strategies as st
-from inherit import small_vit
 
 from weightinit.anatomy import anatomy
 from weightinit.errors import ProjectionError

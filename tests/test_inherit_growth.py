@@ -1,9 +1,9 @@
 import pytest
 import timm
 import torch
+from helpers.inherit import Stub, fill, logits, narrow_eps, randomise, small_vit
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from inherit import Stub, fill, logits, narrow_eps, randomise, small_vit
 from timm.layers import RmsNorm, SwiGLUPacked
 from timm.models import beit, cait, deit, eva, vision_transformer, vision_transformer_relpos
 
@@ -170,7 +170,7 @@ def test_no_architecture_is_promised_what_it_does_not_get(name, target):
             fill(new, old, method)
         except ProjectionError:
             continue
-        (note,) = method.notes(Stub(old), anatomy(new))
+        (note,) = method.plan(Stub(old), anatomy(new)).notes
         if "not lossless" not in note:
             narrow_eps(new, note)
             promised.add(type(method).__name__)

@@ -1,7 +1,7 @@
 import pytest
 import timm
 import torch
-from inherit import small_vit
+from helpers.inherit import small_vit
 
 from weightinit.anatomy import anatomy
 from weightinit.errors import ProjectionError

@@ -1,7 +1,7 @@
 import pytest
 import torch
-from conftest import draw
-from inherit import Stub, randomise, small_vit
+from helpers.inherit import Stub, randomise, small_vit
+from helpers.models import draw
 from torch import nn
 from torchvision.models import VisionTransformer
 

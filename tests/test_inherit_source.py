@@ -1,5 +1,5 @@
 import torch
-from inherit import Stub, small_vit
+from helpers.inherit import Stub, small_vit
 
 from weightinit.inherit.source import Outside
 

@@ -3,11 +3,11 @@ import warnings
 import pytest
 import timm
 import torch
-from inherit import logits, randomise
+from helpers.inherit import logits, randomise
 from timm.layers.pos_embed_rel import resize_rel_pos_bias_table
 
 import weightinit as wi
-from weightinit.anatomy import anatomy
+from weightinit.anatomy import Labels, Piece, Traits, anatomy
 from weightinit.errors import ProjectionError
 from weightinit.inherit.tables import resized
 
@@ -23,6 +23,11 @@ def beit(img_size=16, patch_size=4, width=24, heads=3, depth=2, **kwargs):
         **sizes, num_heads=heads, depth=depth, num_classes=5, use_abs_pos_emb=False, **kwargs
     )
     return randomise(model, width + depth)
+
+
+def piece(role, labels):
+    """A canonical piece [9, 2] of a parameter that nobody asks about."""
+    return Piece(role, (9, 2), None, tuple(map(Labels, labels)))
 
 
 def table_of(model):
@@ -96,9 +101,9 @@ def test_the_window_of_a_state_dict_is_square_or_unknown():
 
 def test_decomposed_tables_are_linear():
     value = torch.arange(5.0)[:, None].expand(5, 2)
-    found = resized(value, "attn.rel_pos_h", (9, 2), old={}, new={})
+    found = resized(value, piece("attn.rel_pos_h", "uk"), old=Traits(), new=Traits())
     assert found.shape == (9, 2) and bool((found.diff(dim=0) >= 0).all())
-    assert resized(value, "mlp.fc1.weight", (9, 2), old={}, new={}) is value
+    assert resized(value, piece("mlp.fc1.weight", "md"), old=Traits(), new=Traits()) is value
 
 
 def test_sam():

@@ -1,27 +1,27 @@
 import pytest
 import timm
 import torch
-from inherit import Stub, fill, logits, randomise, small_vit
+from helpers.inherit import Stub, fill, logits, randomise, small_vit
 
 import weightinit as wi
-from weightinit.anatomy import anatomy
+from weightinit.anatomy import Labels, anatomy, facts
 from weightinit.errors import ProjectionError
 from weightinit.inherit.depth import mixes
 from weightinit.inherit.outside import Axis
-from weightinit.inherit.transfer import Place, Transfer, side, transfer_recipes
-from weightinit.plan import Plan
+from weightinit.inherit.transfer import Place, Transfer, transfer_parts
+from weightinit.plan import Inheritance, Plan
 
 
 class Ops:
     """A method of given operators."""
 
     def __init__(self, depth="uniform", **axes):
-        self.depth, self.ops = depth, {k.replace("_", " "): v for k, v in axes.items()}
+        self.depth, self.ops = depth, {Labels(k.split("_")): v for k, v in axes.items()}
 
-    def recipes(self, source, target, seed=0):
+    def plan(self, source, target, seed=0):
         depth = mixes(self.depth, source.anatomy, target)
         transfer = Transfer(lambda label, place: self.ops.get(label), depth, "test")
-        return transfer_recipes(source, target, transfer, seed=seed)
+        return Inheritance(transfer_parts(source, target, transfer, seed=seed))
 
 
 def permuted(size, seed=0):
@@ -79,7 +79,7 @@ def test_new_blocks_are_written_by_the_method():
         return False
 
     transfer = Transfer(lambda label, place: None, [((0, 1.0),), ()], "test", new=new)
-    recipes = transfer_recipes(Stub(ancestor), seen, transfer)
+    recipes = Inheritance(transfer_parts(Stub(ancestor), seen, transfer)).recipes(seen)
     Plan(model, seen, recipes, source="stub").commit()
     torch.testing.assert_close(logits(model), logits(ancestor))
 
@@ -112,7 +112,7 @@ def test_separate_and_fused_attention_are_one():
     ],
 )
 def test_sides(role, dim, dims, wanted):
-    assert side(role, dim, dims) == wanted
+    assert facts(role).side(dim, dims) == wanted
 
 
 def test_operators_know_their_place():
@@ -124,9 +124,10 @@ def test_operators_know_their_place():
     ancestor, model = small_vit(depth=2), small_vit(depth=1)
     target = anatomy(model)
     transfer = Transfer(axes, mixes("last", anatomy(ancestor), target), "test")
-    Plan(model, target, transfer_recipes(Stub(ancestor), target, transfer), source="s").commit()
-    assert ("m", Place("mlp.fc1.weight", 0, 1)) in seen
-    assert ("d", Place("pos")) in seen
+    planned = Inheritance(transfer_parts(Stub(ancestor), target, transfer))
+    Plan(model, target, planned.recipes(target), source="s").commit()
+    assert (("m",), Place("mlp.fc1.weight", 0, 1)) in seen
+    assert (("d",), Place("pos")) in seen
 
 
 def gpt2(width=24, heads=3, depth=2, *, tied=True):

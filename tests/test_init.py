@@ -1,8 +1,8 @@
 import pytest
 import torch
+from helpers.kron_reference import make, reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kron_reference import make, reference
 
 import weightinit as wi
 

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from test_init_widen import draw
+from helpers.models import draw
 from torch.nn import functional
 
 import weightinit as wi

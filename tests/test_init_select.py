@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import weightinit as wi
-from weightinit.init._select import select_indices
+from weightinit.init.operators import select_indices
 
 
 @given(st.integers(1, 400), st.data(), st.sampled_from(["uniform", "consecutive", "random"]))

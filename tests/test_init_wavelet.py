@@ -2,9 +2,9 @@ import sys
 
 import pytest
 import torch
+from helpers.models import draw
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_init_widen import draw
 
 import weightinit as wi
 from weightinit.init._wavelet import steps

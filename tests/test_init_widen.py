@@ -1,15 +1,11 @@
 import pytest
 import torch
+from helpers.models import draw
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
 import weightinit as wi
-
-
-def draw(*shape, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
 def onto(old, new, seed):

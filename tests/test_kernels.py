@@ -2,10 +2,10 @@
 import pytest
 import torch
 from beartype import beartype
+from helpers.kron_reference import ROUNDING, make, reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jaxtyping import Float, jaxtyped
-from kron_reference import ROUNDING, make, reference
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from kron_reference import ROUNDING, make, reference
+from helpers.kron_reference import ROUNDING, make, reference
 
 from weightinit import kernels
 from weightinit.kernels import kron_sum
@@ -28,6 +28,7 @@ SHAPES = [
 CASES = [(shape, torch.float32) for shape in SHAPES] + [(SHAPES[1], dtype) for dtype in ROUNDING]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(INTERPRETED, reason="this is the process it starts")
 def test_in_the_interpreter():
     pytest.importorskip("triton")

@@ -1,7 +1,7 @@
 import pytest
 import torch
-from conftest import draw
-from inherit import small_vit
+from helpers.inherit import small_vit
+from helpers.models import draw
 
 from weightinit.anatomy import anatomy
 from weightinit.ancestor.ancestor import Ancestor

@@ -1,8 +1,8 @@
 import pytest
 import timm
 import torch
-from conftest import draw
-from inherit import small_vit
+from helpers.inherit import small_vit
+from helpers.models import draw
 
 from weightinit.anatomy import anatomy
 from weightinit.errors import ProjectionError

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from conftest import draw
+from helpers.models import draw
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

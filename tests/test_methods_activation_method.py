@@ -1,8 +1,8 @@
 import pytest
 import timm
 import torch
-from conftest import draw, state_hash
-from inherit import fill, logits, randomise, small_vit
+from helpers.inherit import fill, logits, randomise, small_vit
+from helpers.models import draw, state_hash
 from torchvision.models import VisionTransformer
 from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
 

@@ -2,7 +2,7 @@ import itertools
 
 import pytest
 import torch
-from conftest import draw
+from helpers.models import draw
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn

@@ -1,28 +1,22 @@
 import pytest
 import timm
 import torch
+from helpers.inherit import bert, fill, logits, randomise, says, small_vit
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from inherit import fill, logits, randomise, small_vit
 from torch import nn
 
 import weightinit as wi
-from weightinit.anatomy import anatomy
+from weightinit.anatomy import Labels, anatomy
 from weightinit.errors import ProjectionError
-from weightinit.methods.bert2bert import Bert2BERT, _first, _Maps, copies_of
+from weightinit.init.operators import Copies
+from weightinit.methods.bert2bert import Bert2BERT, copies_of
 
 
 def maps_of(old, new, copies="even", seed=0):
-    return _Maps(anatomy(old), anatomy(new), copies, seed)
-
-
-def bert(width, tied):
-    transformers = pytest.importorskip("transformers")
-    config = transformers.BertConfig(
-        vocab_size=31, hidden_size=width, num_hidden_layers=2, num_attention_heads=width // 8,
-        intermediate_size=width * 3, max_position_embeddings=8, tie_word_embeddings=tied,
-    )  # fmt: skip
-    return randomise(transformers.BertForMaskedLM(config)).double()
+    """The map of every axis by its labels: which old channel each new one copies."""
+    copying = Bert2BERT(copies=copies)._copying(anatomy(old), anatomy(new), seed)
+    return lambda label: None if copying.of(label) is None else copying.of(label).index
 
 
 def gpt2(width):
@@ -40,15 +34,6 @@ def timm_model(name, **sizes):
 
 def convnext(width):
     return timm_model("convnext_atto", depths=(1, 1, 2, 1), dims=[width, width, width, 2 * width])
-
-
-def says(model):
-    """What a model of any kind here says of one input."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        if hasattr(model, "config"):
-            return model(torch.randint(31, (2, 8), generator=generator)).logits
-        return model(torch.randn(2, 3, 32, 32, generator=generator, dtype=torch.float64))
 
 
 @pytest.mark.parametrize(
@@ -111,7 +96,7 @@ def test_each_weight_is_the_papers_sum(copies):
     ancestor, model = small_vit(16, 2, 1).double(), small_vit(40, 5, 1).double()
     fill(model, ancestor, Bert2BERT(copies=copies), seed=1)
     maps = maps_of(ancestor, model, copies, seed=1)
-    d, hk, m = (maps.index(label).tolist() for label in ("d", "h k", "m"))
+    d, hk, m = (maps(Labels(names)).tolist() for names in ("d", "hk", "m"))
     old, new = ancestor.blocks[0], model.blocks[0]
     qkv = [block.attn.qkv.weight.unflatten(0, (3, -1)) for block in (old, new)]
     cases = [(qkv[0][i], qkv[1][i], hk, d) for i in range(3)] + [
@@ -138,12 +123,12 @@ def test_maps_keep_the_old_channels_and_even_ones_are_even(old, more, copies):
     counts = index.bincount(minlength=old)
     assert len(counts) == old
     assert copies == "random" or counts.max() - counts.min() <= 1
-    first = _first(index)
+    first = Copies(index).turns == 0
     assert first[:old].all() and not first[old:].any()
 
 
 def test_heads_are_copied_whole():
-    index = maps_of(small_vit(24, 3, 1), small_vit(40, 5, 1)).index("h k").view(5, 8)
+    index = maps_of(small_vit(24, 3, 1), small_vit(40, 5, 1))(Labels("hk")).view(5, 8)
     assert torch.equal(index % 8, torch.arange(8).expand(5, 8))
     assert all(len(set((row // 8).tolist())) == 1 for row in index)
 
@@ -163,13 +148,13 @@ def test_a_head_joins_the_copy_of_its_keys_and_values():
 
     for groups in (2, 4):
         maps = maps_of(grouped(4, 2), grouped(12, groups))
-        heads = maps.index("h k")[::8] // 8
-        theirs = maps.index("e k")
+        heads = maps(Labels("hk"))[::8] // 8
+        theirs = maps(Labels("ek"))
         kept = torch.arange(2) if theirs is None else theirs[::8] // 8
         assert heads.unique().tolist() == [0, 1, 2, 3]
         assert torch.equal(heads // 2, kept[torch.arange(12) // (12 // groups)])
     with pytest.raises(ProjectionError, match=r"serves 4 heads .* only 2"):
-        maps_of(grouped(8, 2), grouped(12, 6)).index("h k")
+        maps_of(grouped(8, 2), grouped(12, 6))(Labels("hk"))
     with pytest.raises(ProjectionError, match="one of the two models has grouped"):
         maps_of(grouped(4, 2), grouped(6, 6))
 
@@ -179,7 +164,7 @@ def test_aki_takes_added_rows_from_the_next_block(depth):
     ancestor, model = small_vit(16, 2, 3), small_vit(24, 3, 4)
     fill(model, ancestor, Bert2BERT("aki", depth))
     maps = maps_of(ancestor, model)
-    d, hk, m = (maps.index(label) for label in ("d", "h k", "m"))
+    d, hk, m = (maps(Labels(names)) for names in ("d", "hk", "m"))
     own = {"stack_top": [0, 1, 2, 2], "interlace": [0, 0, 1, 2]}[depth]
     for block, index in zip(model.blocks, own, strict=True):
         pair = ancestor.blocks[index], ancestor.blocks[min(index + 1, 2)]

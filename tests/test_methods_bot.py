@@ -4,7 +4,7 @@ import sys
 
 import pytest
 import torch
-from inherit import Stub, fill, logits, small_vit
+from helpers.inherit import Stub, fill, logits, small_vit
 
 import weightinit as wi
 from weightinit.anatomy import anatomy

@@ -1,9 +1,9 @@
 import pytest
 import timm
 import torch
-from inherit import fill, randomise, small_vit
+from helpers.inherit import fill, randomise, small_vit
 
-from weightinit.anatomy import anatomy
+from weightinit.anatomy import Labels, anatomy
 from weightinit.errors import ProjectionError
 from weightinit.methods.auto import Auto
 from weightinit.methods.each import EachAxis
@@ -61,7 +61,7 @@ def test_heads_of_another_size_are_refused():
 )
 def test_heads_stay_whole(before, after):
     old, new = (anatomy(small_vit(h * k, h, 1)) for h, k in (before, after))
-    axis = EachAxis().axes(old, new)("h k", None)
+    axis = EachAxis().axes(old, new)(Labels("hk"), None)
     value = torch.arange(before[0] * before[1])[:, None]
     found = axis.rows(value, 0) if callable(axis.rows) else value[axis.rows]
     heads = found.view(after)

@@ -1,9 +1,9 @@
 import pytest
 import timm
 import torch
+from helpers.inherit import Stub, fill, logits, narrow_eps, randomise, small_vit
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from inherit import Stub, fill, logits, narrow_eps, randomise, small_vit
 from timm.layers import RmsNorm
 
 from weightinit.anatomy import anatomy
@@ -25,7 +25,7 @@ def test_rms_norm_models_grow_in_every_way_at_once(
     sizes = {"width": width, "heads": heads + more_heads, "depth": depth + deeper}
     new = small_vit(**sizes, mlp_ratio=2.0 + hidden / width, **options).double()
     fill(new, old, Expansions())
-    (note,) = Expansions().notes(Stub(old), anatomy(new))
+    (note,) = Expansions().plan(Stub(old), anatomy(new)).notes
     assert "not lossless" not in note and ("eps" in note) == (width > heads * dim)
     narrow_eps(new, note)
     torch.testing.assert_close(logits(new), logits(old), atol=1e-10, rtol=0)
@@ -90,6 +90,6 @@ def test_where_an_inner_norm_breaks_it_it_says_so():
     options = {"norm_layer": "rmsnorm", "scale_mlp_norm": True}
     old, new = small_vit(**options).double(), small_vit(mlp_ratio=5.0, **options).double()
     report = fill(new, old, Expansions())
-    assert "mlp.norm.weight average over" in Expansions().notes(Stub(old), anatomy(new))[0]
+    assert "mlp.norm.weight average over" in Expansions().plan(Stub(old), anatomy(new)).notes[0]
     assert not any("lossless" in row.source for row in report.rows)
     assert (logits(new) - logits(old)).abs().max() > 1e-6

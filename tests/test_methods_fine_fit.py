@@ -2,8 +2,8 @@ import math
 
 import pytest
 import torch
-from conftest import state_hash
-from inherit import small_vit
+from helpers.inherit import small_vit
+from helpers.models import state_hash
 from torch.nn import functional
 
 import weightinit as wi

@@ -1,10 +1,10 @@
 import pytest
 import timm
 import torch
-from conftest import draw, state_hash
+from helpers.inherit import Stub, fill, logits, small_vit
+from helpers.models import draw, state_hash
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from inherit import Stub, fill, logits, small_vit
 
 import weightinit as wi
 from weightinit.anatomy import anatomy

@@ -1,7 +1,7 @@
 import pytest
 import timm
 import torch
-from inherit import fill, logits, randomise, small_vit
+from helpers.inherit import fill, logits, randomise, small_vit
 
 import weightinit as wi
 from weightinit.anatomy import anatomy

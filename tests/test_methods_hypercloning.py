@@ -2,14 +2,14 @@ import math
 
 import pytest
 import torch
+from helpers.inherit import Stub, fill, logits, randomise, small_vit
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from inherit import Stub, fill, logits, randomise, small_vit
 from timm.layers import SwiGLU
 
 from weightinit.anatomy import anatomy
 from weightinit.errors import ProjectionError
-from weightinit.inherit.copies import Copies
+from weightinit.init.operators import Copies
 from weightinit.methods.hypercloning import HyperCloning, _pairs
 from weightinit.plan import Plan
 
@@ -42,7 +42,7 @@ def test_whole_multiples_keep_the_function(
     method = HyperCloning(snr_db=snr)
     fill(new, old, method)
     torch.testing.assert_close(logits(new), logits(old), atol=1e-10, rtol=0)
-    assert method.notes(Stub(old), anatomy(new)) == ["HyperCloning is lossless here"]
+    assert method.plan(Stub(old), anatomy(new)).notes == ["HyperCloning is lossless here"]
 
 
 def test_matrices_are_tiled_and_divided():
@@ -108,11 +108,11 @@ def test_gpt2_with_a_tied_head_is_exact():
     old, new = build(12, 3, 2), build(24, 6, 3)
     seen, tokens = anatomy(new), torch.arange(8)[None]
     method = HyperCloning(snr_db=10)
-    Plan(new, seen, method.recipes(Stub(old), seen), source="stub").commit()
+    Plan(new, seen, method.plan(Stub(old), seen).recipes(seen), source="stub").commit()
     with torch.no_grad():
         wanted, found = old(tokens).logits, new(tokens).logits
     torch.testing.assert_close(found, wanted, atol=1e-10, rtol=0)
-    assert method.notes(Stub(old), seen) == ["HyperCloning is lossless here"]
+    assert method.plan(Stub(old), seen).notes == ["HyperCloning is lossless here"]
 
 
 def test_other_ratios_are_refused_with_the_way_out():

@@ -5,9 +5,9 @@ import pytest
 import timm
 import torch
 import torchvision
+from helpers.inherit import Stub, fill, logits, narrow_eps, randomise, small_vit
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from inherit import Stub, fill, logits, narrow_eps, randomise, small_vit
 from safetensors.torch import load_file
 from timm.layers import SwiGLU
 
@@ -70,7 +70,7 @@ def test_any_larger_size_keeps_the_function(
     new = small_vit(**sizes, mlp_ratio=new_ratio, **options).double()
     method = LEMON(mode=mode, depth=identity)
     report = fill(new, old, method, seed=width)
-    (note,) = method.notes(Stub(old), anatomy(new))
+    (note,) = method.plan(Stub(old), anatomy(new)).notes
     assert "not lossless" not in note and report.counts["fresh"] == 0
     assert ("eps" in note) == bool(width % (heads * dim))
     narrow_eps(new, note)
@@ -90,7 +90,7 @@ def test_without_its_eps_the_error_is_that_of_the_eps():
         fill(new, old, method)
         wanted = logits(old)
         errors.append(float((logits(new) - wanted).abs().max() / wanted.abs().max()))
-        (note,) = method.notes(Stub(old), anatomy(new))
+        (note,) = method.plan(Stub(old), anatomy(new)).notes
         assert note.endswith("if you set the norms' eps to 0.6 of the ancestor's")
         narrow_eps(new, note)
         torch.testing.assert_close(logits(new), wanted, atol=1e-10, rtol=0)
@@ -175,7 +175,7 @@ def test_added_blocks_cancel_where_copies_are_many():
 def test_what_norms_break_is_said_and_true(options, said):
     old, new = (small_vit(*size, **options).double() for size in ((24, 3), (60, 5)))
     report = fill(new, old, LEMON())
-    (note,) = LEMON().notes(Stub(old), anatomy(new))
+    (note,) = LEMON().plan(Stub(old), anatomy(new)).notes
     assert said in note and "not lossless" in note
     assert not any("lossless" in row.source for row in report.rows)
     narrow_eps(new, "eps to 0.8 of the ancestor's")
@@ -194,7 +194,7 @@ def test_gpt2_with_a_tied_head_is_exact():
 
     old, new = build(12, 3, 2, 1e-5), build(28, 7, 3, 1e-5 * 24 / 28)
     seen, tokens = anatomy(new), torch.arange(8)[None]
-    Plan(new, seen, LEMON().recipes(Stub(old), seen), source="stub").commit()
+    Plan(new, seen, LEMON().plan(Stub(old), seen).recipes(seen), source="stub").commit()
     with torch.no_grad():
         wanted, found = old(tokens).logits, new(tokens).logits
     torch.testing.assert_close(found, wanted, atol=1e-10, rtol=0)
@@ -218,7 +218,7 @@ def test_other_libraries_vits_are_exact(library):
     old = randomise(build(12, 3, 2, 1e-6)).double()
     new = build(32, 8, 3, 1e-6 * 24 / 32).double().eval()
     fill(new, old, LEMON())
-    (note,) = LEMON().notes(Stub(old), anatomy(new))
+    (note,) = LEMON().plan(Stub(old), anatomy(new)).notes
     assert note == "LEMON is lossless here if you set the norms' eps to 0.75 of the ancestor's"
     image = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)).double()
     with torch.no_grad():

@@ -1,7 +1,7 @@
 import pytest
 import timm
 import torch
-from inherit import fill, logits, small_vit
+from helpers.inherit import fill, logits, small_vit
 from sklearn.datasets import load_digits
 from torch.nn.functional import cross_entropy
 

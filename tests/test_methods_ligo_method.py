@@ -4,7 +4,7 @@ import math
 import pytest
 import timm
 import torch
-from inherit import Stub, fill, logits, small_vit
+from helpers.inherit import Stub, fill, logits, small_vit
 from safetensors.torch import load_file, save_file
 
 import weightinit as wi

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from inherit import small_vit
+from helpers.inherit import small_vit
 
 from weightinit.anatomy import anatomy
 from weightinit.methods.ligo.operator import (

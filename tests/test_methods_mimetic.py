@@ -1,7 +1,7 @@
 import pytest
 import timm
 import torch
-from conftest import state_hash, vit
+from helpers.models import state_hash, vit
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -11,13 +11,14 @@ import weightinit as wi
 from weightinit.anatomy import anatomy
 from weightinit.errors import ProjectionError
 from weightinit.inherit.fresh import sub_generator
-from weightinit.methods.mimetic import Mimetic, mimetic_recipes
+from weightinit.methods.mimetic import Mimetic, planned_mimetic
 from weightinit.plan import Plan
 
 
 def fill(model, options=None, *, seed=0):
     seen = anatomy(model)
-    return Plan(model, seen, mimetic_recipes(seen, options, seed=seed), source="").commit()
+    recipes = planned_mimetic(seen, options, seed=seed).recipes(seen)
+    return Plan(model, seen, recipes, source="").commit()
 
 
 def poison(model):
@@ -245,4 +246,4 @@ def test_an_attention_without_its_projection_is_named():
     model.blocks[0].side = torch.nn.Linear(16, 16, bias=False)
     rules = [wi.Rule(r"blocks\.(?P<block>\d+)\.side\.weight", "side.q.weight", "(h k) d")]
     with pytest.raises(ProjectionError, match=r"blocks\.0\.side\.weight.*rules="):
-        mimetic_recipes(anatomy(model, rules=rules))
+        planned_mimetic(anatomy(model, rules=rules))

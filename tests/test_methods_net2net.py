@@ -1,8 +1,8 @@
 import pytest
 import torch
+from helpers.inherit import Stub, fill, logits, small_vit
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from inherit import Stub, fill, logits, small_vit
 
 from weightinit.anatomy import anatomy
 from weightinit.errors import ProjectionError
@@ -45,7 +45,7 @@ def test_uneven_copies_of_the_stream_break_layer_norm_and_it_says_so(method, wid
     report = fill(new, old, method)
     assert (logits(new) - logits(old)).abs().max() > 1e-4
     assert not any("lossless" in row.source for row in report.rows)
-    (note,) = method.notes(Stub(old), anatomy(new))
+    (note,) = method.plan(Stub(old), anatomy(new)).notes
     assert "norm1.weight, norm2.weight, norm.weight average over" in note and "lemon" in note
 
 

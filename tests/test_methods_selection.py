@@ -3,7 +3,7 @@ import json
 import pytest
 import timm
 import torch
-from inherit import Stub, fill, logits, small_vit
+from helpers.inherit import Stub, fill, logits, small_vit
 from safetensors.torch import load_file
 
 from weightinit.errors import ProjectionError

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from inherit import Stub, fill, logits, small_vit
+from helpers.inherit import Stub, fill, logits, small_vit
 
 from weightinit.errors import ProjectionError
 from weightinit.methods.stacking import Stacking

@@ -1,10 +1,11 @@
 import pytest
 import torch
-from conftest import draw, state_hash
-from inherit import fill, logits, small_vit
+from helpers.inherit import fill, logits, small_vit
+from helpers.models import draw, state_hash
 from transformers import BertConfig, BertForSequenceClassification
 
 import weightinit as wi
+from weightinit.anatomy import Labels
 from weightinit.ancestor.ancestor import Ancestor
 from weightinit.errors import ProjectionError
 from weightinit.inherit.running import Running
@@ -25,24 +26,29 @@ def test_means_are_those_of_what_matrices_read():
     for images in IMAGES:
         model(images)
     means = mean_inputs(Running(Ancestor.open(model), IMAGES))
-    for key, name in {(1, "m"): "blocks.1.mlp.fc2", (0, "h k"): "blocks.0.attn.proj"}.items():
+    for key, name in {
+        (1, Labels("m")): "blocks.1.mlp.fc2",
+        (0, Labels("hk")): "blocks.0.attn.proj",
+    }.items():
         wanted = torch.cat(seen[name]).abs().flatten(0, -2).mean(0)
         torch.testing.assert_close(means[key], wanted)
-    torch.testing.assert_close(means[-1, "d"], torch.cat(seen["head"]).abs().mean(0))
-    assert set(means) == {(i, x) for i in (0, 1) for x in ("d", "h k", "m")} | {(-1, "d")}
+    torch.testing.assert_close(means[-1, Labels("d")], torch.cat(seen["head"]).abs().mean(0))
+    assert set(means) == {(i, Labels(x)) for i in (0, 1) for x in ("d", "hk", "m")} | {
+        (-1, Labels("d"))
+    }
 
 
 def test_the_loudest_are_kept_everywhere_alike():
     ancestor, model = small_vit(24, 3), small_vit(16, 2)
     means = mean_inputs(Running(Ancestor.open(ancestor), IMAGES))
     fill(model, ancestor.float(), Subcloning(rescale=False), calibration=IMAGES)
-    stream = torch.stack([x / x.mean() for (_, label), x in means.items() if label == "d"])
+    stream = torch.stack([x / x.mean() for (_, label), x in means.items() if label == ("d",)])
     kept = stream.mean(0).argsort(descending=True)[:16]
     assert torch.equal(model.pos_embed, ancestor.pos_embed[..., kept])
-    neurons = means[1, "m"].argsort(descending=True)[:64]
+    neurons = means[1, Labels("m")].argsort(descending=True)[:64]
     fc1 = ancestor.blocks[1].mlp.fc1
     assert torch.equal(model.blocks[1].mlp.fc1.weight, fc1.weight[neurons][:, kept])
-    heads = means[0, "h k"].view(3, 8).mean(1).argsort(descending=True)[:2]
+    heads = means[0, Labels("hk")].view(3, 8).mean(1).argsort(descending=True)[:2]
     rows = (heads[:, None] * 8 + torch.arange(8)).flatten()
     proj = ancestor.blocks[0].attn.proj.weight
     assert torch.equal(model.blocks[0].attn.proj.weight, proj[kept][:, rows])

@@ -77,9 +77,12 @@ def test_the_anatomy_function_survives_the_import_of_its_package():
 
 
 def test_no_pickle_anywhere():
+    """But in the one file that reads the field's old checkpoints, and imports no name of theirs."""
     for file in files():
         tree = ast.parse(file.read_text())
         names = {name.split(".")[0] for name in imports(tree, everywhere=True)}
+        if file.relative_to(PACKAGE).as_posix() == "hypernet/unpickle.py":
+            names.discard("pickle")
         assert not names & {"pickle", "joblib", "dill", "cloudpickle", "shelve", "marshal"}, file
         calls = {ast.unparse(n.func) for n in ast.walk(tree) if isinstance(n, ast.Call)}
         assert not calls & {"torch.load", "torch.save", "eval", "exec", "__import__"}, file

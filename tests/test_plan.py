@@ -3,13 +3,13 @@ import os
 import pytest
 import timm
 import torch
-from conftest import state_hash, vit
+from helpers.models import state_hash, vit
 from torch import nn
 
 import weightinit as wi
 from weightinit.anatomy import anatomy
 from weightinit.errors import ProjectionError
-from weightinit.plan import Plan, Recipe
+from weightinit.plan import Part, Plan, Recipe, assemble
 
 
 def filled(model, value=0.5, **special):
@@ -235,3 +235,32 @@ def test_report_says_what_is_done_with_every_parameter(bundle):
     assert [row.name for row in report.rows] == names(model)
     assert report.counts == {"written": 64, "fresh": 2, "kept": 1}
     assert "head.weight" in str(report) and os.linesep in str(report)
+
+
+def test_what_a_recipe_leaves_unwritten_is_found():
+    model = vit()
+    target = anatomy(model)
+    recipes = [Recipe(s, "written", "test", lambda out: out[:1].zero_()) for s in target.specs]
+    with pytest.raises(ProjectionError, match="not finite from test"):
+        Plan(model, target, recipes, source="test").validate()
+
+
+def test_parts_of_a_fused_parameter_are_all_kept_or_none():
+    target = anatomy(vit())
+    kept = Part("kept", "asked")
+    zeros = Part("fresh", "zeros", lambda out: out.zero_())
+    with pytest.raises(ProjectionError, match="store"):
+        assemble(target, lambda piece: kept if "attn.q." in piece.role else zeros)
+
+
+def test_a_parameter_is_written_if_any_part_is():
+    target = anatomy(vit())
+    zeros = Part("fresh", "zeros", lambda out: out.zero_())
+    ones = Part("written", "templates", lambda out: out.fill_(1))
+    recipes = assemble(target, lambda piece: ones if "attn.k.weight" in piece.role else zeros)
+    fused = next(r for r in recipes if r.spec.role == "attn.qkv.weight")
+    assert (fused.action, fused.source) == ("written", "zeros; templates")
+    out = torch.full(fused.spec.shape, torch.nan)
+    fused.fill(out)
+    third = len(out) // 3
+    assert out.sum() == out[third : 2 * third].numel()

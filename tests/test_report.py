@@ -2,15 +2,13 @@ import json
 
 import pytest
 import torch
-from conftest import vit
+from helpers.models import make_bundle, vit
 
 import weightinit as wi
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def plan():
-    from conftest import make_bundle
-
     return wi.plan_templates(vit(depth=4, num_classes=3), make_bundle())
 
 

@@ -1,15 +1,18 @@
 import copy
+import pickle
+from dataclasses import replace
 
 import pytest
 import torch
-from conftest import make_bundle, state_hash, vit
+from helpers.models import make_bundle, state_hash, vit
 from timm.models.eva import Eva
 from torch import nn
 
 import weightinit as wi
+from weightinit.anatomy import anatomy
 from weightinit.errors import ProjectionError
-from weightinit.templates.constrain import ConstrainedModel
-from weightinit.templates.learngene import closed_form
+from weightinit.templates.compose import Composer
+from weightinit.templates.scalers import closed_form
 
 LINEARS = {
     "attn.qkv": "attn.qkv.weight",
@@ -115,6 +118,28 @@ def test_the_state_dict_holds_templates_scalers_and_the_rest():
     assert "attn_rpe_q_weight" not in kinds
 
 
+def test_weights_are_the_block_parameters_that_kinds_cover():
+    config = wi.TemplateConfig.wave(16)
+    kinds = {kind: config.kinds[kind] for kind in ("attn.qkv.weight", "norm1.bias")}
+    module = wi.constrain(vit(), replace(config, kinds=kinds))
+    names = {f"blocks.{i}.{n}" for i in range(3) for n in ("attn.qkv.weight", "norm1.bias")}
+    assert set(module.weights()) == names
+    held = {name for name, _ in module.model.named_parameters()}
+    assert held == {name for name, _ in vit().named_parameters()} - names
+    module.depth_used = 2
+    assert set(module.weights()) == {name for name in names if "blocks.2" not in name}
+
+
+def test_activation_checkpointing_gives_the_same_gradients():
+    """It composes nothing anew in the backward pass, but reads the weights again."""
+    plain, saving = constrained(), constrained()
+    saving.model.set_grad_checkpointing(True)
+    for module in (plain, saving):
+        module.train()(IMAGES).square().sum().backward()
+    for name, parameter in plain.named_parameters():
+        torch.testing.assert_close(saving.get_parameter(name).grad, parameter.grad)
+
+
 def test_a_copy_after_a_step_is_independent():
     module = constrained()
     expected = module(IMAGES)
@@ -125,6 +150,8 @@ def test_a_copy_after_a_step_is_independent():
         twin.templates["mlp_fc1_weight"] += 1
     assert not torch.equal(twin(IMAGES), expected)
     torch.testing.assert_close(module(IMAGES), expected, rtol=0, atol=0)
+    again = pickle.loads(pickle.dumps(module))
+    torch.testing.assert_close(again(IMAGES), expected, rtol=0, atol=0)
 
 
 def test_the_given_model_is_left_as_it_was():
@@ -273,6 +300,9 @@ def test_errors_say_what_to_do():
     with pytest.raises(ProjectionError, match="Leave its kind out of the config"):
         wi.constrain(swiglu, wave)
     uneven = vit()
+    uneven.blocks[1].mlp.fc1 = nn.Linear(16, 64, bias=False)
+    with pytest.raises(ProjectionError, match="all blocks must have it in one size"):
+        wi.constrain(uneven, wave)
     uneven.blocks[1].mlp.fc1 = nn.Linear(16, 16)
     uneven.blocks[1].mlp.fc2 = nn.Linear(16, 16)
     with pytest.raises(wi.WeightInitError):
@@ -281,17 +311,14 @@ def test_errors_say_what_to_do():
 
 def test_a_random_bundle_of_another_head_dim(bundle):
     """The heads of templates and model may differ, as in init_from_templates."""
-    from weightinit.anatomy import anatomy
-    from weightinit.templates.scalers import head_dims, start_scalers
-
     model = wi.init_from_templates(vit(num_heads=4), bundle).eval()
-    seen = anatomy(model)
-    module = ConstrainedModel(
+    composer = Composer.of(bundle, anatomy(model))
+    module = wi.constrain(
         model,
         bundle.template_config,
         templates={k: bundle.tensors[f"templates.{k}"] for k in bundle.template_config.kinds},
-        scalers=start_scalers(bundle, seen),
-        heads=head_dims(bundle, seen),
+        scalers=composer.start(bundle),
+        head_dim=composer.head_dim,
     )
     torch.testing.assert_close(module(IMAGES), model(IMAGES), rtol=1e-4, atol=1e-5)
-    assert make_bundle().config.sizes["k"] != seen.sizes["k"]
+    assert make_bundle().config.sizes["k"] != composer.target.sizes["k"]

@@ -3,8 +3,8 @@
 import pytest
 import timm
 import torch
-from conftest import draw, state_hash
-from inherit import logits, small_vit
+from helpers.inherit import logits, small_vit
+from helpers.models import draw, state_hash
 
 import weightinit as wi
 from weightinit.anatomy import anatomy

@@ -2,13 +2,13 @@ import math
 
 import pytest
 import torch
-from conftest import bundle_hash, make_bundle, state_hash, vit
+from helpers.models import bundle_hash, make_bundle, state_hash, vit
 from torch.nn import functional
 
 import weightinit as wi
 from weightinit.anatomy import anatomy
 from weightinit.errors import ProjectionError
-from weightinit.templates.scalers import start_scalers
+from weightinit.templates.compose import Composer
 
 DRAW = torch.Generator().manual_seed(3)
 IMAGES = torch.randn(16, 1, 8, 8, generator=DRAW)
@@ -94,7 +94,7 @@ def test_the_same_size_is_replaced_and_another_added(bundle):
 def test_linear_scalers_are_a_start_too(bundle, tmp_path):
     model = vit(embed_dim=32, num_heads=4, depth=2)
     fitted = wi.fit_scalers(model, bundle, step, steps=1, lr=0.0, scalers="linear")
-    start = start_scalers(bundle, anatomy(model), "linear")
+    start = Composer.of(bundle, anatomy(model)).start(bundle, "linear")
     for kind, value in start.items():
         torch.testing.assert_close(fitted.tensors[f"fitted.0.{kind}"], value)
     fitted.save_pretrained(tmp_path)

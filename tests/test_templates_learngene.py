@@ -2,7 +2,7 @@ import json
 
 import pytest
 import torch
-from conftest import make_bundle, state_hash, vit
+from helpers.models import make_bundle, state_hash, vit
 from safetensors import safe_open
 
 import weightinit as wi
@@ -11,19 +11,7 @@ from weightinit.errors import ProjectionError
 from weightinit.files.config import BundleConfig
 from weightinit.templates.bundle import TemplateBundle
 from weightinit.templates.config import TemplateConfig
-from weightinit.templates.learngene import auto_lg, closed_form, heur_lg
-
-
-def test_closed_forms():
-    assert closed_form("tleg", 2, 3).tolist() == [
-        [1, 0],
-        [1, pytest.approx(1 / 3)],
-        [1, pytest.approx(2 / 3)],
-    ]
-    assert closed_form("share", 1, 2).tolist() == [[1], [1]]
-    assert closed_form("auto_lg", 2, 4).tolist() == [[1, 0], [0, 1], [0, 0], [0, 0]]
-    assert closed_form("heur_lg", 2, 4).tolist() == [[0, 0], [0, 0], [1, 0], [0, 1]]
-    assert closed_form("heur_lg", 3, 2).tolist() == [[0, 1, 0], [0, 0, 1]]
+from weightinit.templates.learngene import auto_lg, heur_lg
 
 
 @pytest.mark.parametrize("depth", [2, 3, 5])

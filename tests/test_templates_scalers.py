@@ -3,7 +3,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import draw, make_bundle, vit
+from helpers.models import draw, make_bundle, vit
+from helpers.templates import compose, composer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -11,18 +12,42 @@ import weightinit as wi
 from weightinit.anatomy import anatomy
 from weightinit.errors import ProjectionError
 from weightinit.inherit.depth import WRITING
-from weightinit.templates.compose import HeadDims, compose, scaler_shape
+from weightinit.templates.bundle import size_key
+from weightinit.templates.compose import Composer
 from weightinit.templates.config import TemplateConfig, kind_roles
 from weightinit.templates.scalers import (
+    closed_form,
     interpolate_depth,
     linear_scalers,
-    size_key,
-    start_scalers,
     stretch_depth,
     widen_scalers,
 )
 
 KINDS = ("attn.qkv.weight", "attn.qkv.bias", "attn.proj.weight", "mlp.fc1.weight", "mlp.fc1.bias")
+
+
+def start(bundle, model, scalers="interpolate"):
+    return Composer.of(bundle, anatomy(model)).start(bundle, scalers)
+
+
+def widen(target, kind, scalers, source, noise=0.0):
+    """The scalers of a kind, of an auxiliary model of a size, for a composer's target."""
+    spec = target.config.kinds[kind]
+    parts = scalers.unflatten(2, (len(kind_roles(kind)) // spec.parts, -1))
+    covers = target.covers(target.pieces[kind])
+    return widen_scalers(parts, source, covers, noise=noise).flatten(2, 3)
+
+
+def test_closed_forms():
+    assert closed_form("tleg", 2, 3).tolist() == [
+        [1, 0],
+        [1, pytest.approx(1 / 3)],
+        [1, pytest.approx(2 / 3)],
+    ]
+    assert closed_form("share", 1, 2).tolist() == [[1], [1]]
+    assert closed_form("auto_lg", 2, 4).tolist() == [[1, 0], [0, 1], [0, 0], [0, 0]]
+    assert closed_form("heur_lg", 2, 4).tolist() == [[0, 0], [0, 0], [1, 0], [0, 1]]
+    assert closed_form("heur_lg", 3, 2).tolist() == [[0, 1, 0], [0, 0, 1]]
 
 
 @given(old=st.integers(1, 6), new=st.integers(1, 9))
@@ -41,8 +66,8 @@ def test_linear_scalers_are_equation_b1(depth):
     for kind in KINDS:
         number = config.kinds[kind].number
         size = {"attn.qkv.weight": (8, 8), "mlp.fc1.weight": (32, 8)}.get(kind, (8, 8))
-        shape = scaler_shape(config, kind, size[: len(config.kinds[kind].shape)])
-        actual = linear_scalers(config, kind, shape, depth, epsilon=0.0)
+        shape = config.scaler_shape(kind, size[: len(config.kinds[kind].shape)])
+        actual = linear_scalers(number, shape, depth, epsilon=0.0)
         s1, s2 = (shape[1], shape[0]) if len(shape) == 2 else (1, shape[0])
         for layer in range(1, depth + 1):
             for t in range(1, number + 1):
@@ -57,14 +82,9 @@ def test_linear_scalers_at_ratio_one_are_tleg_per_part():
     """At ratio 1, q = T1 + (l / L) T4, k = T2 + (l / L) T5 and v = T3 + (l / L) T6."""
     config = TemplateConfig.wave(3)
     templates = draw(6, 3, 3)
-    scalers = linear_scalers(config, "attn.qkv.weight", (3, 1), 5, epsilon=0.0).double()
-    parts = compose(
-        config,
-        "attn.qkv.weight",
-        templates,
-        scalers,
-        dict.fromkeys(kind_roles("attn.qkv.weight"), (3, 3)),
-    )
+    scalers = linear_scalers(6, (3, 1), 5, epsilon=0.0).double()
+    kind = "attn.qkv.weight"
+    parts = compose(composer(config, kind, (3, 3)), kind, templates, scalers)
     for index, part in enumerate(parts.values()):
         for layer in range(5):
             expected = templates[index] + (layer + 1) / 5 * templates[index + 3]
@@ -78,11 +98,11 @@ def test_widened_scalers_keep_the_product_with_repeated_inputs(ratio, noise):
     for kind, size in (("attn.proj.weight", (4, 4)), ("mlp.fc2.weight", (4, 16))):
         spec = config.kinds[kind]
         templates = draw(spec.number, *spec.shape)
-        scalers = draw(2, spec.number, *scaler_shape(config, kind, size), seed=1)
-        wide = tuple(ratio * n for n in size)
-        new = widen_scalers(config, kind, scalers, size, wide, noise=noise)
-        before = compose(config, kind, templates, scalers, {kind: size})[kind]
-        after = compose(config, kind, templates, new, {kind: wide})[kind]
+        scalers = draw(2, spec.number, *config.scaler_shape(kind, size), seed=1)
+        narrow, wide = (composer(config, kind, tuple(r * n for n in size)) for r in (1, ratio))
+        new = widen(wide, kind, scalers, size, noise)
+        before = compose(narrow, kind, templates, scalers)[kind]
+        after = compose(wide, kind, templates, new)[kind]
         x = draw(size[1], seed=2)
         torch.testing.assert_close(after @ x.repeat(ratio), (before @ x).repeat(1, ratio))
         copies = after.unflatten(2, (ratio, -1)).unbind(2)
@@ -92,7 +112,8 @@ def test_widened_scalers_keep_the_product_with_repeated_inputs(ratio, noise):
 def test_an_input_copied_in_part_is_not_read():
     config = TemplateConfig.wave(4)
     scalers = draw(1, 2, 1, 1)
-    wide = widen_scalers(config, "attn.proj.weight", scalers, (4, 4), (10, 10), noise=0.5)
+    target = composer(config, "attn.proj.weight", (10, 10))
+    wide = widen(target, "attn.proj.weight", scalers, (4, 4), noise=0.5)
     assert wide.shape == (1, 2, 3, 3)
     assert not wide[..., 2].any()
     torch.testing.assert_close(wide[..., :2].sum(-1), scalers.expand(1, 2, 3, 1)[..., 0])
@@ -106,16 +127,15 @@ def test_other_head_dims_keep_the_attention_logits(heads, source, target):
         return
     width = heads * source
     config = TemplateConfig.wave(width)
-    dims = HeadDims(source, target)
     kind = "attn.qkv.weight"
     templates = draw(6, width, width)
     scalers = draw(1, 6, 3, 1, seed=1)
-    size = (heads * target, width)
-    wide = widen_scalers(config, kind, scalers, (width, width), size, heads=dims, noise=0.3)
-    assert wide.shape[2:] == scaler_shape(config, kind, size, dims)
-    roles = kind_roles(kind)
-    old = compose(config, kind, templates, scalers, dict.fromkeys(roles, (width, width)))
-    new = compose(config, kind, templates, wide, dict.fromkeys(roles, size), heads=dims)
+    small = composer(config, kind, (width, width), heads=heads)
+    large = composer(config, kind, (heads * target, width), heads=heads, head_dim=source)
+    wide = widen(large, kind, scalers, (width, width), noise=0.3)
+    assert wide.shape[2:] == large.scaler_shape(kind)
+    old = compose(small, kind, templates, scalers)
+    new = compose(large, kind, templates, wide)
     x, y = draw(width, seed=2), draw(width, seed=3)
 
     def logits(parts, k):
@@ -132,9 +152,8 @@ def test_fitted_scalers_of_exactly_this_size_are_taken(bundle):
     from weightinit.templates.fit import _with_fitted
 
     model = vit(embed_dim=32, num_heads=4, depth=5)
-    seen = anatomy(model)
-    values = {k: torch.full_like(v, 0.25) for k, v in start_scalers(bundle, seen).items()}
-    fitted = _with_fitted(bundle, size_key(seen), values)
+    values = {k: torch.full_like(v, 0.25) for k, v in start(bundle, model).items()}
+    fitted = _with_fitted(bundle, size_key(anatomy(model)), values)
     for how in ("interpolate", "fitted"):
         assert "fitted scalers" in str(wi.plan_templates(model, fitted, scalers=how).report())
     wi.init_from_templates(model, fitted)
@@ -147,9 +166,7 @@ def test_fitted_scalers_of_exactly_this_size_are_taken(bundle):
 def test_damaged_fitted_scalers_are_refused(bundle):
     from weightinit.templates.fit import _with_fitted
 
-    seen = anatomy(vit())
-    values = start_scalers(bundle, seen)
-    fitted = _with_fitted(bundle, size_key(seen), values)
+    fitted = _with_fitted(bundle, size_key(anatomy(vit())), start(bundle, vit()))
     del fitted.tensors["fitted.0.mlp.fc2.weight"]
     with pytest.raises(ProjectionError, match=r"fc2.*fit them anew"):
         wi.plan_templates(vit(), fitted)
@@ -157,7 +174,7 @@ def test_damaged_fitted_scalers_are_refused(bundle):
 
 def test_unknown_scalers_are_named(bundle):
     with pytest.raises(ProjectionError, match="interpolate"):
-        start_scalers(bundle, anatomy(vit()), "inter")
+        start(bundle, vit(), "inter")
 
 
 @pytest.mark.parametrize(
@@ -170,7 +187,7 @@ def test_scalers_are_moved_over_depth_as_they_were_trained(trained, move, depth)
     config = replace(bundle.config, traits={**bundle.config.traits, "trained_depths": trained})
     bundle = wi.TemplateBundle(config, bundle.tensors, "test")
     factor = min(1.0, (1.5 * 3 / depth) ** 0.75)
-    for kind, values in start_scalers(bundle, anatomy(vit(depth=depth)), "interpolate").items():
+    for kind, values in start(bundle, vit(depth=depth)).items():
         whole = move(bundle.tensors[f"scalers.{kind}"].double(), depth)
         torch.testing.assert_close(values, whole * (factor if kind in WRITING else 1.0))
 

@@ -1,7 +1,7 @@
 import pytest
 import timm
 import torch
-from conftest import make_bundle, vit
+from helpers.models import make_bundle, vit
 
 import weightinit as wi
 from weightinit.errors import ProjectionError

@@ -1,8 +1,8 @@
 import numpy as np
 import torch
+from helpers.training import colours
 from hypothesis import given
 from hypothesis import strategies as st
-from test_training_images import colours
 
 from weightinit.training.augment import crop_and_flip
 

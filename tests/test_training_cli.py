@@ -2,8 +2,7 @@ import argparse
 import json
 
 import pytest
-from test_training_distill import TINY
-from test_training_hypernet_run import LOGAH
+from helpers.training import LOGAH, TINY
 
 from weightinit.cli import main
 from weightinit.training.cli import add_hypernet_arguments, add_train_arguments

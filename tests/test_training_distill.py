@@ -4,27 +4,15 @@ from dataclasses import replace
 import pytest
 import timm
 import torch
+from helpers.training import SIZE, TINY
 
 import weightinit as wi
 from weightinit.errors import WeightInitError
 from weightinit.training import distill
 from weightinit.training.data import load_data
 from weightinit.training.distill import build_auxiliary, get_ancestor, train_templates
-from weightinit.training.presets import Network, Preset
-from weightinit.training.recipe import Recipe, Run
-
-SIZE = {"img_size": 8, "patch_size": 4, "embed_dim": 16, "num_heads": 2}
-TINY = Preset(
-    name="tiny",
-    data="digits",
-    auxiliary=Network("vit_tiny_patch16_224", {**SIZE, "depth": 3}),
-    ancestor=Network("resnet10t", {"channels": (8, 8, 8, 8), "stem_width": 8}, image_size=16),
-    ancestor_recipe=Recipe(steps=6, batch_size=32),
-    recipe=Recipe(steps=8, batch_size=32, lr=1e-2, warmup_steps=4, loss="soft+ce"),
-    pools=("avg", "token"),
-    depths=(2, 4),
-)
-
+from weightinit.training.presets import Network
+from weightinit.training.recipe import Run
 
 OWN = TINY.ancestor, TINY.ancestor_recipe
 

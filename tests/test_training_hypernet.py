@@ -1,15 +1,11 @@
 import json
-import os
-import socket
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-from conftest import state_hash, vit
-from test_training_hypernet_loss import hypernet
+from helpers.models import state_hash, vit
+from helpers.processes import TESTS, torchrun
+from helpers.training import VITS, bits, equal, hypernet, killed_and_resumed
 
 from weightinit.errors import WeightInitError
 from weightinit.hypernet.samplers import Sampler, micro
@@ -20,7 +16,6 @@ from weightinit.training.hypernet_loss import MetaRecipe
 from weightinit.training.targets import zero_shot
 from weightinit.training.tasks import task_embedding
 
-TINY = Sampler("tiny", {2: (32, 48)}, "sixteenths", {8: (4,)}, class_token=False)
 ONE = micro(32, 2, image_size=8) | {"patch_size": 4}
 RECIPE = MetaRecipe(steps=6, batch_size=16, lr=1e-3, label_smoothing=0.0)
 
@@ -41,14 +36,7 @@ def tasks(digits):
     return [digits, replace(digits, name="parity", classes=2, **parts)]
 
 
-def bits(net):
-    return {k: v.clone() for k, v in net.state_dict().items()}
-
-
-def equal(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-
-
+@pytest.mark.slow
 def test_it_learns_to_predict_and_reports(digits, tmp_path):
     """From the rule's projection of a random network to one that reads digits."""
     ancestor = vit(embed_dim=32, num_classes=10, patch_size=4)
@@ -76,48 +64,18 @@ def test_every_kind_trains(digits, kind):
     before = bits(net)
     options = {"ancestor": vit(num_classes=10)} if kind in ("tal", "pith") else {}
     recipe = replace(RECIPE, steps=3, guide=0.2 if kind == "tal" else 0.0, architectures=2)
-    history = meta_train(net, digits, recipe, sampler=TINY, watch=[ONE], **options)
+    history = meta_train(net, digits, recipe, sampler=VITS, watch=[ONE], **options)
     after = bits(net)
     trained = {name for name in before if not torch.equal(before[name], after[name])}
     assert {"embed.weight", "ln.weight", "gnn.0.attn.to_qkv.weight"} <= trained
     assert 0 <= history.val <= 100 and all(torch.isfinite(v).all() for v in after.values())
 
 
-class Killed(Exception):
-    pass
-
-
-def killed_and_resumed(data, recipe, options, kind, folder, monkeypatch):
-    """Check that a run that was killed ends with the bits of one that was not.
-
-    Returns:
-        The network, and the history of its training.
-    """
-    whole, cut, resumed = (hypernet(kind[0], seed=seed, **kind[1]) for seed in (0, 0, 1))
-    expected = meta_train(whole, data, recipe, **options)
-    loss, calls = module.meta_loss, []
-
-    def mortal(*arguments):
-        calls.append(1)
-        if len(calls) == 6:
-            raise Killed
-        return loss(*arguments)
-
-    monkeypatch.setattr(module, "meta_loss", mortal)
-    with pytest.raises(Killed):
-        meta_train(cut, data, recipe, out=folder, **options)
-    monkeypatch.setattr(module, "meta_loss", loss)
-    history = meta_train(resumed, data, recipe, out=folder, resume=True, **options)
-    assert equal(bits(resumed), bits(whole))
-    assert history.rows[-1] == expected.rows[-1]
-    return resumed, history
-
-
 @pytest.mark.parametrize("several", [False, True])
 def test_a_killed_run_resumes_bit_for_bit(digits, tasks, tmp_path, monkeypatch, several):
     data = tasks if several else digits
     options = {
-        "sampler": TINY, "save_every": 2, "eval_every": 3, "watch": [ONE],
+        "sampler": VITS, "save_every": 2, "eval_every": 3, "watch": [ONE],
         "embeddings": torch.ones(2, 5) if several else None,
     }  # fmt: skip
     kind = ("tal", {"task_dim": 5}) if several else ("logah", {})
@@ -143,7 +101,7 @@ def test_several_architectures_are_averaged(digits, monkeypatch):
             return real(self, *arguments, **options)
 
         monkeypatch.setattr(torch.optim.AdamW, "step", step)
-        meta_train(net, digits, recipe, sampler=TINY)
+        meta_train(net, digits, recipe, sampler=VITS)
         monkeypatch.setattr(torch.optim.AdamW, "step", real)
         return seen["grads"]
 
@@ -158,7 +116,7 @@ def test_the_second_stage_trains_what_the_paper_trains(tasks):
     before = bits(net)
     ancestor = vit(num_classes=10)
     recipe = replace(RECIPE, frozen=True, steps=8)
-    history = meta_train(net, tasks, recipe, sampler=TINY, ancestor=ancestor, watch=[ONE])
+    history = meta_train(net, tasks, recipe, sampler=VITS, ancestor=ancestor, watch=[ONE])
     after = bits(net)
     trained = {name for name in before if not torch.equal(before[name], after[name])}
     layers = {name for name in before if name.startswith("gnn.")}
@@ -169,15 +127,15 @@ def test_the_second_stage_trains_what_the_paper_trains(tasks):
     assert {"val 32x2 digits", "val 32x2 parity"} <= set(history.rows[-1])
     rows = torch.stack([task_embedding(ancestor, task) for task in tasks])
     again = hypernet("tal", task_dim=16)
-    meta_train(again, tasks, recipe, sampler=TINY, embeddings=rows)
+    meta_train(again, tasks, recipe, sampler=VITS, embeddings=rows)
     assert equal(bits(again), after)
 
 
 def test_bad_input_is_refused(digits, tasks):
     with pytest.raises(WeightInitError, match="pass ancestor="):
-        meta_train(hypernet(), digits, replace(RECIPE, guide=0.2), sampler=TINY)
+        meta_train(hypernet(), digits, replace(RECIPE, guide=0.2), sampler=VITS)
     with pytest.raises(WeightInitError, match="bring them to one square shape"):
-        meta_train(hypernet(), [tasks[0], tasks[1].in_shape(8)], RECIPE, sampler=TINY)
+        meta_train(hypernet(), [tasks[0], tasks[1].in_shape(8)], RECIPE, sampler=VITS)
     with pytest.raises(WeightInitError, match="trains no vision transformers"):
         meta_train(hypernet(), digits, RECIPE, sampler="gpts-1k")
 
@@ -187,62 +145,29 @@ def test_a_loss_that_is_not_finite_raises(digits):
     with torch.no_grad():
         net.decoder.l2.weight.fill_(float("nan"))
     with pytest.raises(WeightInitError, match="the loss is nan at step 0: use a lower lr"):
-        meta_train(net, digits, RECIPE, sampler=TINY)
+        meta_train(net, digits, RECIPE, sampler=VITS)
 
 
 def test_the_global_generator_is_left_alone(digits):
     before = torch.get_rng_state()
-    meta_train(hypernet(), digits, replace(RECIPE, steps=2), sampler=TINY)
+    meta_train(hypernet(), digits, replace(RECIPE, steps=2), sampler=VITS)
     assert torch.equal(before, torch.get_rng_state())
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_mixed_precision(digits, precision):
     net = hypernet()
-    history = meta_train(net, digits, replace(RECIPE, precision=precision), sampler=TINY)
+    history = meta_train(net, digits, replace(RECIPE, precision=precision), sampler=VITS)
     assert all(torch.isfinite(p).all() for p in net.parameters())
     assert history.rows[0]["loss"] > 0
 
 
-def _port():
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]
-
-
-WORKER = """
-import sys, torch
-from test_training_hypernet import *
-net = hypernet(seed=int(os.environ["RANK"]))
-recipe = replace(RECIPE, steps=3)
-history = meta_train(net, load_data("digits"), recipe, sampler=TINY, out=Path(sys.argv[1]))
-total = sum(float(p.detach().double().sum()) for p in net.parameters())
-print("sum", os.environ["RANK"], total, flush=True)
-"""
-
-
+@pytest.mark.slow
 def test_processes_share_the_batch_and_end_alike(tmp_path):
     """Two processes draw architectures of their own, and hold the same weights afterwards."""
-    script = tmp_path / "worker.py"
-    script.write_text(WORKER)
-    environment = os.environ | {
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_port()), "WORLD_SIZE": "2",
-        "PYTHONPATH": os.pathsep.join(map(str, Path(__file__).parents[:2])), "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
-    runs = [
-        subprocess.Popen(
-            [sys.executable, str(script), str(tmp_path / "out")],
-            env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
-    found = [run.communicate(timeout=170) for run in runs]
-    assert all(run.returncode == 0 for run in runs), [text for _, text in found]
-    sums = [next(line for line in out.splitlines() if line.startswith("sum")) for out, _ in found]
-    assert sums[0].split()[2] == sums[1].split()[2]
+    printed = torchrun(TESTS / "helpers" / "meta_worker.py", tmp_path / "out")
+    sums = [line for line in printed.splitlines() if line.startswith("sum")]
+    assert len(sums) == 2 and sums[0] == sums[1]
     assert (tmp_path / "out" / "checkpoint.safetensors").exists()
 
 
@@ -253,8 +178,8 @@ def test_several_ancestors_are_learned_from(digits):
     net, alone = hypernet("pith", start="rule"), hypernet("pith", start="rule")
     alone.load_state_dict(net.state_dict())
     recipe = replace(RECIPE, architectures=2)
-    history = meta_train(net, digits, recipe, sampler=TINY, ancestor=old, watch=[ONE])
-    meta_train(alone, digits, recipe, sampler=TINY, ancestor=old[:1])
+    history = meta_train(net, digits, recipe, sampler=VITS, ancestor=old, watch=[ONE])
+    meta_train(alone, digits, recipe, sampler=VITS, ancestor=old[:1])
     assert not equal(bits(net), bits(alone))
     found = zero_shot(net, ONE, digits, ancestor=old[0])
     assert history.rows[-1]["val"] == pytest.approx(found, abs=0.01)

@@ -1,24 +1,15 @@
 import pytest
 import torch
-from conftest import vit
+from helpers.models import vit
+from helpers.training import hypernet
 from torch.nn import functional
 
 from weightinit.ancestor.ancestor import Ancestor
 from weightinit.errors import WeightInitError
-from weightinit.hypernet.config import HyperConfig
-from weightinit.hypernet.network import Hypernet
 from weightinit.hypernet.samplers import micro
 from weightinit.training.data import load_data
 from weightinit.training.hypernet_loss import MetaRecipe, guidance, meta_loss
 from weightinit.training.targets import GUIDE, Targets
-
-SMALL = {"hid": 16, "layers": 2, "heads": 2, "rank": 4, "max_ck": 1024, "num_classes": 10}
-
-
-def hypernet(kind="logah", seed=0, **changes):
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return Hypernet(HyperConfig(kind, **(SMALL | changes)))
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from weightinit.errors import WeightInitError
-from weightinit.hypernet.network import Hypernet
+from weightinit.hypernet.network import GraphHyperNetwork
 from weightinit.hypernet.samplers import get_sampler, micro, sample
 from weightinit.training.data import load_data
 from weightinit.training.hypernet_loss import MetaRecipe
@@ -13,7 +13,7 @@ TEXTS = ("logah-gpt", "tal-text")
 
 def parameters(name):
     with torch.device("meta"):
-        network = Hypernet(get_hypernet_preset(name).config)
+        network = GraphHyperNetwork(get_hypernet_preset(name).config)
     return sum(p.numel() for p in network.parameters())
 
 

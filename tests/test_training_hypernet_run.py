@@ -3,9 +3,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import vit
+from helpers.models import vit
+from helpers.training import LOGAH, SMALL, hypernet
 from safetensors.torch import load_file, save_file
-from test_training_hypernet_loss import SMALL, hypernet
 
 from weightinit.errors import WeightInitError
 from weightinit.hypernet.config import HyperConfig
@@ -13,8 +13,6 @@ from weightinit.hypernet.files import HyperNetwork
 from weightinit.hypernet.samplers import Sampler, micro
 from weightinit.training.data import load_data
 from weightinit.training.distill import get_ancestor
-from weightinit.training.hypernet_loss import MetaRecipe
-from weightinit.training.hypernet_presets import HyperPreset
 from weightinit.training.hypernet_run import train_hypernet, warm_start
 from weightinit.training.presets import Network
 from weightinit.training.recipe import Recipe
@@ -22,15 +20,6 @@ from weightinit.training.targets import zero_shot
 from weightinit.training.text import TextData, load_text
 
 ONE = micro(48, 3, image_size=8)
-LOGAH = HyperPreset(
-    name="tiny",
-    config=HyperConfig("logah", **SMALL),
-    recipe=MetaRecipe(steps=4, batch_size=16, warmup_steps=2),
-    sampler="micro",
-    data=("digits",),
-    image_size=8,
-    watch=(ONE,),
-)
 OWN = {
     "ancestor": Network("vit_tiny_patch16_224", micro(32, 2, image_size=8)),
     "ancestor_recipe": Recipe(steps=5, batch_size=32),

@@ -5,37 +5,30 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_training_hypernet import killed_and_resumed
-from test_training_hypernet_loss import hypernet
-from test_training_text import ONE, TEXT, gpt2
+from helpers.training import GPT, GPTS, backwards, gpt, hypernet, killed_and_resumed, song
 
 import weightinit as wi
-from weightinit.hypernet.samplers import Sampler
 from weightinit.inherit.running import captured
 from weightinit.training.hypernet import meta_train
 from weightinit.training.hypernet_loss import MetaRecipe
 from weightinit.training.targets import GUIDE, Targets, zero_shot
 from weightinit.training.tasks import task_embedding
-from weightinit.training.text import load_text
 
 pytest.importorskip("transformers")
 
-TINY = Sampler("tiny-gpt", {1: (16, 32), 2: (16, 32)}, "sixteenths", {}, family="gpt2")
-UNSEEN = TINY.kwargs(3, 48, 3)
+UNSEEN = GPTS.kwargs(3, 48, 3)
 RECIPE = MetaRecipe(steps=6, batch_size=8, lr=1e-3, label_smoothing=0.0)
 
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
-    path = tmp_path_factory.mktemp("text") / "song.txt"
-    path.write_text(TEXT)
-    return load_text(path, context=16, vocabulary="characters")
+    return song(tmp_path_factory.mktemp("text"))
 
 
 @pytest.fixture(scope="module")
 def tasks(text):
     """A text, and the same backwards."""
-    return [text, replace(text, name="back", train=text.train.flip(0), val=text.val.flip(0))]
+    return [text, backwards(text)]
 
 
 def test_targets_have_the_datas_vocabulary_and_no_weights(text):
@@ -53,7 +46,7 @@ def test_targets_have_the_datas_vocabulary_and_no_weights(text):
 
 def test_zero_shot_is_the_score_of_the_predicted_network(text):
     net = hypernet()
-    predicted = wi.init_from_hypernet(gpt2(text, n_layer=3, n_embd=48, n_head=3), net)
+    predicted = wi.init_from_hypernet(gpt(text, n_layer=3, n_embd=48, n_head=3), net)
     assert zero_shot(net, UNSEEN, text) == pytest.approx(text.score(predicted), rel=1e-5)
 
 
@@ -61,11 +54,11 @@ def test_a_hypernetwork_learns_a_repeated_text_and_predicts_an_unseen_size(text)
     net = hypernet()
     recipe = replace(RECIPE, steps=120, lr=3e-3, warmup_steps=5)
     untrained = zero_shot(net, UNSEEN, text)
-    history = meta_train(net, text, recipe, sampler=TINY, watch=[ONE, UNSEEN], eval_every=60)
+    history = meta_train(net, text, recipe, sampler=GPTS, watch=[GPT, UNSEEN], eval_every=60)
     rows = [row for row in history.rows if "val" in row]
     assert [row["step"] for row in rows] == [60, 120]
     assert history.rows[-1]["loss"] < 0.85 * history.rows[0]["loss"]
-    fresh = text.score(gpt2(text, n_layer=3, n_embd=48, n_head=3))
+    fresh = text.score(gpt(text, n_layer=3, n_embd=48, n_head=3))
     found = zero_shot(net, UNSEEN, text)
     assert found < 0.95 * min(fresh, untrained)
     assert rows[-1]["val 16x2"] < 0.8 * min(fresh, untrained)
@@ -77,7 +70,7 @@ def test_a_hypernetwork_learns_a_repeated_text_and_predicts_an_unseen_size(text)
 def test_a_killed_run_resumes_bit_for_bit(text, tasks, tmp_path, monkeypatch, several):
     data = tasks if several else text
     options = {
-        "sampler": TINY, "save_every": 2, "eval_every": 3, "watch": [ONE],
+        "sampler": GPTS, "save_every": 2, "eval_every": 3, "watch": [GPT],
         "embeddings": torch.eye(2, 5) if several else None,
     }  # fmt: skip
     kind = ("tal", {"task_dim": 5}) if several else ("logah", {})
@@ -88,7 +81,7 @@ def test_a_killed_run_resumes_bit_for_bit(text, tasks, tmp_path, monkeypatch, se
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_features_of_texts_guide_and_tell_tasks_apart(text, tasks, tied):
-    ancestor = gpt2(text, tie_word_embeddings=tied)
+    ancestor = gpt(text, tie_word_embeddings=tied)
     windows = text.windows(text.train)[:, :-1]
     with captured(ancestor) as found:
         ancestor(windows)
@@ -99,7 +92,7 @@ def test_features_of_texts_guide_and_tell_tasks_apart(text, tasks, tied):
     assert (rows[0] - rows[1]).abs().max() > 1e-3
     net = hypernet("tal", task_dim=16)
     recipe = replace(RECIPE, steps=2, guide=0.2)
-    history = meta_train(net, tasks, recipe, sampler=TINY, teacher=ancestor)
+    history = meta_train(net, tasks, recipe, sampler=GPTS, teacher=ancestor)
     assert math.isfinite(history.rows[-1]["loss"])
     targets = Targets(net, guide=16)
-    assert any(node.roles == (GUIDE,) for node in targets(ONE, text).graph.nodes)
+    assert any(node.roles == (GUIDE,) for node in targets(GPT, text).graph.nodes)

@@ -4,7 +4,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import vit
+from helpers.models import vit
+from helpers.training import colours
 from PIL import Image
 
 from weightinit.errors import WeightInitError
@@ -15,13 +16,6 @@ from weightinit.training.images import ImageData, ImageFiles, Split
 @pytest.fixture(scope="module")
 def digits():
     return load_data("digits")
-
-
-def colours(count=48, size=16):
-    draw = torch.Generator().manual_seed(0)
-    images = torch.randint(256, (count, size, size, 3), dtype=torch.uint8, generator=draw)
-    part = Split(images, torch.arange(count) % 4)
-    return ImageData("colours", part, part, part, 4, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), flip=True)
 
 
 def test_every_image_is_seen_once_an_epoch_in_a_new_order():

@@ -1,12 +1,9 @@
 import json
-import os
-import socket
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
 import torch
+from helpers.processes import torchrun
 from torch import nn
 
 from weightinit.errors import WeightInitError
@@ -169,24 +166,11 @@ history = train(module, load_data("digits"), recipe, out=Path(sys.argv[1]))
 """
 
 
-@pytest.mark.filterwarnings("ignore")
+@pytest.mark.slow
 def test_two_processes_take_the_steps_of_one(digits, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(tmp_path)],
-            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    for worker in workers:
-        _, errors = worker.communicate(timeout=120)
-        assert worker.returncode == 0, errors
+    script = tmp_path / "worker.py"
+    script.write_text(WORKER)
+    torchrun(script, tmp_path)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         alone, together = (nn.Sequential(nn.Flatten(), nn.Linear(64, 10)) for _ in range(2))
@@ -198,6 +182,7 @@ def test_two_processes_take_the_steps_of_one(digits, tmp_path):
     torch.testing.assert_close(together[1].weight, alone[1].weight, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_torchrun_is_seen_without_an_accelerator(tmp_path):
     """accelerate takes a torchrun on a machine without GPUs for single processes."""
     worker = tmp_path / "worker.py"
@@ -207,14 +192,5 @@ def test_torchrun_is_seen_without_an_accelerator(tmp_path):
         # one write, which the other process cannot come between
         "os.write(1, f'processes: {accelerator().num_processes}\\n'.encode())\n"
     )
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(worker)]
-    done = subprocess.run(
-        [sys.executable, *command],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
     count = 2 if not torch.accelerator.is_available() else min(2, torch.accelerator.device_count())
-    assert done.stdout.count(f"processes: {count}") == 2, done.stderr[-2000:]
+    assert torchrun(worker).count(f"processes: {count}") == 2

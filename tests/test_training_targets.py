@@ -1,7 +1,7 @@
 import pytest
 import torch
-from conftest import state_hash, vit
-from test_training_hypernet_loss import hypernet
+from helpers.models import state_hash, vit
+from helpers.training import hypernet
 
 from weightinit.ancestor.ancestor import Ancestor
 from weightinit.errors import ProjectionError

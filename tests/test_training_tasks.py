@@ -5,7 +5,7 @@ import pytest
 import timm
 import torch
 import torchvision
-from conftest import vit
+from helpers.models import vit
 
 from weightinit.errors import WeightInitError
 from weightinit.hypernet.samplers import get_sampler

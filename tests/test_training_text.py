@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers.training import GPT, TEXT, gpt
 from torch.nn import functional
 
 from weightinit.errors import WeightInitError
 from weightinit.training.text import TextData, load_text
 
-TEXT = "".join(f"{i} bottles of beer on the wall, take one down; " for i in range(60))
 OPTIONS = {"batch_size": 6, "seed": 3}
 
 
@@ -118,23 +118,13 @@ def test_bad_input_is_refused(tmp_path, file):
         load_text(tmp_path / "bad.txt")
 
 
-ONE = {"n_layer": 2, "n_embd": 16, "n_head": 1, "tie_word_embeddings": False}
-
-
 @pytest.fixture
 def text(file):
     return load_text(file, context=16, vocabulary="characters")
 
 
-def gpt2(text, **changes):
-    pytest.importorskip("transformers")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return text.build(text.arguments(ONE | changes)).train()
-
-
 def test_bits_per_byte_by_hand(text):
-    net = gpt2(text)
+    net = gpt(text)
     windows = text.windows(text.val)
     with torch.no_grad():
         logits = net.eval()(windows[:, :-1]).logits
@@ -148,7 +138,7 @@ def test_bits_per_byte_by_hand(text):
 
 
 def test_a_uniform_model_needs_the_bits_of_the_vocabulary(text):
-    net = gpt2(text)
+    net = gpt(text)
     with torch.no_grad():
         net.lm_head.weight.zero_()
     assert text.score(net) == pytest.approx(math.log2(text.vocab), rel=1e-6)
@@ -164,4 +154,4 @@ def test_transformers_is_asked_for(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     data = TextData("n", torch.arange(40), torch.arange(10), 50, 4)
     with pytest.raises(WeightInitError, match="pip install transformers"):
-        data.build(data.arguments(ONE))
+        data.build(data.arguments(GPT))

@@ -15,13 +15,12 @@ from weightinit.ancestor.ancestor import Ancestor
 from weightinit.ancestor.folding import folded
 from weightinit.errors import ProjectionError
 from weightinit.hypernet.files import HyperNetwork
-from weightinit.hypernet.network import Hypernet
-from weightinit.hypernet.pith import embedding, named_network, prediction_recipes
+from weightinit.hypernet.network import GraphHyperNetwork
+from weightinit.hypernet.pith import embedding, named_network, predicted
 from weightinit.inherit.fresh import base_seed
 from weightinit.inherit.method import Method
 from weightinit.inherit.pairs import check_pair
-from weightinit.methods.activation.method import ActivationAware
-from weightinit.methods.mimetic import Mimetic, mimetic_recipes
+from weightinit.methods.mimetic import Mimetic, planned_mimetic
 from weightinit.plan import Plan, keeping
 from weightinit.registry import get_method
 from weightinit.templates.bundle import TemplateBundle
@@ -43,7 +42,7 @@ __all__ = [
 DEFAULT_TEMPLATES = "cifar10-w64"
 
 AncestorLike = str | os.PathLike[str] | nn.Module | Mapping[str, Tensor] | Ancestor
-HypernetLike = str | os.PathLike[str] | HyperNetwork | Hypernet
+HypernetLike = str | os.PathLike[str] | HyperNetwork | GraphHyperNetwork
 
 
 def init_from_templates(
@@ -197,8 +196,9 @@ def plan_mimetic(
         {'written': 4, 'fresh': 28, 'kept': 0}
     """
     target = anatomy(model, rules=tuple(rules))
-    recipes = mimetic_recipes(target, options, seed=base_seed(generator))
-    return Plan(model, target, keeping(target, recipes, keep), source="mimetic initialisation")
+    planned = planned_mimetic(target, options, seed=base_seed(generator))
+    recipes = keeping(target, planned.recipes(target), keep)
+    return Plan(model, target, recipes, source="mimetic initialisation")
 
 
 def project_from(
@@ -295,21 +295,13 @@ def _planned(
     source, notes = folded(Ancestor.open(ancestor, rules=rules), seen)
     doubts = check_pair(source.anatomy, seen)
     notes += doubts
-    if pick := getattr(chosen, "choose", None):
-        chosen = pick(source.anatomy, seen, calibration)
-        fitted = isinstance(getattr(chosen, "shrink", chosen), ActivationAware)
-        unused = calibration is not None and not fitted
-        reason = ", which has no use for calibration=" if unused else ""
-        notes.append(f"method 'auto' picked {chosen}{reason}")
-    recipes = chosen.recipes(source, seen, seed=base_seed(generator), calibration=calibration)
-    if say := getattr(chosen, "notes", None):
-        notes += say(source, seen)
+    planned = chosen.plan(source, seen, seed=base_seed(generator), calibration=calibration)
     plan = Plan(
         target,
         seen,
-        keeping(seen, recipes, keep),
+        keeping(seen, planned.recipes(seen), keep),
         source=f"ancestor {source.source}, by {chosen}",
-        notes=lambda: notes,
+        notes=lambda: [*notes, *planned.notes],
     )
     return plan, doubts
 
@@ -356,8 +348,9 @@ def init_from_hypernet(
     Examples:
         >>> import timm, weightinit as wi
         >>> from weightinit.hypernet.config import HyperConfig
-        >>> from weightinit.hypernet.network import Hypernet
-        >>> logah = Hypernet(HyperConfig("logah", hid=16, layers=1, heads=2, rank=4, max_ck=8192))
+        >>> from weightinit.hypernet.network import GraphHyperNetwork
+        >>> small = HyperConfig("logah", hid=16, layers=1, heads=2, rank=4, max_ck=8192)
+        >>> logah = GraphHyperNetwork(small)
         >>> model = timm.create_model("vit_tiny_patch16_224", depth=3, embed_dim=96, num_heads=3)
         >>> wi.init_from_hypernet(model, logah) is model
         True
@@ -395,7 +388,7 @@ def plan_hypernet(
     network, where = named_network(hypernet)
     pith = network.config.kind == "pith"
     doubts = check_pair(source.anatomy, target) if pith and source else []
-    recipes = prediction_recipes(
+    planned = predicted(
         network,
         target,
         task=None if task is None else embedding(task, source),
@@ -406,7 +399,7 @@ def plan_hypernet(
     return Plan(
         model,
         target,
-        keeping(target, recipes, keep),
+        keeping(target, planned.recipes(target), keep),
         source=f"{network.config.kind} {where}" + (f", {source.source}" if source else ""),
         notes=lambda: doubts,
     )

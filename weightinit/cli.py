@@ -7,7 +7,6 @@ import ast
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -199,16 +198,13 @@ def _write(arguments: argparse.Namespace, plan: Any) -> tuple[str, Any]:
     """Commit a plan and write the model whole or not at all."""
     from safetensors.torch import save_file
 
+    from weightinit.files.writing import atomic
+
     report = plan.report()
     model = plan.commit()
     state = {name: value.contiguous() for name, value in model.state_dict().items()}
-    with tempfile.NamedTemporaryFile(dir=arguments.output.parent, delete=False) as file:
-        try:
-            save_file(state, file.name, metadata=_metadata(arguments))
-            Path(file.name).replace(arguments.output)
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise
+    with atomic(arguments.output) as part:
+        save_file(state, part, metadata=_metadata(arguments))
     return f"{report}\nwritten to {arguments.output}", {
         "output": os.fspath(arguments.output),
         **report.to_dict(),

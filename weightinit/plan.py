@@ -13,11 +13,47 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from weightinit.anatomy import Anatomy, ParamSpec
+from weightinit.anatomy import Anatomy, ParamSpec, Piece
 from weightinit.errors import ProjectionError
 from weightinit.report import Report, Row
 
-__all__ = ["Plan", "Recipe", "keeping"]
+__all__ = ["Action", "Inheritance", "Part", "Plan", "Recipe", "assemble", "joined", "keeping"]
+
+
+Action = Literal["written", "fresh", "kept"]
+Fill = Callable[[Tensor], object]
+
+
+@dataclass(frozen=True)
+class Part:
+    """What becomes of one canonical piece of a parameter.
+
+    Args:
+        action: ``"written"`` from the source, ``"fresh"`` by an explicit rule, or ``"kept"``.
+        text: where its values come from, for people; nothing is read from it.
+        fill: writes the values into a view of the piece's canonical size; None where it is kept.
+    """
+
+    action: Action
+    text: str
+    fill: Fill | None = None
+
+
+@dataclass(frozen=True)
+class Inheritance:
+    """What a method makes of a target; nothing is written yet.
+
+    Args:
+        parts: one for each canonical piece of the target.
+        notes: what the user should know besides: whether the function is kept, say.
+    """
+
+    parts: Mapping[Piece, Part]
+    notes: Sequence[str] = ()
+
+    def recipes(self, target: Anatomy) -> list[Recipe]:
+        """Return one recipe for every parameter of the target; see :func:`assemble`."""
+        return assemble(target, self.parts.__getitem__)
 
 
 @dataclass(frozen=True)
@@ -26,16 +62,59 @@ class Recipe:
 
     Args:
         spec: the parameter.
-        action: ``"written"`` from the source, ``"fresh"`` by an explicit rule, or ``"kept"``.
+        action: ``"written"`` if any of its parts is, else ``"fresh"`` or ``"kept"``.
         source: where its values come from, for people.
         fill: writes the values into a tensor of the parameter's global shape, on the CPU, in fp32
             (fp64 for fp64 parameters); None where the parameter is kept.
     """
 
     spec: ParamSpec
-    action: Literal["written", "fresh", "kept"]
+    action: Action
     source: str
-    fill: Callable[[Tensor], None] | None = None
+    fill: Fill | None = None
+
+
+def assemble(target: Anatomy, part_of: Callable[[Piece], Part]) -> list[Recipe]:
+    """Return one recipe for every parameter of a target, from the parts of its pieces.
+
+    Args:
+        target: anatomy of the model to fill.
+        part_of: the part of each canonical piece.
+
+    Raises:
+        ProjectionError: if some pieces of a fused parameter are kept and others are not.
+
+    Examples:
+        >>> import timm, weightinit as wi
+        >>> seen = wi.anatomy(timm.create_model("vit_tiny_patch16_224", depth=1))
+        >>> recipes = assemble(seen, lambda piece: Part("fresh", "zeros", lambda out: out.zero_()))
+        >>> len(recipes) == len(seen.specs), recipes[0].source
+        (True, 'zeros')
+    """
+    return [
+        joined(target, spec, [part_of(piece) for piece in target.pieces(spec)])
+        for spec in target.specs
+    ]
+
+
+def joined(target: Anatomy, spec: ParamSpec, parts: Sequence[Part]) -> Recipe:
+    """Return the recipe of one parameter from the parts of its pieces; see :func:`assemble`."""
+    actions = {part.action for part in parts}
+    text = "; ".join(dict.fromkeys(part.text for part in parts))
+    if actions == {"kept"}:
+        return Recipe(spec, "kept", text)
+    if "kept" in actions:
+        raise ProjectionError(
+            f"{spec.name} stores {', '.join(spec.parts)} together: keep all of it or nothing"
+        )
+
+    def fill(out: Tensor) -> None:
+        for role, part in zip(spec.parts, parts, strict=True):
+            assert part.fill is not None
+            # A view made before the last write has no part in its gradient.
+            part.fill(target.split(spec, out)[role])
+
+    return Recipe(spec, "written" if "written" in actions else "fresh", text, fill)
 
 
 class Plan:
@@ -117,7 +196,8 @@ class Plan:
             if recipe.fill is None:
                 continue
             dtype = torch.float64 if parameter.dtype == torch.float64 else torch.float32
-            value = torch.empty(parameter.shape, dtype=dtype)
+            # Whatever the recipe leaves unwritten is found by the check below.
+            value = torch.full(parameter.shape, torch.nan, dtype=dtype)
             with torch.no_grad():
                 recipe.fill(value)
             # The sum is not finite if any value is not; the slow check tells overflow from NaN.

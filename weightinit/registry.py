@@ -32,7 +32,7 @@ METHODS: Mapping[str, str] = {
 def get_method(method: str | Method) -> Method:
     """Return a method by name with its default options, or the object itself."""
     if not isinstance(method, str):
-        if isinstance(method, type) or not callable(getattr(method, "recipes", None)):
+        if isinstance(method, type) or not callable(getattr(method, "plan", None)):
             raise ProjectionError(
                 f"method={method!r} is no method: pass one of {sorted(METHODS)}, or an object of "
                 "its options, such as wi.LEMON()"

@@ -80,9 +80,7 @@ VARIANTS: Mapping[str, Variant] = {
     "PITH, as released, first blocks": Variant(
         "micro-pith-dual", {"expansion": "original", "alignment": "first"}
     ),
-    "PITH, full": Variant("micro-pith-full"),
-    "PITH, full but for expansion": Variant("micro-pith-full", {"expansion": "none"}),
-    "PITH, full but for separate P and Q": Variant("micro-pith-full", {"separate": False}),
+    "PITH, both expanded, separate P and Q": Variant("micro-pith-full"),
     "PITH from the rule (ours)": Variant("micro-pith-rule"),
 }
 #: Starts without a hypernetwork.

@@ -6,7 +6,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from make_bundle import make_bundle
+from helpers.bundles import make_bundle
 from safetensors.torch import save
 
 #: From the attack's name to its builder and the words of its refusal.

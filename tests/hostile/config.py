@@ -82,6 +82,11 @@ def provenance_infinite(folder):
 
 
 @attack("kind of the bundle")
+def kind_code(folder):
+    update(folder, kind="os.system('id')")
+
+
+@attack("kind 'executable', TemplateBundle reads")
 def kind_unknown(folder):
     update(folder, kind="executable")
 
@@ -220,6 +225,14 @@ def options_thousands_of_kinds(folder):
 def options_kind_names_code(folder):
     def change(config):
         config["options"]["kinds"]["norm1.weight"]["factory"] = "os.system"
+
+    edit_config(folder, change)
+
+
+@attack("kind mlp.fc1.weight have 1 axes, and what they make has 2")
+def options_shape_of_another_rank(folder):
+    def change(config):
+        config["options"]["kinds"]["mlp.fc1.weight"]["shape"] = [8]
 
     edit_config(folder, change)
 

@@ -15,7 +15,7 @@ def truncated(path, size):
         file.truncate(size)
 
 
-@attack("cut off or has bytes to spare")
+@attack("damaged, cut off, or no safetensors file")
 def weights_cut(folder):
     path = folder / "model.safetensors"
     truncated(path, path.stat().st_size - 100)

@@ -1,7 +1,7 @@
 """Attacks by the tensors: not finite, missing, unknown, of other shapes, or expanding for ever."""
 
 import torch
-from make_bundle import SIZES
+from helpers.bundles import SIZES
 from safetensors.torch import save
 
 from hostile.base import attack, edit_tensors, seal

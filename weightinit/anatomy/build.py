@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from weightinit.anatomy.core import Anatomy, ParamSpec
 from weightinit.anatomy.layout import layout as layout_of
 from weightinit.anatomy.match import Match, family_of, match, match_user
+from weightinit.anatomy.roles import facts
 from weightinit.anatomy.rules import Family, Rule
 from weightinit.anatomy.solver import HINT, Group, names, solve_all
 from weightinit.anatomy.source import Entry, Source, read
-from weightinit.anatomy.traits import Traits, infer, look
+from weightinit.anatomy.traits import Look, Traits, infer, look
 from weightinit.errors import AnatomyError
 
 __all__ = ["anatomy"]
@@ -55,18 +56,18 @@ def anatomy(
     source = read(model_or_state_dict)
     family = family_of(entry.key for entry in source.entries)
     entries, matches = _explain(source, family, rules)
-    traits = Traits()
+    told = Look()
     if source.module is not None and family is not None:
-        traits = look(source.module, family.library, family.name)
-    known = dict(traits.sizes)
+        told = look(source.module, family.library, family.look)
+    known = dict(told.sizes)
     for label, size in (sizes or {}).items():
         if known.setdefault(label, size) != size:
             raise AnatomyError(
                 f"sizes[{label!r}] = {size}, but the module says {known[label]}: leave it out"
             )
-    flags = {**traits.flags, **_flags(family, entries)}
+    flags = {**told.flags, **_flags(family, entries)}
     groups = solve_all(entries, matches, known, flags)
-    return _assemble(family, groups, entries, matches, known, traits)
+    return _assemble(family, groups, entries, matches, known, told)
 
 
 def _explain(
@@ -112,7 +113,7 @@ def _assemble(
     entries: list[Entry],
     matches: list[Match],
     sizes: dict[str, int],
-    traits: Traits,
+    told: Look,
 ) -> Anatomy:
     specs: dict[int, ParamSpec] = {}
     for group in groups:
@@ -134,15 +135,17 @@ def _assemble(
             )
     ordered = tuple(specs[i] for i in range(len(entries)))
     depths, main = _depths(ordered, matches)
-    described = {**traits.traits, "main_stacks": main, "depths": tuple(depths[s] for s in main)}
-    rows = [spec.shape[-2] for spec in ordered if spec.role.startswith("token.")]
+    described = {**told.traits, "main_stacks": main, "depths": tuple(depths[s] for s in main)}
+    if family is not None:
+        described = {"form": family.form, **described, "proven": family.proven}
+    rows = [spec.shape[-2] for spec in ordered if facts(spec.role).kind == "token"]
     infer(described, sizes, sum(rows))
     return Anatomy(
         ordered,
         sizes,
         sum(depths[stack] for stack in main),
         family.name if family else "custom",
-        described,
+        Traits.of(described),
     )
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from torch import Tensor
 
-from weightinit.anatomy.layout import Layout
+from weightinit.anatomy.labels import Labels, label_of
+from weightinit.anatomy.layout import Layout, View
+from weightinit.anatomy.roles import Role, Side, facts
+from weightinit.anatomy.traits import Traits
 from weightinit.errors import AnatomyError
 
 __all__ = ["Anatomy", "ParamSpec", "Piece"]
@@ -56,7 +60,21 @@ class Piece:
     role: str
     size: tuple[int, ...]
     spec: ParamSpec
-    axes: tuple[tuple[str, ...], ...]
+    axes: tuple[Labels, ...]
+
+    @property
+    def facts(self) -> Role:
+        """What is true of every parameter of its role."""
+        return facts(self.role)
+
+    @property
+    def ends(self) -> bool:
+        """Whether it is of a branch's last layer and writes into the stream."""
+        return self.facts.end and self.axes[0].stream
+
+    def side(self, dim: int) -> Side:
+        """Return how it stands to one of its axes; see :meth:`Role.side`."""
+        return self.facts.side(dim, len(self.axes))
 
 
 @dataclass(frozen=True)
@@ -69,15 +87,14 @@ class Anatomy:
             hidden, ``t`` tokens, ``p q`` patch, ``c`` input channels, ``n`` classes, ...
         depth: number of blocks of the main stack.
         family: ``vit``, ``convnext``, ``bert``, ``gpt2``.
-        traits: what the module says of itself where shapes are silent: ``prefix_tokens``,
-            ``pos_prefix`` (their rows inside the position embedding), ``grid``, ``pool``, ``act``.
+        traits: what it computes besides its weights, see :class:`Traits`.
     """
 
     specs: tuple[ParamSpec, ...]
     sizes: Mapping[str, int]
     depth: int
     family: str
-    traits: Mapping[str, object]
+    traits: Traits
 
     @cached_property
     def _pieces(self) -> dict[str, list[dict[str, Piece]]]:
@@ -92,19 +109,33 @@ class Anatomy:
         return stacks
 
     @cached_property
-    def _main(self) -> tuple[str, ...]:
-        return tuple(self.traits["main_stacks"])  # pyright: ignore[reportArgumentType]
-
-    @cached_property
     def blocks(self) -> tuple[Mapping[str, Piece], ...]:
         """The pieces of each block of the main stack by canonical role, in depth order."""
-        return tuple(block for stack in self._main for block in self._pieces[stack])
+        return tuple(block for stack in self.traits.main_stacks for block in self._pieces[stack])
 
     @cached_property
     def extra_blocks(self) -> tuple[tuple[str, Mapping[str, Piece]], ...]:
         """The blocks of other stacks, such as CaiT's class attention, each with its stack."""
-        others = [stack for stack in self._pieces if stack and stack not in self._main]
+        others = [stack for stack in self._pieces if stack and stack not in self.traits.main_stacks]
         return tuple((stack, block) for stack in others for block in self._pieces[stack])
+
+    @cached_property
+    def all_blocks(self) -> tuple[Mapping[str, Piece], ...]:
+        """The blocks of the main stack, then those of others."""
+        return (*self.blocks, *(block for _, block in self.extra_blocks))
+
+    @cached_property
+    def stages(self) -> tuple[int, ...]:
+        """How many blocks each main stack has, in order: one number but for several widths."""
+        return tuple(len(self._pieces[stack]) for stack in self.traits.main_stacks)
+
+    @cached_property
+    def _index(self) -> dict[str, int]:
+        return {p.spec.name: i for i, block in enumerate(self.blocks) for p in block.values()}
+
+    def index(self, spec: ParamSpec) -> int | None:
+        """Return the block of the main stack that a parameter belongs to; None elsewhere."""
+        return self._index.get(spec.name)
 
     @cached_property
     def outside(self) -> Mapping[str, Piece]:
@@ -127,6 +158,11 @@ class Anatomy:
                 f"no parameter is called {name!r}: use one of this model's, such as "
                 f"{[spec.name for spec in self.specs[:3]]}"
             ) from None
+
+    def pieces(self, spec: ParamSpec) -> list[Piece]:
+        """Return the canonical pieces of a parameter, in storage order."""
+        block = self._pieces[spec.stack][spec.block or 0]
+        return [block[role] for role in spec.parts]
 
     def split(self, spec: ParamSpec, tensor: Tensor) -> dict[str, Tensor]:
         """Return the canonical parts of a parameter as writable views of ``tensor``.
@@ -155,6 +191,39 @@ class Anatomy:
         """Return the stored tensor of the given canonical parts: the inverse of :meth:`split`."""
         return spec.layout.merge([parts[role] for role in spec.parts])
 
+    @cached_property
+    def widths(self) -> Mapping[str, int]:
+        """Sizes of the channels, grouped key-value heads among them."""
+        found = {x: size for x, size in self.sizes.items() if label_of(x).kind == "channel"}
+        for piece in self.blocks[0].values() if self.blocks else ():
+            for labels, size in zip(piece.axes, piece.size, strict=True):
+                if labels == ("e", "k"):
+                    return {**found, "e": size // self.sizes["k"]}
+        return found
+
+    def reshaped(self, widths: Mapping[str, int], stages: Sequence[int]) -> Anatomy:
+        """Return the anatomy of a model of other widths and depths; no such model is built.
+
+        Each canonical piece is a parameter of its own there.
+
+        Args:
+            widths: sizes of channels; those left out stay.
+            stages: number of blocks of each main stack.
+        """
+        counts = {x: sum(stages) for x in self.sizes if label_of(x).kind == "block"}
+        widths = {**widths, **counts}
+        new = {label: widths.get(label, size) for label, size in self.sizes.items()}
+        old = {**self.sizes, **self.widths}
+        specs = [_reshaped(piece, old, widths, None) for piece in self.outside.values()]
+        depths = dict(zip(self.traits.main_stacks, stages, strict=True))
+        for stack, blocks in self._pieces.items():
+            for index in range(depths.get(stack, len(blocks)) if stack else 0):
+                alike = {role: piece for block in reversed(blocks) for role, piece in block.items()}
+                alike |= blocks[min(index, len(blocks) - 1)]
+                specs += [_reshaped(piece, old, widths, index) for piece in alike.values()]
+        traits = replace(self.traits, depths=tuple(stages))
+        return replace(self, specs=tuple(specs), sizes=new, depth=sum(stages), traits=traits)
+
     def __str__(self) -> str:
         return self.table()
 
@@ -169,3 +238,28 @@ class Anatomy:
         from weightinit.anatomy.show import to_dict
 
         return to_dict(self)
+
+
+def _reshaped(
+    piece: Piece, old: Mapping[str, int], widths: Mapping[str, int], block: int | None
+) -> ParamSpec:
+    """Return a canonical piece as a parameter of its own, of other widths."""
+    shape = tuple(
+        size
+        * math.prod(widths.get(label, 1) for label in labels if label in old)
+        // math.prod(old[label] for label in labels if label in old and label in widths)
+        for size, labels in zip(piece.size, piece.axes, strict=True)
+    )
+    name = piece.role if block is None else f"{piece.spec.stack}.{block}.{piece.role}"
+    view = View(0, 0, shape, tuple(range(len(shape))), shape, piece.axes, plain=True, turned=False)
+    return replace(
+        piece.spec,
+        name=name,
+        key=name,
+        role=piece.role,
+        pattern=" ".join(f"({labels})" for labels in piece.axes),
+        shape=shape,
+        block=block,
+        parts=(piece.role,),
+        layout=Layout(shape, -1, (view,)),
+    )

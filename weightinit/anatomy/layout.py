@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from weightinit.anatomy.pattern import LOCAL_LABELS, Group, parse, solve
+from weightinit.anatomy.labels import LOCAL_LABELS, Labels
+from weightinit.anatomy.pattern import Group, parse, solve
 from weightinit.errors import AnatomyError
 
-__all__ = ["Layout", "Op", "along", "apply", "layout", "merge", "parse", "solve", "split"]
-
-#: What is done along one axis: select indices, multiply by a matrix [new, old], or call f(x, dim).
-Op = Tensor | Callable[[Tensor, int], Tensor]
+__all__ = ["Layout", "View", "layout"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +26,7 @@ class View:
     factors: tuple[int, ...]  # of the part as stored
     order: tuple[int, ...]  # of the factors in canonical orientation
     shape: tuple[int, ...]  # canonical
-    axes: tuple[Group, ...]  # labels of the canonical axes
+    axes: tuple[Labels, ...]  # of the canonical axes
     plain: bool  # the part needs no reshaping
     turned: bool  # the part needs a transposition and nothing else
 
@@ -135,7 +133,7 @@ def _part(
         factors=tuple(size[f] for f in flat),
         order=order,
         shape=shape,
-        axes=axes,
+        axes=tuple(map(Labels, axes)),
         plain=in_order and tuple(lengths) == shape,
         turned=len(stored) == 2 and axes == (stored[1], stored[0]),
     )
@@ -156,144 +154,3 @@ def layout(
     labels = parse(pattern).labels
     known = tuple((f, sizes[f]) for f in sorted(labels) if f in sizes and f not in LOCAL_LABELS)
     return _layout(pattern, tuple(shape), known, parts, to)
-
-
-def split(
-    tensor: Tensor, pattern: str, sizes: Mapping[str, int], parts: int = 1, to: str = ""
-) -> tuple[Tensor, ...]:
-    """Return the canonical parts of a stored tensor as writable views of it.
-
-    Args:
-        tensor: as stored.
-        pattern: of the stored tensor.
-        sizes: of its labels; those that the shape determines may be missing.
-        parts: how many parts a fused axis holds.
-        to: canonical pattern of each part, if it is not the stored order less the axes of length 1.
-
-    Examples:
-        >>> import torch
-        >>> qkv = torch.zeros(12, 4)
-        >>> q, k, v = split(qkv, "(3 h k) d", {"h": 2}, parts=3)
-        >>> _ = k.fill_(1)
-        >>> int(qkv[4:8].sum()), int(qkv.sum())
-        (16, 16)
-    """
-    return layout(pattern, tensor.shape, sizes, parts, to).split(tensor)
-
-
-def merge(
-    parts: Sequence[Tensor],
-    pattern: str,
-    shape: Sequence[int],
-    sizes: Mapping[str, int],
-    to: str = "",
-) -> Tensor:
-    """Return the stored tensor of ``shape`` whose canonical parts are given, as :func:`split` does.
-
-    It is differentiable, and the bits are those of the parts.
-    """
-    return layout(pattern, shape, sizes, len(parts), to).merge(parts)
-
-
-def apply(tensor: Tensor, pattern: str, sizes: Mapping[str, int], ops: Mapping[str, Op]) -> Tensor:
-    """Act along named axes of a stored tensor, one operator a label.
-
-    Args:
-        tensor: as stored.
-        pattern: of the tensor.
-        sizes: of its labels; those that the shape determines may be missing.
-        ops: from label to a LongTensor of indices to select, a matrix ``[new, old]`` to multiply
-            by, or a function of the tensor and the dim. A key of several labels, ``"h k"``, acts
-            on those axes taken together. Labels that the pattern lacks are passed over.
-
-    Returns:
-        A tensor of the same pattern and new sizes.
-
-    Raises:
-        AnatomyError: if sizes are missing or contradict the shape, or if a pattern holds only some
-            labels of a joint key.
-
-    Examples:
-        >>> import torch
-        >>> w = torch.arange(8.0).reshape(4, 2)
-        >>> apply(w, "(h k) d", {"h": 2}, {"h": torch.tensor([1]), "d": torch.ones(1, 2)})
-        tensor([[ 9.],
-                [13.]])
-    """
-    fused, terms = parse(pattern).terms()
-    whole = _sizes_of(pattern, tensor.shape, sizes)
-    if fused < 0:
-        return _apply(tensor, terms[0], whole, ops)
-    lengths = [math.prod(_length(f, whole) for f in term[fused]) for term in terms]
-    pieces = tensor.split(lengths, fused)
-    return torch.cat([_apply(x, t, whole, ops) for x, t in zip(pieces, terms, strict=True)], fused)
-
-
-def _sizes_of(pattern: str, shape: Sequence[int], sizes: Mapping[str, int]) -> dict[str, int]:
-    known = {label: size for label, size in sizes.items() if label not in LOCAL_LABELS}
-    found = solve(pattern, shape, known)
-    if found is None or parse(pattern).labels - known.keys() - found.keys():
-        raise AnatomyError(
-            f"shape {tuple(shape)} does not fit pattern {pattern!r} with sizes {known}: "
-            "correct the pattern, or pass the sizes that are missing"
-        )
-    return {**known, **found}
-
-
-def _length(factor: str, sizes: Mapping[str, int]) -> int:
-    return int(factor) if factor.isdigit() else sizes[factor]
-
-
-def _apply(
-    tensor: Tensor, axes: tuple[Group, ...], sizes: Mapping[str, int], ops: Mapping[str, Op]
-) -> Tensor:
-    groups: list[list[str]] = [list(group) for group in axes]
-    tensor = tensor.reshape([_length(f, sizes) for group in groups for f in group])
-    for key in ops:
-        joint = key.split()
-        for group in groups:
-            if not set(joint) & set(group):
-                continue
-            at = next((i for i in range(len(group)) if group[i : i + len(joint)] == joint), None)
-            if at is None:
-                raise AnatomyError(
-                    f"the operator of {key!r} cannot act on an axis of {' '.join(group)!r}: "
-                    "give one operator a label"
-                )
-            group[at : at + len(joint)] = [key]
-    flat = [f for group in groups for f in group]
-    for dim, key in enumerate(flat):
-        joint = key.split()
-        if len(joint) > 1:
-            tensor = tensor.flatten(dim, dim + len(joint) - 1)
-        if key in ops:
-            tensor = along(tensor, dim, ops[key])
-    shape, dim = [], 0
-    for group in groups:
-        shape.append(math.prod(tensor.shape[dim : dim + len(group)]))
-        dim += len(group)
-    return tensor.reshape(shape)
-
-
-def along(tensor: Tensor, dim: int, op: Op) -> Tensor:
-    """Act along one axis of a tensor.
-
-    Args:
-        tensor: of any shape.
-        dim: of the axis.
-        op: a LongTensor of indices to select, a matrix ``[new, old]`` to multiply by, or a function
-            of the tensor and the dim.
-
-    Raises:
-        AnatomyError: if the operator does not fit the axis.
-    """
-    if not isinstance(op, Tensor):
-        return op(tensor, dim)
-    if op.dtype == torch.int64 and op.ndim == 1:
-        return tensor.index_select(dim, op)
-    if op.ndim == 2 and op.is_floating_point() and op.shape[1] == tensor.shape[dim]:
-        return (tensor.movedim(dim, -1) @ op.T).movedim(-1, dim)
-    raise AnatomyError(
-        f"an operator of shape {tuple(op.shape)} and type {op.dtype} cannot act on an axis of "
-        f"length {tensor.shape[dim]}: use a 1-D LongTensor or a matrix [new, {tensor.shape[dim]}]"
-    )

@@ -15,11 +15,7 @@ from functools import cache
 
 from weightinit.errors import AnatomyError
 
-__all__ = ["LOCAL_LABELS", "Group", "Pattern", "parse", "solve"]
-
-#: Labels whose size is each parameter's own: rows of tokens and tables, channels of stems,
-#: grouped key-value heads.
-LOCAL_LABELS = frozenset("ruoiyxe")
+__all__ = ["Group", "Pattern", "parse", "solve"]
 
 Group = tuple[str, ...]  # the factors of a fused axis, outermost first: labels and integers
 _TOKEN = re.compile(r"\(([^()]*)\)|([A-Za-z]\w*|\d+)|\S")

@@ -28,14 +28,14 @@ def table(anatomy: Anatomy) -> str:
         for line in lines
     ]
     body.insert(1, "  ".join("-" * width for width in widths))
-    library = anatomy.traits.get("library")
+    library = anatomy.traits.library
     head = f"{anatomy.family}{f' of {library}' if library else ''}, {anatomy.depth} blocks"
     sizes = "  ".join(f"{label}={size}" for label, size in sorted(anatomy.sizes.items()))
     hidden = ("library", "main_stacks", "depths")
     traits = "  ".join(
-        f"{name}={value}"
-        for name, value in anatomy.traits.items()
-        if name not in hidden and value not in (None, False)
+        f"{name}={tuple(value) if isinstance(value, list) else value}"
+        for name, value in anatomy.traits.to_dict().items()
+        if name not in hidden and value not in (False, "none")
     )
     return "\n".join([head, sizes, traits, "", *body])
 
@@ -62,10 +62,7 @@ def to_dict(anatomy: Anatomy) -> dict[str, object]:
         "family": anatomy.family,
         "depth": anatomy.depth,
         "sizes": dict(anatomy.sizes),
-        "traits": {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in anatomy.traits.items()
-        },
+        "traits": anatomy.traits.to_dict(),
         "parameters": [
             {
                 "name": spec.name,

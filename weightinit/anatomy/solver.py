@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from weightinit.anatomy.labels import LOCAL_LABELS
 from weightinit.anatomy.match import Match
-from weightinit.anatomy.pattern import LOCAL_LABELS, parse, solve
+from weightinit.anatomy.pattern import parse, solve
 from weightinit.anatomy.rules import Rule
 from weightinit.anatomy.source import Entry
 from weightinit.errors import AnatomyError

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from weightinit.anatomy import Anatomy, Piece, Rule
-from weightinit.ancestor.open import of_module, of_name, of_state
+from weightinit.ancestor.open import Opener
 from weightinit.errors import AnatomyError, BundleError, ProjectionError
+from weightinit.files.hub import Client
 
 __all__ = ["Ancestor"]
 
@@ -144,14 +145,10 @@ class Ancestor:
                 their config says.
             AnatomyError: if its parameters are not explained.
         """
-        if heads is not None and (isinstance(heads, bool) or not isinstance(heads, int)):
-            raise ProjectionError(f"heads={heads!r}: pass a whole number, or leave it out")
-        if heads is not None and heads < 1:
-            raise ProjectionError(f"heads={heads}: pass a positive number, or leave it out")
-        rules = tuple(rules)
-        options = {"cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
+        client = Client(cache_dir, token, local_files_only)
+        opener = Opener(heads, revision, client, tuple(rules))
         if isinstance(ancestor, (str, os.PathLike)):
-            return cls(*of_name(ancestor, heads, revision, options, rules))
+            return cls(*opener.named(ancestor))
         if revision is not None:
             raise ProjectionError(
                 f"a {type(ancestor).__name__} has no revision {revision!r}: leave revision= out"
@@ -163,9 +160,9 @@ class Ancestor:
                 )
             return ancestor
         if isinstance(ancestor, nn.Module):
-            return cls(*of_module(ancestor, heads, rules=rules))
+            return cls(*opener.module(ancestor))
         if isinstance(ancestor, Mapping):
-            return cls(*of_state(ancestor, heads, rules))
+            return cls(*opener.state(ancestor))
         raise ProjectionError(
             f"a {type(ancestor).__name__} is no ancestor: pass a module, a state dict, a path, the "
             "name of a timm model, or 'org/name@revision' of the Hub"

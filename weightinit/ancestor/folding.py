@@ -2,46 +2,17 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from weightinit.anatomy import Anatomy, ParamSpec, Piece
+from weightinit.anatomy import Anatomy, ParamSpec, Piece, scale_of
 from weightinit.anatomy.source import strip
 from weightinit.ancestor.ancestor import Ancestor
 
-__all__ = ["folded", "scale_of"]
-
-#: The roles of layer scales: ls1, ls2, ConvNeXt's ls, attns.0.ls of parallel branches.
-SCALES = re.compile(r"(.+\.)?ls\d?")
-#: What they scale: the last layer of a branch, whose rows are the residual stream.
-LAST = re.compile(r"(?P<branch>.*?)\.?(?:proj|fc2)\.(?:weight|bias)")
-
-
-def scale_of(role: str, block: Mapping[str, Piece]) -> Piece | None:
-    """Return the layer scale after what a parameter of a block writes, or None.
-
-    Args:
-        role: canonical, of the parameter.
-        block: its pieces by role.
-
-    Examples:
-        >>> import timm, weightinit as wi
-        >>> model = timm.create_model("vit_tiny_patch16_224", depth=1, init_values=1e-5)
-        >>> block = wi.anatomy(model).blocks[0]
-        >>> scale_of("mlp.fc2.bias", block).role, scale_of("mlp.fc1.bias", block)
-        ('ls2', None)
-    """
-    last = LAST.fullmatch(role)
-    if last is None or role not in block or block[role].axes[0][0][0] != "d":
-        return None
-    branch = last["branch"]
-    # A parallel block has one layer scale for both of its branches.
-    names = {"attn": ("ls1",), "mlp": ("ls2", "ls1", "ls")}.get(branch, (f"{branch}.ls",))
-    return next((block[name] for name in names if name in block), None)
+__all__ = ["folded"]
 
 
 def folded(ancestor: Ancestor, target: Anatomy) -> tuple[Ancestor, list[str]]:
@@ -54,34 +25,29 @@ def folded(ancestor: Ancestor, target: Anatomy) -> tuple[Ancestor, list[str]]:
         target: anatomy of the target.
     """
     seen = ancestor.anatomy
-    kept = {role for _, block in _blocks(target) for role in block}
+    kept = {role for block in target.all_blocks for role in block}
     gone = {
         piece.role: None
-        for _, block in _blocks(seen)
+        for block in seen.all_blocks
         for piece in block.values()
-        if SCALES.fullmatch(piece.role) and piece.role not in kept
+        if piece.facts.kind == "scale" and piece.role not in kept
     }
     if not gone or seen.family != target.family:
         return ancestor, []
     names = ", ".join(gone)
-    if seen.traits.get("post_norm"):
+    if seen.traits.form != "pre_norm" and seen.traits.form is not None:
         return ancestor, [f"the target has no {names}: a norm stands behind them, so they are lost"]
     scales: dict[str, dict[str, Piece]] = {}
-    for _, block in _blocks(seen):
+    for block in seen.all_blocks:
         for role, piece in block.items():
             scale = scale_of(role, block)
-            if scale is not None and scale.role in gone:
+            if piece.ends and scale is not None and scale.role in gone:
                 scales.setdefault(piece.spec.name, {})[role] = scale
     folding = _Folding(ancestor, scales, set(gone))
     specs = tuple(spec for spec in seen.specs if spec.role not in gone)
     bare = replace(seen, specs=specs)
     found = Ancestor(bare, ancestor.source, folding.read, folding.module)
     return found, [f"the ancestor's {names} are folded into the layers before them"]
-
-
-def _blocks(seen: Anatomy) -> Iterator[tuple[str, Mapping[str, Piece]]]:
-    yield from (("", block) for block in seen.blocks)
-    yield from seen.extra_blocks
 
 
 class _Folding:

@@ -6,11 +6,12 @@ hold exactly its parameters. Where they do not, the library's own loading conver
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -20,7 +21,7 @@ from weightinit.ancestor.weights import Weights
 from weightinit.errors import BundleError, ProjectionError
 from weightinit.files.checks import parse_json
 
-__all__ = ["Library", "from_config", "from_metadata", "timm_library"]
+__all__ = ["Library", "Timm", "Transformers", "from_config", "from_metadata"]
 
 #: Arguments of timm.create_model that a file must not set: they read further files.
 _RESERVED = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path"}
@@ -29,48 +30,37 @@ MODEL_TYPES = ("vit", "deit", "bert", "roberta", "gpt2")
 _DEPTHS = ("depth", "depths", "num_hidden_layers", "n_layer", "num_layers")
 
 
-@dataclass(frozen=True)
-class Library:
-    """How a library builds the model that some weights are of.
+class Library(ABC):
+    """A library that builds the model that some weights are of, and reads them if need be."""
 
-    Args:
-        name: of the library.
-        build: returns the model on the default device, its weights unread.
-        load: returns the model on the CPU, its weights read and converted by the library.
-    """
+    name: ClassVar[str]
 
-    name: str
-    build: Callable[[], nn.Module]
-    load: Callable[[], nn.Module]
+    @abstractmethod
+    def _build(self) -> nn.Module:
+        """Return the model on the default device, its weights unread."""
+
+    @abstractmethod
+    def _load(self) -> nn.Module:
+        """Return the model on the CPU, its weights read and converted by the library."""
+
+    def module(self, weights: Weights, names: Mapping[str, str]) -> nn.Module:
+        """Return the model with weights that were found to be its own.
+
+        Args:
+            weights: its weights.
+            names: from a parameter's name to the name in the files.
+        """
+        return self.loaded()
 
     def meta(self) -> nn.Module:
         """Return the model on the meta device, in eval mode: it costs next to nothing."""
         with self._explained("build"), torch.device("meta"):
-            return self.build().eval()
+            return self._build().eval()
 
     def loaded(self) -> nn.Module:
         """Return the model with its weights, in eval mode; the global generator stays as it was."""
         with self._explained("load"), torch.random.fork_rng(devices=[]):
-            return self.load().eval()
-
-    def filled(self, weights: Weights, names: Mapping[str, str]) -> nn.Module:
-        """Return the model in eval mode, its tensors read from ``weights``.
-
-        Args:
-            weights: with all of its parameters, and perhaps buffers.
-            names: from a parameter's name to the name in the files.
-        """
-        with self._explained("build"), torch.random.fork_rng(devices=[]):
-            module = self.build().eval()
-        if any(weights.dtypes[name] == "F64" for name in names.values()):
-            module = module.double()
-        with torch.no_grad():
-            for name, tensor in module.named_parameters():
-                tensor.copy_(weights.read(names[name]))
-            for name, tensor in module.named_buffers():
-                if weights.shapes.get(name) == tuple(tensor.shape):
-                    tensor.copy_(weights.read(name))
-        return module
+            return self._load().eval()
 
     @contextmanager
     def _explained(self, action: str) -> Iterator[None]:
@@ -89,37 +79,58 @@ def _reason(error: Exception) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
-def timm_library(name: str, weights: Weights, **arguments: Any) -> Library:
-    """Return how timm builds and loads a model of its own.
+@dataclass(frozen=True)
+class Timm(Library):
+    """A model of timm's own.
 
     Args:
-        name: of the model, or ``"local-dir:"`` and a folder with timm's config.json.
+        model: name of the model, or ``"local-dir:"`` and a folder with timm's config.json.
         weights: its safetensors.
-        arguments: of ``timm.create_model``.
+        arguments: further arguments of ``timm.create_model``.
     """
-    import timm
 
-    def build() -> nn.Module:
-        return timm.create_model(name, pretrained=False, **arguments)
+    model: str
+    weights: Weights
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    name: ClassVar[str] = "timm"
 
-    def load() -> nn.Module:
-        if len(weights.paths) != 1:
+    def _build(self) -> nn.Module:
+        import timm
+
+        return timm.create_model(self.model, pretrained=False, **self.arguments)
+
+    def _load(self) -> nn.Module:
+        import timm
+
+        if len(self.weights.paths) != 1:
             raise BundleError("timm reads one file: merge the shards into one model.safetensors")
         # The file that was checked and nothing else: left alone, timm falls back to pickles.
-        overlay = {"source": "", "file": str(weights.paths[0]), "custom_load": False}
+        overlay = {"source": "", "file": str(self.weights.paths[0]), "custom_load": False}
         torch.manual_seed(0)
         module: Any = timm.create_model(
-            name, pretrained=True, pretrained_cfg_overlay=overlay, **arguments
+            self.model, pretrained=True, pretrained_cfg_overlay=overlay, **self.arguments
         )
         torch.manual_seed(0)
-        drawn = _still(module, build())
+        drawn = _still(module, self._build())
         classes = module.pretrained_cfg.get("num_classes")
         if drawn or classes not in (None, module.num_classes):
             # timm leaves random what it does not find in some models' files.
             raise BundleError(fault(drawn or ["a head of these classes"], [], []))
         return module
 
-    return Library("timm", build, load)
+    def module(self, weights: Weights, names: Mapping[str, str]) -> nn.Module:
+        """Return the model with tensors read one by one: timm reads one file of its own names."""
+        with self._explained("build"), torch.random.fork_rng(devices=[]):
+            module = self._build().eval()
+        if any(weights.dtypes[name] == "F64" for name in names.values()):
+            module = module.double()
+        with torch.no_grad():
+            for name, tensor in module.named_parameters():
+                tensor.copy_(weights.read(names[name]))
+            for name, tensor in module.named_buffers():
+                if weights.shapes.get(name) == tuple(tensor.shape):
+                    tensor.copy_(weights.read(name))
+        return module
 
 
 def _still(module: nn.Module, fresh: nn.Module) -> list[str]:
@@ -130,6 +141,89 @@ def _still(module: nn.Module, fresh: nn.Module) -> list[str]:
         for name, value in module.named_parameters()
         if torch.equal(value, drawn[name]) and value.min() != value.max()
     ]
+
+
+@dataclass(frozen=True)
+class Transformers(Library):
+    """A model of transformers.
+
+    Args:
+        folder: folder with its config.json and safetensors.
+        config: the config, as transformers reads it.
+        model: class of the model, transformers' own.
+    """
+
+    folder: Path
+    config: Any
+    model: Any
+    name: ClassVar[str] = "transformers"
+
+    @classmethod
+    def of(cls, folder: Path, raw: Mapping[str, Any], where: str) -> Transformers:
+        """Return the model that the config.json of a folder describes.
+
+        Raises:
+            BundleError: if transformers cannot read it, or it is of quantized weights.
+            ProjectionError: if it is of a model that only transformers itself can open.
+        """
+        kind = raw["model_type"]
+        if kind not in MODEL_TYPES:
+            raise ProjectionError(
+                f"{where} has model_type {kind[:64]!r}, and files are read of {MODEL_TYPES}: load "
+                "the model with transformers and pass the module"
+            )
+        if raw.get("quantization_config") or (folder / "adapter_config.json").exists():
+            raise BundleError(
+                f"{where} is of quantized weights or an adapter: load the model with transformers, "
+                "dequantize or merge it, and pass the module"
+            )
+        try:
+            import transformers
+        except ImportError as error:
+            raise ProjectionError(
+                f"{where} is of transformers, which is not installed: pip install transformers"
+            ) from error
+        try:
+            config = transformers.CONFIG_MAPPING[kind].from_dict(_plain(raw))
+        except Exception as error:  # whatever a config makes it raise
+            raise BundleError(
+                f"transformers cannot read {where} ({_reason(error)}): update transformers, or "
+                "load the model yourself and pass the module"
+            ) from error
+        for name in getattr(config, "architectures", None) or ():
+            found = getattr(transformers, str(name), None)
+            # The class that was saved knows its head; only transformers' own are ever taken.
+            if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
+                if found.config_class is type(config):
+                    return cls(folder, config, found)
+        return cls(folder, config, transformers.MODEL_MAPPING[type(config)])
+
+    def _build(self) -> nn.Module:
+        return self.model(self.config)
+
+    def _load(self) -> nn.Module:
+        module, info = self.model.from_pretrained(
+            self.folder,
+            config=self.config,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+        # transformers draws what is missing, and passes over the blocks that are too many.
+        missing = sorted(info["missing_keys"])
+        stray = blocks_among(info["unexpected_keys"], [n for n, _ in module.named_parameters()])
+        if missing or stray:
+            raise BundleError(fault(missing, [], stray))
+        return module
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config without what makes transformers fetch kernels, code or other weights."""
+    return {
+        key: value
+        for key, value in config.items()
+        if "implementation" not in key and key not in ("auto_map", "transformers_weights")
+    }
 
 
 def from_config(folder: Path, config: Mapping[str, Any], weights: Weights) -> Library:
@@ -150,10 +244,10 @@ def from_config(folder: Path, config: Mapping[str, Any], weights: Weights) -> Li
                 f"({timm.__version__}) does not know: update timm, or pass the module"
             )
         _check_arguments(config.get("model_args", {}), weights, where)
-        return timm_library(f"local-dir:{folder}", weights)
+        return Timm(f"local-dir:{folder}", weights)
     if isinstance(config.get("model_type"), str):
         _check_depth(config, weights, where)
-        return _transformers_library(folder, config, where)
+        return Transformers.of(folder, config, where)
     if {"schema", "kind", "sha256"} <= config.keys():
         raise BundleError(
             f"{where} is of a weightinit bundle, not of a pretrained network: pass it to "
@@ -181,7 +275,7 @@ def from_metadata(weights: Weights, what: str) -> Library | None:
     text = weights.metadata.get("model_args", "{}")
     arguments = parse_json(text.encode(), f"model_args in the metadata of {what}", 10_000)
     _check_arguments(arguments, weights, what)
-    return timm_library(architecture, weights, **arguments)
+    return Timm(architecture, weights, arguments)
 
 
 def _check_arguments(arguments: object, weights: Weights, where: str) -> None:
@@ -204,71 +298,3 @@ def _check_depth(config: Mapping[str, Any], weights: Weights, where: str) -> Non
                     f"{where} has {key} {depth}, for {len(weights)} tensors: they are not of one "
                     "model; correct it"
                 )
-
-
-def _transformers_library(folder: Path, raw: Mapping[str, Any], where: str) -> Library:
-    kind = raw["model_type"]
-    if kind not in MODEL_TYPES:
-        raise ProjectionError(
-            f"{where} has model_type {kind[:64]!r}, and files are read of {MODEL_TYPES}: load the "
-            "model with transformers and pass the module"
-        )
-    if raw.get("quantization_config") or (folder / "adapter_config.json").exists():
-        raise BundleError(
-            f"{where} is of quantized weights or an adapter: load the model with transformers, "
-            "dequantize or merge it, and pass the module"
-        )
-    try:
-        import transformers
-    except ImportError as error:
-        raise ProjectionError(
-            f"{where} is of transformers, which is not installed: pip install transformers"
-        ) from error
-    try:
-        config = transformers.CONFIG_MAPPING[kind].from_dict(_plain(raw))
-    except Exception as error:  # whatever a config makes it raise
-        raise BundleError(
-            f"transformers cannot read {where} ({_reason(error)}): update transformers, or load "
-            "the model yourself and pass the module"
-        ) from error
-    model: Any = transformers.AutoModel
-    for name in getattr(config, "architectures", None) or ():
-        found = getattr(transformers, str(name), None)
-        # The class that was saved knows its head; only transformers' own classes are ever taken.
-        if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
-            if found.config_class is type(config):
-                model = found
-                break
-
-    def build() -> nn.Module:
-        if model is transformers.AutoModel:
-            return model.from_config(config, trust_remote_code=False)
-        return model(config)
-
-    def load() -> nn.Module:
-        options = {"trust_remote_code": False} if model is transformers.AutoModel else {}
-        module, info = model.from_pretrained(
-            folder,
-            config=config,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-            **options,
-        )
-        # transformers draws what is missing, and passes over the blocks that are too many.
-        missing = sorted(info["missing_keys"])
-        stray = blocks_among(info["unexpected_keys"], [n for n, _ in module.named_parameters()])
-        if missing or stray:
-            raise BundleError(fault(missing, [], stray))
-        return module
-
-    return Library("transformers", build, load)
-
-
-def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a config without what makes transformers fetch kernels, code or other weights."""
-    return {
-        key: value
-        for key, value in config.items()
-        if "implementation" not in key and key not in ("auto_map", "transformers_weights")
-    }

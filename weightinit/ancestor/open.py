@@ -6,15 +6,17 @@ import copy
 import difflib
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from weightinit.anatomy import Anatomy, Rule, anatomy
-from weightinit.ancestor.models import Library, from_config, from_metadata, timm_library
-from weightinit.ancestor.pair import bare_anatomy, pair
+from weightinit.ancestor.models import Library, Timm, from_config, from_metadata
+from weightinit.ancestor.pair import pair
 from weightinit.ancestor.weights import (
     ADVICE,
     PICKLED,
@@ -27,17 +29,17 @@ from weightinit.errors import AnatomyError, BundleError, ProjectionError
 from weightinit.files import hub
 from weightinit.files.hub import CONFIG
 
-__all__ = ["Opened", "of_module", "of_name", "of_state"]
+__all__ = ["Network", "Opener"]
 
 _HUB_PREFIXES = ("hf-hub:", "hf_hub:")
 _FILES = (".safetensors", *PICKLED)
 
 
-class Opened(NamedTuple):
-    """An open ancestor: what :class:`weightinit.Ancestor` is made of.
+class Network(NamedTuple):
+    """What :class:`weightinit.Ancestor` is made of.
 
     Args:
-        anatomy: of the network.
+        anatomy: anatomy of the network.
         source: where it came from, in words.
         read: returns a stored parameter by its name in the anatomy, contiguous and on the CPU.
         module: returns a runnable copy.
@@ -49,88 +51,185 @@ class Opened(NamedTuple):
     module: Callable[[], nn.Module]
 
 
-def of_module(
-    module: nn.Module,
-    heads: int | None,
-    source: str | None = None,
-    rules: Sequence[Rule] = (),
-) -> Opened:
-    """Open a module.
+@dataclass(frozen=True)
+class Opener:
+    """Opens ancestors; each method is one door.
+
+    Args:
+        heads: attention heads, where nothing else says.
+        revision: branch, tag or commit of a Hub repository.
+        client: client of the Hub.
+        rules: rules for parameters that no other rule explains.
 
     Raises:
-        ProjectionError: if it is on the meta device.
+        ProjectionError: if ``heads`` is no positive number. Every door raises it where there is no
+            such ancestor, where its head count is not known, and where it is on the meta device.
+        BundleError: from every door, if files cannot be had or are not sound.
     """
-    seen = anatomy(module, rules=rules, sizes=_heads(heads))
-    parameters = dict(module.named_parameters(remove_duplicate=False))
-    _check_values(seen, parameters)
-    inner = _inner(module)
 
-    def copied() -> nn.Module:
+    heads: int | None = None
+    revision: str | None = None
+    client: hub.Client = field(default_factory=hub.Client)
+    rules: Sequence[Rule] = ()
+
+    def __post_init__(self) -> None:
+        """Check the head count."""
+        heads = self.heads
+        if heads is not None and (isinstance(heads, bool) or not isinstance(heads, int)):
+            raise ProjectionError(f"heads={heads!r}: pass a whole number, or leave it out")
+        if heads is not None and heads < 1:
+            raise ProjectionError(f"heads={heads}: pass a positive number, or leave it out")
+
+    def module(self, module: nn.Module, source: str | None = None) -> Network:
+        """Open a module; ``source`` is where it is from, if it was not the user's."""
+        seen = self._anatomy(module)
+        parameters = dict(module.named_parameters(remove_duplicate=False))
+        _check_values(seen, parameters)
+        inner = _inner(module)
+
+        def copied() -> nn.Module:
+            try:
+                return copy.deepcopy(inner).eval()
+            except Exception as error:  # whatever a module's own attributes raise
+                raise ProjectionError(
+                    f"a {type(inner).__name__} cannot be copied ({str(error)[:200]}): open the "
+                    "ancestor before sharding it, or pass its name or file"
+                ) from error
+
+        source = source or f"a {type(inner).__name__}"
+        return Network(seen, source, lambda name: _full(parameters[name]), copied)
+
+    def state(self, state: Mapping[str, Tensor]) -> Network:
+        """Open a state dict."""
+        seen = self._bare_anatomy(state, "state_dict")
+        _check_values(seen, state)
+        source = f"a state dict of {len(state)} tensors"
+        return Network(seen, source, lambda name: _full(state[name]), _no_module(source))
+
+    def named(self, ancestor: str | os.PathLike[str]) -> Network:
+        """Open what has a path or a name."""
+        text = os.fspath(ancestor)
+        if not isinstance(text, str) or not text or "\0" in text:
+            raise ProjectionError(f"{ancestor!r} names no ancestor: pass a path or a name")
+        # os.path answers False, where Path raises, for what cannot be a path at all.
+        expanded = os.path.expanduser(text)  # noqa: PTH111
+        is_file, is_folder = os.path.isfile(expanded), os.path.isdir(expanded)  # noqa: PTH112, PTH113
+        named = isinstance(ancestor, str) and not is_file and not text.endswith(_FILES)
+        if named and text.startswith(_HUB_PREFIXES):
+            return self.repository(text.partition(":")[2])
+        if named and (found := self.timm_model(text)):
+            return found
+        if is_file or is_folder:
+            if self.revision is not None:
+                revision = self.revision
+                raise ProjectionError(f"{text!r} is a path and has no {revision=}: leave it out")
+            path = Path(expanded)
+            source = str(path.resolve())
+            return self.folder(path, source) if is_folder else self.file(Weights([path]), source)
+        if named and hub.REPO.fullmatch(text):
+            return self.repository(text)
+        raise _unknown(text)
+
+    def timm_model(self, text: str) -> Network | None:
+        """Open a pretrained model of timm; return None if the name is none of its architectures."""
+        import timm
+
+        name, _, pinned = text.partition("@")
+        if not timm.is_model(name):
+            return None
+        revision = self.revision
+        if pinned and revision and pinned != revision:
+            raise ProjectionError(f"two revisions are given, in {text!r} and {revision=}: pass one")
         try:
-            return copy.deepcopy(inner).eval()
-        except Exception as error:  # whatever a module's own attributes raise
+            config = timm.get_pretrained_cfg(name)
+        except RuntimeError:  # a tag that it does not have
+            config = None
+        if config is None or not config.has_weights:
+            known = timm.list_models(f"{name.partition('.')[0]}.*", pretrained=True)
+            close = difflib.get_close_matches(name, timm.list_models(pretrained=True), n=5)
             raise ProjectionError(
-                f"a {type(inner).__name__} cannot be copied ({str(error)[:200]}): open the "
-                "ancestor before sharding it, or pass its name or file"
-            ) from error
+                f"timm has no pretrained weights for {name!r}: use one of {(known or close)[:8]}, "
+                "or pass the module with its weights"
+            )
+        if config.file:
+            if revision or pinned:
+                raise ProjectionError(
+                    f"timm has {name} as {config.file}, of no revision: leave it out"
+                )
+            path, at = Path(config.file), str(config.file)
+            weights = find_weights(path, at) if path.is_dir() else Weights([path])
+        elif config.hf_hub_id:
+            repo, _, default = config.hf_hub_id.partition("@")
+            files = _safe_names(config.hf_hub_filename)
+            folder, at = download(self.client, repo, pinned or revision or default or None, files)
+            found = [folder / file for file in files if (folder / file).exists()]
+            weights = Weights(found[:1]) if files else find_weights(folder, at)
+        else:
+            raise BundleError(
+                f"timm has {name} only as {config.url}, which is no safetensors file. {ADVICE}"
+            )
+        return self._of_library(weights, Timm(name, weights), f"{name} ({at})")
 
-    source = source or f"a {type(inner).__name__}"
-    return Opened(seen, source, lambda name: _full(parameters[name]), copied)
+    def repository(self, name: str) -> Network:
+        """Open a repository of the Hub."""
+        split = hub.split_revision(name, self.revision)
+        if split is None:
+            raise ProjectionError(f"{name[:200]!r} is no name of the Hub: pass 'org/name@revision'")
+        return self.folder(*download(self.client, *split))
 
+    def folder(self, folder: Path, source: str) -> Network:
+        """Open a folder of weights, with or without a config.json."""
+        config = read_config(folder / CONFIG) if (folder / CONFIG).exists() else None
+        weights = find_weights(folder, source)
+        if config is None:
+            return self.file(weights, source)
+        return self._of_library(weights, from_config(folder, config, weights), source)
 
-def of_state(state: Mapping[str, Tensor], heads: int | None, rules: Sequence[Rule] = ()) -> Opened:
-    """Open a state dict.
+    def file(self, weights: Weights, source: str) -> Network:
+        """Open files that no config stands beside."""
+        library = from_metadata(weights, source)
+        if library is not None:
+            return self._of_library(weights, library, source)
+        seen = self._bare_anatomy(weights.meta(), repr(os.fspath(weights.paths[0])))
+        return Network(seen, source, weights.read, _no_module(source))
 
-    Raises:
-        ProjectionError: if it is on the meta device, or its head count is not known.
-    """
-    seen = _bare(
-        lambda heads: anatomy(state, rules=rules, sizes=_heads(heads)), heads, "state_dict"
-    )
-    _check_values(seen, state)
-    source = f"a state dict of {len(state)} tensors"
-    return Opened(seen, source, lambda name: _full(state[name]), _no_module(source))
+    def _of_library(self, weights: Weights, library: Library, source: str) -> Network:
+        """Stream the weights of a model that a library builds, or let the library convert them."""
+        meta = library.meta()
+        seen = self._anatomy(meta)
+        names, fault = pair(seen, meta, weights, library.name)
+        if names is None:
+            try:
+                module = library.loaded()
+            except BundleError as error:
+                raise BundleError(
+                    f"{source} does not hold the model that its config states: {fault}. Save or "
+                    f"download both again, or pass the module ({str(error)[:300]})"
+                ) from error
+            return self.module(module, source)
 
+        def read(name: str) -> Tensor:
+            return weights.read(names[name])
 
-def of_name(
-    ancestor: str | os.PathLike[str],
-    heads: int | None,
-    revision: str | None,
-    options: Mapping[str, Any],
-    rules: Sequence[Rule] = (),
-) -> Opened:
-    """Open what has a path or a name; ``options`` are the Hub client's.
+        return Network(seen, source, read, lambda: library.module(weights, names))
 
-    Raises:
-        ProjectionError: if there is no such ancestor, or its head count is not known.
-        BundleError: if its files cannot be had or are not sound.
-    """
-    text = os.fspath(ancestor)
-    if not isinstance(text, str) or not text or "\0" in text:
-        raise ProjectionError(f"{ancestor!r} names no ancestor: pass a path or a name")
-    # os.path answers False, where Path raises, for what cannot be a path at all.
-    expanded = os.path.expanduser(text)  # noqa: PTH111
-    is_file, is_folder = os.path.isfile(expanded), os.path.isdir(expanded)  # noqa: PTH112, PTH113
-    named = isinstance(ancestor, str) and not is_file and not text.endswith(_FILES)
-    if named and text.startswith(_HUB_PREFIXES):
-        return _of_hub(text.partition(":")[2], heads, revision, options, rules)
-    if named and (found := _of_timm(text, heads, revision, options, rules)):
-        return found
-    if is_file or is_folder:
-        if revision is not None:
-            raise ProjectionError(f"{text!r} is a path and has no {revision=}: leave it out")
-        path = Path(expanded)
-        source = str(path.resolve())
-        if is_folder:
-            return _of_folder(path, heads, source, rules)
-        return _of_bare(Weights([path]), heads, source, rules)
-    if named and hub.REPO.fullmatch(text):
-        return _of_hub(text, heads, revision, options, rules)
-    raise _unknown(text)
+    def _anatomy(self, source: nn.Module | Mapping[str, Tensor]) -> Anatomy:
+        sizes = None if self.heads is None else {"h": self.heads}
+        return anatomy(source, rules=self.rules, sizes=sizes)
 
-
-def _heads(heads: int | None) -> dict[str, int] | None:
-    return None if heads is None else {"h": heads}
+    def _bare_anatomy(self, state: Mapping[str, Tensor], what: str) -> Anatomy:
+        """Return an anatomy without a module; say what to do if only the head count is missing."""
+        try:
+            return self._anatomy(state)
+        except AnatomyError:
+            if self.heads is None:
+                with suppress(AnatomyError):
+                    replace(self, heads=1)._anatomy(state)
+                    raise ProjectionError(
+                        "no shape tells the number of attention heads: pass weightinit.Ancestor."
+                        f"open({what}, heads=12) as the ancestor, with the true number"
+                    ) from None
+            raise
 
 
 def _check_values(seen: Anatomy, tensors: Mapping[str, Tensor]) -> None:
@@ -160,25 +259,6 @@ def _full(tensor: Tensor) -> Tensor:
     return tensor.cpu().contiguous()
 
 
-def _bare(see: Callable[[int | None], Anatomy], heads: int | None, what: str) -> Anatomy:
-    """Return an anatomy without a module; say what to do if only the head count is missing."""
-    try:
-        return see(heads)
-    except AnatomyError:
-        if heads is not None:
-            raise
-        try:
-            see(1)
-        except AnatomyError:
-            pass
-        else:
-            raise ProjectionError(
-                "no shape tells the number of attention heads: pass "
-                f"weightinit.Ancestor.open({what}, heads=12) as the ancestor, with the true number"
-            ) from None
-        raise
-
-
 def _no_module(source: str) -> Callable[[], nn.Module]:
     def module() -> nn.Module:
         raise ProjectionError(
@@ -202,109 +282,8 @@ def _unknown(text: str) -> ProjectionError:
     )
 
 
-def _of_timm(
-    text: str,
-    heads: int | None,
-    revision: str | None,
-    options: Mapping[str, Any],
-    rules: Sequence[Rule],
-) -> Opened | None:
-    """Open a pretrained model of timm; return None if the name is none of its architectures."""
-    import timm
-
-    name, _, pinned = text.partition("@")
-    if not timm.is_model(name):
-        return None
-    if pinned and revision and pinned != revision:
-        raise ProjectionError(f"two revisions are given, in {text!r} and {revision=}: pass one")
-    try:
-        config = timm.get_pretrained_cfg(name)
-    except RuntimeError:  # a tag that it does not have
-        config = None
-    if config is None or not config.has_weights:
-        known = timm.list_models(f"{name.partition('.')[0]}.*", pretrained=True)
-        close = difflib.get_close_matches(name, timm.list_models(pretrained=True), n=5)
-        raise ProjectionError(
-            f"timm has no pretrained weights for {name!r}: use one of {(known or close)[:8]}, or "
-            "pass the module with its weights"
-        )
-    if config.file:
-        if revision or pinned:
-            raise ProjectionError(f"timm has {name} as {config.file}, of no revision: leave it out")
-        path, at = Path(config.file), str(config.file)
-        weights = find_weights(path, at) if path.is_dir() else Weights([path])
-    elif config.hf_hub_id:
-        repo, _, default = config.hf_hub_id.partition("@")
-        files = _safe_names(config.hf_hub_filename)
-        folder, at = download(repo, pinned or revision or default or None, files, **options)
-        found = [folder / file for file in files if (folder / file).exists()]
-        weights = Weights(found[:1]) if files else find_weights(folder, at)
-    else:
-        raise BundleError(
-            f"timm has {name} only as {config.url}, which is no safetensors file. {ADVICE}"
-        )
-    return _of_weights(weights, timm_library(name, weights), heads, f"{name} ({at})", rules)
-
-
 def _safe_names(file: str | None) -> tuple[str, ...]:
     """Return the safetensors files that may stand for a weights file of timm's."""
     stem = (file or "").rpartition(".")[0]
     names = (stem, stem.replace("pytorch_", ""))
     return tuple(dict.fromkeys(f"{name}.safetensors" for name in names if name))
-
-
-def _of_hub(
-    name: str,
-    heads: int | None,
-    revision: str | None,
-    options: Mapping[str, Any],
-    rules: Sequence[Rule],
-) -> Opened:
-    split = hub.split_revision(name, revision)
-    if split is None:
-        raise ProjectionError(f"{name[:200]!r} is no name of the Hub: pass 'org/name@revision'")
-    folder, source = download(*split, **options)
-    return _of_folder(folder, heads, source, rules)
-
-
-def _of_folder(folder: Path, heads: int | None, source: str, rules: Sequence[Rule]) -> Opened:
-    config = read_config(folder / CONFIG) if (folder / CONFIG).exists() else None
-    weights = find_weights(folder, source)
-    if config is None:
-        return _of_bare(weights, heads, source, rules)
-    return _of_weights(weights, from_config(folder, config, weights), heads, source, rules)
-
-
-def _of_bare(weights: Weights, heads: int | None, source: str, rules: Sequence[Rule]) -> Opened:
-    """Open files that no config stands beside."""
-    library = from_metadata(weights, source)
-    if library is not None:
-        return _of_weights(weights, library, heads, source, rules)
-    what = repr(os.fspath(weights.paths[0]))
-    seen = _bare(lambda heads: bare_anatomy(weights, heads, rules), heads, what)
-    return Opened(seen, source, weights.read, _no_module(source))
-
-
-def _of_weights(
-    weights: Weights, library: Library, heads: int | None, source: str, rules: Sequence[Rule]
-) -> Opened:
-    """Stream the weights of a model that a library builds, or let the library convert them."""
-    meta = library.meta()
-    seen = anatomy(meta, rules=rules, sizes=_heads(heads))
-    names, fault = pair(seen, meta, weights, library.name)
-    if names is None:
-        try:
-            module = library.loaded()
-        except BundleError as error:
-            raise BundleError(
-                f"{source} does not hold the model that its config states: {fault}. Save or "
-                f"download both again, or pass the module ({str(error)[:300]})"
-            ) from error
-        return of_module(module, heads, source, rules)
-
-    def module_of() -> nn.Module:
-        if library.name == "timm":
-            return library.filled(weights, names)
-        return library.loaded()
-
-    return Opened(seen, source, lambda name: weights.read(names[name]), module_of)

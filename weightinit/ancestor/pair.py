@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
-import torch
 from torch import nn
 
-from weightinit.anatomy import Anatomy, Rule, anatomy
+from weightinit.anatomy import Anatomy, anatomy
 from weightinit.anatomy.match import family_of, match
 from weightinit.anatomy.source import strip
 from weightinit.ancestor.weights import Weights
 from weightinit.errors import AnatomyError
 from weightinit.files.checks import some
 
-__all__ = ["bare_anatomy", "blocks_among", "fault", "pair"]
+__all__ = ["blocks_among", "fault", "pair"]
 
 
 def blocks_among(names: Iterable[str], like: Iterable[str]) -> list[str]:
@@ -76,7 +75,7 @@ def _by_name(
     stray = [
         name
         for name in weights.shapes.keys() - used
-        if strip(name) not in buffers and weights.dtypes[name].startswith(("F", "BF"))
+        if strip(name) not in buffers and weights.floating(name)
     ]
     if library == "transformers":
         # Its files often keep the head of the pretraining; a block too many is another model.
@@ -88,7 +87,8 @@ def _by_name(
 
 def _by_role(seen: Anatomy, weights: Weights) -> dict[str, str] | None:
     try:
-        stored = bare_anatomy(weights, seen.sizes.get("h"))
+        heads = {label: size for label, size in seen.sizes.items() if label == "h"}
+        stored = anatomy(weights.meta(), sizes=heads)
     except AnatomyError:
         return None
     places = {(s.stack, s.block, s.role, s.pattern, s.parts, s.shape): s.name for s in stored.specs}
@@ -98,16 +98,3 @@ def _by_role(seen: Anatomy, weights: Weights) -> dict[str, str] | None:
     }
     too_many = any(block is not None for _, block, *_ in places)
     return None if too_many or not all(found.values()) else found
-
-
-def bare_anatomy(weights: Weights, heads: int | None, rules: Sequence[Rule] = ()) -> Anatomy:
-    """Return the anatomy of files alone, as of a state dict."""
-    state = {
-        name: torch.empty(
-            shape,
-            dtype=torch.float32 if weights.dtypes[name].startswith(("F", "BF")) else torch.int64,
-            device="meta",
-        )
-        for name, shape in weights.shapes.items()
-    }
-    return anatomy(state, rules=rules, sizes={"h": heads} if heads else None)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+import torch
 from torch import Tensor
 
 from weightinit.errors import BundleError
-from weightinit.files import hub
-from weightinit.files.checks import PICKLES, Shape, parse_json, read_text, some
-from weightinit.files.hub import CONFIG, WEIGHTS
+from weightinit.files.checks import PICKLES, Shape, opened, parse_json, read_text, some
+from weightinit.files.hub import CONFIG, WEIGHTS, Client
 
 __all__ = ["ADVICE", "PICKLED", "Weights", "download", "find_weights", "read_config"]
 
@@ -46,54 +46,53 @@ class Weights:
         self._files: dict[str, Path] = {}
         for path in self.paths:
             _check_format(path)
-            try:
-                with safe_open(path, "pt") as file:
-                    self.metadata.update(file.metadata() or {})
-                    for name in file.keys():
-                        entry = file.get_slice(name)
-                        self.shapes[name] = tuple(entry.get_shape())
-                        self.dtypes[name] = entry.get_dtype()
-                        self._files[name] = path
-            except (OSError, SafetensorError) as error:
-                raise _unreadable(path, error) from error
+            with opened(path) as file:
+                self.metadata.update(file.metadata() or {})
+                for name in file.keys():
+                    entry = file.get_slice(name)
+                    self.shapes[name] = tuple(entry.get_shape())
+                    self.dtypes[name] = entry.get_dtype()
+                    self._files[name] = path
         if not self.shapes:
             raise BundleError(f"{some(map(str, paths))} holds no tensors: save the model again")
 
     def __len__(self) -> int:
         return len(self.shapes)
 
+    def meta(self) -> dict[str, Tensor]:
+        """Return a state dict of the same names and shapes, on the meta device."""
+        return {
+            name: torch.empty(
+                shape,
+                dtype=torch.float32 if self.floating(name) else torch.int64,
+                device="meta",
+            )
+            for name, shape in self.shapes.items()
+        }
+
+    def floating(self, name: str) -> bool:
+        """Whether a tensor holds floating-point numbers."""
+        return self.dtypes[name].startswith(("F", "BF"))
+
     def read(self, name: str) -> Tensor:
         """Return a tensor as stored, mapped from its file: writing to it never reaches the file."""
-        path = self._files[name]
-        try:
-            # Opened for each tensor: an open file keeps all pages that were ever read.
-            with safe_open(path, "pt") as file:
-                return file.get_tensor(name)
-        except (OSError, SafetensorError) as error:
-            raise _unreadable(path, error) from error
+        # Opened for each tensor: an open file keeps all pages that were ever read.
+        with opened(self._files[name]) as file:
+            return file.get_tensor(name)
 
 
 def _check_format(path: Path) -> None:
     """Raise BundleError for a pickle, whatever it is called, and for what is no file."""
     if not path.is_file():
         raise BundleError(f"{path} is no file: pass a .safetensors file, or the folder that has it")
-    try:
-        with path.open("rb") as file:
-            start = file.read(16)
-    except OSError as error:
-        raise _unreadable(path, error) from error
+    start = b""  # of what cannot be read: opening it says why
+    with suppress(OSError), path.open("rb") as file:
+        start = file.read(16)
     # The header of safetensors is an object: a brace stands where a length has eight bytes.
     if path.suffix in PICKLED or (start.startswith(PICKLES) and start[8:9] != b"{"):
         raise BundleError(f"{path} is a pickle or an archive, no safetensors. {ADVICE}")
     if path.suffix != ".safetensors":
         raise BundleError(f"{path} is not called .safetensors: rename it if it is such a file")
-
-
-def _unreadable(path: Path, error: Exception) -> BundleError:
-    return BundleError(
-        f"cannot read {path} ({str(error)[:200]}): it is damaged, cut off, or no safetensors file. "
-        "Delete it, and download or save it again"
-    )
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -165,39 +164,29 @@ def _shards(index: Path) -> dict[str, set[str]]:
 
 
 def download(
-    repo: str, revision: str | None, names: Iterable[str] = (), **options: Any
+    client: Client, repo: str, revision: str | None, names: Iterable[str] = ()
 ) -> tuple[Path, str]:
     """Return the cached folder of a repository with its config and safetensors, and its source.
 
     Args:
+        client: client of the Hub.
         repo: ``"org/name"``.
         revision: branch, tag or commit.
-        names: of weights files to fetch instead; the default is model.safetensors or its shards.
-        options: ``cache_dir``, ``token`` and ``local_files_only`` of the Hub's client.
+        names: names of weights files to fetch; default: model.safetensors or its shards.
 
     Raises:
         BundleError: if the repository cannot be had, or holds no safetensors.
     """
-
-    def fetch(revision: str | None, files: Sequence[str]) -> Path:
-        return hub.download(repo, revision, files=files, what="ancestor", **options)
-
     names = tuple(names) or (WEIGHTS, INDEX)
-    folder = fetch(revision, (CONFIG, *names))
+    folder = client.download(repo, revision, files=(CONFIG, *names), what="ancestor")
     source = f"{repo}@{folder.name}"
     found = [name for name in names if (folder / name).exists()]
     if found == [INDEX]:
-        fetch(folder.name, tuple(_shards(folder / INDEX)))
+        shards = tuple(_shards(folder / INDEX))
+        client.download(repo, folder.name, files=shards, what="ancestor")
     elif not found:
-        offline = " in the cache" if _offline(options) else ""
-        raise BundleError(
-            f"{source} holds no {' and no '.join(names)}{offline}. "
-            + ("Load it once while online" if offline else ADVICE)
+        where, advice = (
+            (" in the cache", "Load it once while online") if client.offline else ("", ADVICE)
         )
+        raise BundleError(f"{source} holds no {' and no '.join(names)}{where}. {advice}")
     return folder, source
-
-
-def _offline(options: Mapping[str, Any]) -> bool:
-    from huggingface_hub import constants
-
-    return bool(options.get("local_files_only")) or constants.HF_HUB_OFFLINE

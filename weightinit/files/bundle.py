@@ -1,22 +1,31 @@
-"""Template bundles: config.json and model.safetensors in a folder or on the Hugging Face Hub."""
+"""Bundles: config.json and model.safetensors in a folder or on the Hugging Face Hub."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from weightinit.errors import BundleError
 from weightinit.files import hub
-from weightinit.files.checks import DTYPES, Shape, check_name, check_shape, read_text, read_weights
+from weightinit.files.checks import (
+    DTYPES,
+    Shape,
+    check_name,
+    check_shape,
+    read_text,
+    read_weights,
+    some,
+)
 from weightinit.files.config import MAX_CONFIG, BundleConfig
 from weightinit.files.hub import CARD, CONFIG, WEIGHTS
 from weightinit.files.locate import explain_missing, locate
@@ -25,28 +34,82 @@ from weightinit.files.writing import model_card, replace_files
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["MAX_BYTES", "Bundle"]
+__all__ = ["MAX_BYTES", "Bundle", "Wanted", "copies"]
 
 #: The largest file that is read, and the largest model that a bundle may describe, in bytes.
 MAX_BYTES = 8 * 2**30
 
+#: The shape that a tensor must have: a text stands for any size, None for any shape.
+Wanted = tuple[int | str, ...] | None
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Bundle:
-    """What every kind of bundle shares: a checked config, named tensors, and where they are from.
+    """A checked config, named tensors, and where they are from.
 
-    A subclass sets ``kind`` and says in ``_check_tensors`` which tensors a config calls for.
+    Every kind is a subclass that brings its :attr:`kind`, :meth:`wanted` and :meth:`about`; where
+    its tensors may differ between bundles of one config, :meth:`optional` too.
     """
 
     config: BundleConfig
-    tensors: Mapping[str, torch.Tensor]
+    tensors: Mapping[str, Tensor]
     source: str = "memory"
     card: str | None = None
     kind: ClassVar[str]
-    #: Raises BundleError unless the tensors are those that the config calls for.
-    _check_tensors: ClassVar[Callable[[BundleConfig, Mapping[str, Shape]], None]]
-    #: Raises BundleError if so many bytes describe a model out of all proportion.
-    _check_expansion: ClassVar[Callable[[BundleConfig, Mapping[str, Shape], int, int], None]]
+
+    @classmethod
+    def wanted(cls, config: BundleConfig) -> Mapping[str, Wanted]:
+        """Return the shapes of the tensors that a config calls for, by name.
+
+        Raises:
+            BundleError: if the config's options are not sound.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def optional(cls, config: BundleConfig, names: Set[str]) -> Mapping[str, Wanted]:
+        """Return the shapes of those of ``names`` that a bundle may have beside what is wanted."""
+        return {}
+
+    @classmethod
+    def about(cls, config: BundleConfig, name: str) -> tuple[str, str, str]:
+        """Return a card's title, the Python that uses the bundle called ``name``, and more text."""
+        raise NotImplementedError
+
+    @classmethod
+    def check(cls, config: BundleConfig, shapes: Mapping[str, Shape]) -> None:
+        """Raise BundleError unless the tensors are those that the config calls for."""
+        if config.kind != cls.kind:
+            raise BundleError(
+                f"this is a bundle of kind {config.kind!r}, {cls.__name__} reads {cls.kind!r}: "
+                "pass another bundle"
+            )
+        wanted = cls.wanted(config)
+        missing, further = wanted.keys() - shapes.keys(), shapes.keys() - wanted.keys()
+        expected = {**wanted, **cls.optional(config, further)}
+        unknown = further - expected.keys()
+        if missing or unknown:
+            raise BundleError(
+                f"the bundle lacks tensors [{some(missing)}] and has unknown ones "
+                f"[{some(unknown)}]: its config and its weights are not of one bundle"
+            )
+        for name, shape in shapes.items():
+            sizes = expected[name]
+            if sizes is not None and (
+                len(shape) != len(sizes)
+                or any(n != w for n, w in zip(shape, sizes, strict=True) if isinstance(w, int))
+            ):
+                raise BundleError(
+                    f"tensor {name} has shape {list(shape)}, the config calls for "
+                    f"[{', '.join(map(str, sizes))}]: its config and its weights are not of one "
+                    "bundle"
+                )
+
+    @classmethod
+    def check_expansion(
+        cls, config: BundleConfig, shapes: Mapping[str, Shape], nbytes: int, max_bytes: int
+    ) -> None:
+        """Raise BundleError if ``nbytes`` of tensors describe a model out of all proportion."""
 
     def __post_init__(self) -> None:
         """Check the tensors against the config."""
@@ -58,7 +121,7 @@ class Bundle:
                 allowed = [str(dtype) for dtype in DTYPES.values()]
                 raise BundleError(f"tensor {name} is {tensor.dtype}: cast it to one of {allowed}")
             shapes[name] = check_shape(name, tensor.shape)
-        self._check(self.config, shapes)
+        self.check(self.config, shapes)
 
     def __repr__(self) -> str:
         config = self.config
@@ -66,15 +129,6 @@ class Bundle:
             f"{type(self).__name__}(method={config.method!r}, depth={config.depth}, "
             f"sizes={dict(config.sizes)}, {len(self.tensors)} tensors, source={self.source!r})"
         )
-
-    @classmethod
-    def _check(cls, config: BundleConfig, shapes: Mapping[str, Shape]) -> None:
-        if config.kind != cls.kind:
-            raise BundleError(
-                f"this is a bundle of kind {config.kind!r}, {cls.__name__} reads {cls.kind!r}: "
-                "pass another bundle"
-            )
-        cls._check_tensors(config, shapes)
 
     @classmethod
     def from_pretrained(
@@ -104,13 +158,8 @@ class Bundle:
         Raises:
             BundleError: if the bundle cannot be found or is not sound.
         """
-        folder, source = locate(
-            name,
-            revision=revision,
-            cache_dir=cache_dir,
-            token=token,
-            local_files_only=local_files_only,
-        )
+        client = hub.Client(cache_dir, token, local_files_only)
+        folder, source = locate(name, revision, client)
         try:
             return cls._read(folder, source, max_bytes)
         except OSError as error:
@@ -124,8 +173,8 @@ class Bundle:
         )
 
         def check(shapes: Mapping[str, Shape], nbytes: int) -> None:
-            cls._check(config, shapes)
-            cls._check_expansion(config, shapes, nbytes, max_bytes)
+            cls.check(config, shapes)
+            cls.check_expansion(config, shapes, nbytes, max_bytes)
 
         tensors = read_weights(folder / WEIGHTS, config.sha256, check, max_bytes=max_bytes)
         card = folder / CARD
@@ -181,29 +230,20 @@ class Bundle:
             )
         with tempfile.TemporaryDirectory() as temp:
             self._write(Path(temp), repo_id, card=True)
-            return hub.push(
-                Path(temp),
-                repo_id,
-                private=private,
-                revision=revision,
-                commit_message=commit_message or "Upload bundle with weightinit",
-                create_pr=create_pr,
-                token=token,
-            )
+            message = commit_message or "Upload bundle with weightinit"
+            return hub.push(Path(temp), repo_id, private, revision, message, create_pr, token)
 
     def _write(self, folder: Path, name: str, *, card: bool) -> None:
-        tensors = {}
         for key, tensor in self.tensors.items():
             if tensor.is_meta or not bool(torch.isfinite(tensor).all()):
                 raise BundleError(
                     f"tensor {key} {'is on meta' if tensor.is_meta else 'holds NaN or infinity'}: "
                     "a bundle holds finite values"
                 )
-            # safetensors refuses views that share memory or have strides.
-            tensors[key] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        tensors = copies(self.tensors)
         shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
         nbytes = sum(tensor.nbytes for tensor in tensors.values())
-        self._check_expansion(self.config, shapes, nbytes, MAX_BYTES)
+        self.check_expansion(self.config, shapes, nbytes, MAX_BYTES)
         save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
         with (folder / WEIGHTS).open("rb") as file:
             digest = hashlib.sha256()
@@ -218,8 +258,16 @@ class Bundle:
             )
         BundleConfig.from_json(data)
         (folder / CONFIG).write_bytes(data)
-        # safetensors makes files that only their owner reads.
-        shutil.copymode(folder / CONFIG, folder / WEIGHTS)
         if card:
-            text = self.card or model_card(config, shapes, name)
+            text = self.card or model_card(config, shapes, *self.about(config, json.dumps(name)))
             (folder / CARD).write_text(text, encoding="utf-8")
+
+
+def copies(tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """Return copies on the CPU, in ``dtype`` if one is given, that share no memory."""
+    return {
+        # safetensors refuses views that share memory or have strides.
+        name: value.detach().cpu().to(dtype or value.dtype)
+        .clone(memory_format=torch.contiguous_format)
+        for name, value in tensors.items()
+    }  # fmt: skip

@@ -1,7 +1,7 @@
 """Checks of files from strangers: strict JSON and safetensors, before anything large is allocated.
 
-The safetensors header is parsed here and nowhere else, so that what was checked is what is read:
-the format's own reader accepts duplicate keys, any tensor name, any number of tensors and NaN.
+The safetensors library checks types, shapes and offsets. It accepts duplicate keys, unknown keys of
+an entry, any tensor name, any number of tensors and NaN, which are refused here.
 """
 
 from __future__ import annotations
@@ -11,16 +11,26 @@ import json
 import math
 import re
 import stat
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+from safetensors import SafetensorError, safe_open
 
 from weightinit.errors import BundleError
 
-__all__ = ["DTYPES", "check_name", "check_shape", "parse_json", "read_text", "read_weights", "some"]
+__all__ = [
+    "DTYPES",
+    "check_name",
+    "check_shape",
+    "opened",
+    "parse_json",
+    "read_text",
+    "read_weights",
+    "some",
+]
 
 MAX_HEADER = 10_000_000  # bytes
 MAX_TENSORS = 10_000
@@ -31,17 +41,6 @@ NAME = re.compile(r"[A-Za-z0-9_.]{1,128}")
 PICKLES = (b"PK\x03\x04", b"\x80")  # torch.save's archive, and the pickle protocol itself
 
 Shape = tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One tensor of a safetensors file, by the header."""
-
-    name: str
-    dtype: torch.dtype
-    shape: Shape
-    begin: int
-    end: int
 
 
 def check_name(name: str) -> None:
@@ -144,7 +143,7 @@ def read_weights(
     """Return the tensors of a safetensors file, in the dtypes stored, in memory of their own.
 
     Args:
-        path: of the file.
+        path: the file.
         sha256: hex digest that the whole file must have, computed while it is read.
         check: called with every tensor's shape and their bytes in all, before any is read.
         max_bytes: largest file that is read.
@@ -158,15 +157,17 @@ def read_weights(
             f"{path} has {size} bytes, over the limit of {max_bytes}: pass max_bytes= to allow it"
         )
     with path.open("rb") as file:
-        header, entries = _read_header(path, file, size)
-        check({entry.name: entry.shape for entry in entries}, sum(e.end - e.begin for e in entries))
-        digest = hashlib.sha256(header)
+        start, header = _read_header(path, file, size)
+        check({name: tuple(entry["shape"]) for name, entry in header.items()}, size - len(start))
+        digest = hashlib.sha256(start)
         tensors = {}
-        for entry in entries:
-            buffer = bytearray(entry.end - entry.begin)
+        for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+            begin, end = entry["data_offsets"]
+            buffer = bytearray(end - begin)
             file.readinto(buffer)
             digest.update(buffer)
-            tensors[entry.name] = torch.frombuffer(buffer, dtype=entry.dtype).view(entry.shape)
+            values = torch.frombuffer(buffer, dtype=DTYPES[entry["dtype"]])
+            tensors[name] = values.view(entry["shape"])
     if digest.hexdigest() != sha256:
         raise BundleError(
             f"{path} has sha256 {digest.hexdigest()}, config.json states {sha256}: the file is "
@@ -180,7 +181,8 @@ def read_weights(
     return tensors
 
 
-def _read_header(path: Path, file: BinaryIO, size: int) -> tuple[bytes, list[Entry]]:
+def _read_header(path: Path, file: BinaryIO, size: int) -> tuple[bytes, dict[str, Any]]:
+    """Return the bytes before the data, and the entry of each tensor, checked."""
     prefix = file.read(8)
     length = int.from_bytes(prefix, "little")
     if len(prefix) < 8 or length > min(MAX_HEADER, size - 8):
@@ -194,8 +196,6 @@ def _read_header(path: Path, file: BinaryIO, size: int) -> tuple[bytes, list[Ent
             f"{length} (limit {MAX_HEADER}). Download or save it again"
         )
     data = file.read(length)
-    if not data.startswith(b"{"):
-        raise BundleError(f"{path} is not safetensors (its header is no JSON object): replace it")
     # Counted before json builds ten thousand objects, which may set off a full garbage collection.
     if (count := data.count(b'"dtype"')) > MAX_TENSORS:
         raise BundleError(f"{path} holds {count} tensors: allowed are 1 to {MAX_TENSORS}")
@@ -203,43 +203,34 @@ def _read_header(path: Path, file: BinaryIO, size: int) -> tuple[bytes, list[Ent
     header.pop("__metadata__", None)
     if not 0 < len(header) <= MAX_TENSORS:
         raise BundleError(f"{path} holds {len(header)} tensors: allowed are 1 to {MAX_TENSORS}")
-    entries = sorted((_entry(*item) for item in header.items()), key=lambda e: e.begin)
-    end = 0
-    for entry in entries:
-        if entry.begin != end:
-            raise BundleError(
-                f"tensor {entry.name} of {path} begins at byte {entry.begin}, not {end}: tensors "
-                "must neither overlap nor leave gaps. Save the file with the safetensors library"
-            )
-        end = entry.end
-    if end != size - 8 - length:
-        raise BundleError(
-            f"{path} is cut off or has bytes to spare: its tensors end at byte {end}, its data at "
-            f"{size - 8 - length}. Download or save it again"
-        )
-    return prefix + data, entries
+    with opened(path):  # types, shapes and offsets are those of the format
+        pass
+    for name, entry in header.items():
+        check_name(name)
+        if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+            raise BundleError(f"tensor {name} must have dtype, shape and data_offsets and no more")
+        dtype = str(entry["dtype"])  # the library takes {"F32": null} too
+        if dtype not in DTYPES:
+            raise BundleError(f"tensor {name} has dtype {dtype[:32]!r}: use one of {list(DTYPES)}")
+        check_shape(name, entry["shape"])
+    return prefix + data, header
 
 
-def _entry(name: str, value: Any) -> Entry:
-    check_name(name)
-    if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
-        raise BundleError(f"tensor {name} must have dtype, shape and data_offsets and no more")
-    dtype, offsets = value["dtype"], value["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise BundleError(f"tensor {name} has dtype {str(dtype)[:32]!r}: use one of {list(DTYPES)}")
-    if not isinstance(value["shape"], list):
-        raise BundleError(f"tensor {name} has no list as its shape: save the file again")
-    shape = check_shape(name, value["shape"])
-    sound = isinstance(offsets, list) and [type(n) for n in offsets] == [int, int]
-    if not sound or not 0 <= offsets[0] <= offsets[1]:
-        raise BundleError(f"tensor {name} has malformed data_offsets: save the file again")
-    expected = math.prod(shape) * DTYPES[dtype].itemsize
-    if offsets[1] - offsets[0] != expected:
+@contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """Open a safetensors file by the format's own reader, which checks its header.
+
+    Raises:
+        BundleError: if the file cannot be read, then or in the body.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            yield file
+    except (OSError, SafetensorError) as error:
         raise BundleError(
-            f"tensor {name} takes {offsets[1] - offsets[0]} bytes, but {dtype} of shape "
-            f"{list(shape)} takes {expected}: save the file again"
-        )
-    return Entry(name, DTYPES[dtype], shape, offsets[0], offsets[1])
+            f"cannot read {path} ({str(error)[:200]}): it is damaged, cut off, or no safetensors "
+            "file. Delete it, and download or save it again"
+        ) from error
 
 
 def some(names: Iterable[str], limit: int = 5) -> str:

@@ -14,7 +14,6 @@ from weightinit.files.checks import parse_json, some
 __all__ = ["MAX_CONFIG", "BundleConfig"]
 
 SCHEMA = 1
-KINDS = ("templates", "hypernetwork")
 MAX_CONFIG = 2**20  # bytes of config.json, and of README.md
 MAX_CONFIG_ENTRIES = 10_000
 MAX_SIZE = 2**24
@@ -24,18 +23,19 @@ MAX_ENTRIES = 256  # of sizes, and of fitted
 
 @dataclass(frozen=True)
 class BundleConfig:
-    """What config.json states.
+    """What config.json states; what ``options``, ``sizes`` and ``depth`` are of is the kind's.
 
     Args:
-        kind: ``"templates"`` or ``"hypernetwork"``.
+        kind: kind of the bundle, such as ``"templates"``.
         method: name of the method.
-        options: of the method; for templates ``TemplateConfig.to_dict()``.
-        sizes: of the auxiliary model, by axis label.
-        depth: its number of blocks.
+        options: options of the method, plain JSON.
+        sizes: sizes by name: of templates those of the auxiliary model, by axis label.
+        depth: number of blocks: of templates those of the auxiliary model.
         licence: SPDX identifier of the weights' licence.
-        traits: of the auxiliary model (prefix tokens, pooling, ...), plain JSON.
-        fitted: ``{"depth": int, "sizes": {...}}`` for each further size that has scalers.
-        provenance: of the training, plain JSON.
+        traits: traits of the auxiliary model (prefix tokens, pooling, ...), plain JSON.
+        fitted: ``{"depth": int, "sizes": {...}}`` for each further size that has scalers; only
+            templates have them.
+        provenance: where the weights come from, plain JSON.
         sha256: hex digest of model.safetensors; empty for a bundle that was never saved.
 
     Raises:
@@ -55,8 +55,7 @@ class BundleConfig:
 
     def __post_init__(self) -> None:
         """Check every field: a config may come from a stranger's file."""
-        _expect("kind", self.kind in KINDS, self.kind, f"one of {KINDS}")
-        for name in ("method", "licence"):
+        for name in ("kind", "method", "licence"):
             value = getattr(self, name)
             sound = isinstance(value, str) and re.fullmatch(r"[\w.+-]{1,64}", value, re.ASCII)
             _expect(name, sound, value, "1 to 64 of A-Z a-z 0-9 . _ + -")

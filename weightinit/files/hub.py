@@ -6,15 +6,13 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from weightinit._version import __version__
 from weightinit.errors import BundleError
 
-__all__ = ["KNOWN", "download", "push", "split_revision"]
-
-#: Bundles known on the Hub, pinned: from ``org/name`` to the commit that is used by default.
-KNOWN: dict[str, str] = {}
+__all__ = ["Client", "push", "split_revision"]
 
 CONFIG, WEIGHTS, CARD = FILES = ("config.json", "model.safetensors", "README.md")
 REPO = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[^@]+))?")
@@ -34,47 +32,59 @@ def split_revision(name: str, revision: str | None) -> tuple[str, str | None] | 
         raise BundleError(
             f"two revisions are given, {named!r} in {name!r} and revision={revision!r}: pass one"
         )
-    return repo, named or revision or KNOWN.get(repo)
+    return repo, named or revision
 
 
-def download(
-    repo: str,
-    revision: str | None,
-    *,
-    cache_dir: str | os.PathLike[str] | None,
-    token: str | bool | None,
-    local_files_only: bool,
-    files: Sequence[str] = FILES,
-    what: str = "bundle",
-) -> Path:
-    """Return the cached folder of a repository's files; its name is the resolved commit.
+@dataclass(frozen=True)
+class Client:
+    """How files of the Hub are fetched; the arguments are huggingface_hub's."""
 
-    Only the files named are ever fetched, of a bundle config.json, model.safetensors and README.md:
-    no pickle, no code. ``what`` says in messages what they are.
+    cache_dir: str | os.PathLike[str] | None = None
+    token: str | bool | None = None
+    local_files_only: bool = False
 
-    Raises:
-        BundleError: if the repository, the revision, the network or the permission is missing.
-    """
-    with _explained(repo, revision, f"download the {what}"):
-        from huggingface_hub import snapshot_download
+    @property
+    def offline(self) -> bool:
+        """Whether only the cache is read."""
+        from huggingface_hub import constants
 
-        folder = snapshot_download(
-            repo,
-            revision=revision,
-            cache_dir=None if cache_dir is None else Path(cache_dir),
-            token=token,
-            local_files_only=local_files_only,
-            allow_patterns=list(files),
-            library_name="weightinit",
-            library_version=__version__,
-        )
-    return Path(folder)
+        return bool(self.local_files_only) or constants.HF_HUB_OFFLINE
+
+    def download(
+        self,
+        repo: str,
+        revision: str | None,
+        *,
+        files: Sequence[str] = FILES,
+        what: str = "bundle",
+    ) -> Path:
+        """Return the cached folder of a repository's files; its name is the resolved commit.
+
+        Only the files named are ever fetched, of a bundle config.json, model.safetensors and
+        README.md: no pickle, no code. ``what`` says in messages what they are.
+
+        Raises:
+            BundleError: if the repository, the revision, the network or the permission is missing.
+        """
+        with _explained(repo, revision, f"download the {what}"):
+            from huggingface_hub import snapshot_download
+
+            folder = snapshot_download(
+                repo,
+                revision=revision,
+                cache_dir=None if self.cache_dir is None else Path(self.cache_dir),
+                token=self.token,
+                local_files_only=self.local_files_only,
+                allow_patterns=list(files),
+                library_name="weightinit",
+                library_version=__version__,
+            )
+        return Path(folder)
 
 
 def push(
     folder: Path,
     repo: str,
-    *,
     private: bool | None,
     revision: str | None,
     commit_message: str,

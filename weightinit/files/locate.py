@@ -25,26 +25,20 @@ def _builtin() -> dict[str, Path]:
 
 
 def names(kind: str = "") -> list[str]:
-    """Return the names of the bundles that ship with weightinit or are known on the Hub.
+    """Return the names of the bundles that ship with weightinit.
 
     Args:
-        kind: of the bundles; all if empty. Those on the Hub are template bundles.
+        kind: kind of the bundles; all if empty.
     """
-    shipped = [
+    return sorted(
         name
         for name, folder in _builtin().items()
         if not kind or json.loads((folder / CONFIG).read_text())["kind"] == kind
-    ]
-    return sorted([*shipped, *(hub.KNOWN if kind in ("", "templates") else ())])
+    )
 
 
 def locate(
-    name: str | os.PathLike[str],
-    *,
-    revision: str | None,
-    cache_dir: str | os.PathLike[str] | None,
-    token: str | bool | None,
-    local_files_only: bool,
+    name: str | os.PathLike[str], revision: str | None, client: hub.Client
 ) -> tuple[Path, str]:
     """Return the folder that holds a bundle, and its source in words."""
     text = os.fspath(name) if isinstance(name, (str, os.PathLike)) else None
@@ -71,13 +65,7 @@ def locate(
             "folder (that holds config.json), or 'org/name@revision' of the Hub"
         )
     repo, revision = split
-    folder = hub.download(
-        repo,
-        revision,
-        cache_dir=cache_dir,
-        token=token,
-        local_files_only=local_files_only,
-    )
+    folder = client.download(repo, revision)
     return folder, f"{repo}@{folder.name}"
 
 

@@ -1,14 +1,14 @@
-"""Writing a bundle: files that appear all together or not at all, and the model card."""
+"""Writing files that appear whole or not at all, and the model card of a bundle."""
 
 from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import tempfile
-from collections.abc import Callable
-from contextlib import suppress
+import textwrap
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,12 +16,31 @@ from weightinit.errors import BundleError
 from weightinit.files.hub import CARD, CONFIG, REPO, WEIGHTS
 
 if TYPE_CHECKING:
+    from weightinit.files.checks import Shape
     from weightinit.files.config import BundleConfig
 
-__all__ = ["model_card", "replace_files"]
+__all__ = ["atomic", "model_card", "replace_files"]
 
 # The config, which states the digest of the weights, comes last: a folder without it is no bundle.
 ORDER = (CARD, WEIGHTS, CONFIG)
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Yield a path to write a file to; it replaces ``path`` in the end, or after an error does not.
+
+    Examples:
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with atomic(Path(folder, "report.txt")) as part:
+        ...         _ = part.write_text("all of it")
+        ...     os.listdir(folder)
+        ['report.txt']
+    """
+    with tempfile.TemporaryDirectory(prefix=".saving-", dir=path.parent) as folder:
+        part = Path(folder, path.name)
+        yield part
+        _settle(part)
+        part.replace(path)
 
 
 def replace_files(folder: Path, write: Callable[[Path], None]) -> None:
@@ -34,48 +53,49 @@ def replace_files(folder: Path, write: Callable[[Path], None]) -> None:
     Raises:
         BundleError: if the folder cannot be written to.
     """
-    disposable, temp = True, folder
+    state = unchanged = "nothing there was changed"
     try:
-        created = not folder.exists()
-        folder.mkdir(parents=True, exist_ok=True)
-        temp = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
-        try:
+        with ExitStack() as cleanup:
+            if not folder.exists():
+                cleanup.callback(_remove_if_empty, folder)
+            folder.mkdir(parents=True, exist_ok=True)
+            temp = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
+            cleanup.callback(shutil.rmtree, temp, ignore_errors=True)
             new, old = temp / "new", temp / "old"
             new.mkdir()
             old.mkdir()
             write(new)
             names = [name for name in ORDER if (new / name).exists()]
             for name in names:
-                _sync(new / name)
+                _settle(new / name)
                 if os.path.lexists(folder / name):
                     _link(folder / name, old / name)
-            disposable = False
             try:
                 for name in names:
                     os.replace(new / name, folder / name)  # noqa: PTH105 (tests inject faults here)
             except BaseException:
+                later = cleanup.pop_all()  # until all is back, its only copy is in temp
+                state = f"what stood there is in {temp}"
                 for name in names:
                     if os.path.lexists(old / name):
                         (old / name).replace(folder / name)
-                    elif not (new / name).exists():
+                    else:
                         (folder / name).unlink(missing_ok=True)
-                disposable = True
+                later.close()
+                state = unchanged
                 raise
-            disposable = True
             with suppress(OSError):  # not every file system can sync a folder
                 _sync(folder)
-        finally:
-            if disposable:  # else the only copy of what stood there is in it
-                shutil.rmtree(temp, ignore_errors=True)
-            if created:
-                with suppress(OSError):
-                    folder.rmdir()  # succeeds only if it is empty: nothing was saved
     except OSError as error:
-        state = "nothing there was changed" if disposable else f"what stood there is in {temp}"
         raise BundleError(
             f"cannot save the bundle to {folder} ({error}); {state}. Choose a folder that can be "
             "written to, with space left"
         ) from error
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def _link(source: Path, target: Path) -> None:
@@ -83,6 +103,15 @@ def _link(source: Path, target: Path) -> None:
         os.link(source, target, follow_symlinks=False)
     except (OSError, NotImplementedError):  # a file system or platform without hard links
         shutil.copy2(source, target, follow_symlinks=False)
+
+
+def _settle(path: Path) -> None:
+    """Sync a new file, and let those read it whom the umask lets: safetensors lets its owner."""
+    probe = path.with_name(".umask")
+    probe.touch()
+    shutil.copymode(probe, path)
+    probe.unlink()
+    _sync(path)
 
 
 def _sync(path: Path) -> None:
@@ -93,87 +122,37 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-#: Of one tensor of a ViT-S: its patch embedding, 384 channels of 16 rows.
-MOST_ROWS = 384 * 16
-#: How the weights of a bundle get into a model, by kind, or method.
-USES = {
-    "templates": "wi.init_from_templates(model, {name})",
-    "pith": "wi.project_from(ancestor, model, method=wi.PITH({name}))  # any name, file or module",
-    "tal": "wi.init_from_hypernet(model, {name}, task=images, ancestor=ancestor)",
-    "hypernetwork": "wi.init_from_hypernet(model, {name})",
-}
-
-
-def _use(config: BundleConfig, name: str) -> list[str]:
-    """Return the lines of Python by which a bundle is used."""
-    size = "depth=9, num_classes=100"
-    if config.options.get("max_ck", MOST_ROWS) < MOST_ROWS:  # a decoder too small for that
-        size = "img_size=32, patch_size=8, embed_dim=96, num_heads=6, num_classes=10"
-    model = [
-        "import timm, weightinit as wi",
-        f'model = timm.create_model("vit_small_patch16_224", {size})',
-    ]
-    if config.options.get("primitives") == 18:
-        model = [
-            "import transformers, weightinit as wi",
-            "model = transformers.GPT2LMHeadModel(transformers.GPT2Config(n_layer=9))",
-        ]
-    use = (
-        USES["templates"]
-        if config.kind == "templates"
-        else USES.get(config.method, USES["hypernetwork"])
-    )
-    return [*model, use.format(name=name)]
-
-
-def model_card(config: BundleConfig, shapes: dict[str, tuple[int, ...]], name: str) -> str:
-    """Return the text of a README.md for the Hub: metadata, use, sizes, provenance.
+def model_card(
+    config: BundleConfig, shapes: Mapping[str, Shape], title: str, code: str, text: str
+) -> str:
+    """Return the text of a README.md for the Hub: metadata, use, tensors, provenance.
 
     Args:
-        config: of the bundle.
-        shapes: of its tensors, by name.
-        name: what a user would pass to load it.
+        config: config of the bundle.
+        shapes: shapes of its tensors, by name.
+        title: heading of the card.
+        code: Python that loads and uses the bundle.
+        text: further paragraphs in Markdown.
     """
-    ancestor = config.provenance.get("ancestor")
-    metadata = {
-        "library_name": "weightinit",
-        "license": config.licence.lower(),
-        "tags": ["weightinit", f"weight-{config.kind}", config.method],
-        **({"base_model": ancestor} if REPO.fullmatch(str(ancestor)) else {}),
-    }
-    sizes = " ".join(f"{label}={size}" for label, size in config.sizes.items())
-    learned = config.kind == "templates"
-    what = "Learned with an auxiliary model" if learned else "A hypernetwork with an encoder"
-    rows = [f"| `{key}` | {' x '.join(map(str, shape))} |" for key, shape in shapes.items()]
-    fitted = [
-        f"- scalers fitted for depth {entry['depth']}, "
-        + " ".join(f"{label}={size}" for label, size in entry["sizes"].items())
-        for entry in config.fitted
-    ]
-    # JSON is YAML, so quoted strings cannot add keys; an indented block cannot be broken out of.
-    provenance = json.dumps(config.provenance, indent=2, ensure_ascii=False)
-    return "\n".join(
-        [
-            "---",
-            *(f"{key}: {json.dumps(value)}" for key, value in metadata.items()),
-            "---",
-            "",
-            f"# Weight {config.kind} ({config.method})",
-            "",
-            "For the Python library weightinit, which fills a transformer of any depth and width.",
-            "",
-            *(f"    {line}" for line in _use(config, json.dumps(name))),
-            "",
-            f"{what} of {config.depth} blocks, sizes {sizes}.",
-            "",
-            "| tensor | shape |",
-            "|---|---|",
-            *rows,
-            *(["", "## Fitted sizes", "", *fitted] if fitted else []),
-            "",
-            "## Provenance",
-            "",
-            *(re.sub("^", "    ", provenance, flags=re.MULTILINE).split("\n")),
-            "",
-        ]
+    from huggingface_hub import ModelCardData
+
+    ancestor = str(config.provenance.get("ancestor"))
+    metadata = ModelCardData(
+        library_name="weightinit",
+        license=config.licence.lower(),
+        tags=list(dict.fromkeys(["weightinit", f"weight-{config.kind}", config.method])),
+        base_model=ancestor if REPO.fullmatch(ancestor) else None,
     )
+    rows = [f"| `{name}` | {' x '.join(map(str, shape))} |" for name, shape in shapes.items()]
+    provenance = json.dumps(config.provenance, indent=2, ensure_ascii=False)
+    sections = (
+        f"---\n{metadata.to_yaml()}\n---",
+        f"# {title}",
+        "For the Python library weightinit, which fills a transformer of any depth and width.",
+        textwrap.indent(code, "    "),
+        text,
+        "\n".join(["| tensor | shape |", "|---|---|", *rows]),
+        "## Provenance",
+        textwrap.indent(provenance, "    "),  # an indented block cannot be broken out of
+    )
+    return "\n\n".join(sections) + "\n"

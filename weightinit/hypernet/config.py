@@ -14,7 +14,28 @@ Kind = Literal["ghn3", "logah", "tal", "pith"]
 Expansion = Literal["none", "original", "both"]
 Pathway = Literal["dual", "shared"]
 Start = Literal["scratch", "rule"]
-Alignment = Literal["uniform", "first", "learned"]
+Alignment = Literal["uniform", "first"]
+
+CHOICES: Mapping[str, tuple[Any, ...]] = {
+    "kind": get_args(Kind),
+    "pathway": get_args(Pathway),
+    "expansion": get_args(Expansion),
+    "start": get_args(Start),
+    "alignment": get_args(Alignment),
+    "primitives": (15, 18),
+    **dict.fromkeys(("layernorm", "dead_layer", "separate", "softmax"), (True, False)),
+}
+#: The largest sizes: a config may come from a stranger's file, and a network is built from it.
+LARGEST = {
+    "hid": 2**13,
+    "layers": 2**8,
+    "heads": 2**10,
+    "rank": 2**12,
+    "num_classes": 2**20,
+    "max_ck": 2**20,
+    "task_dim": 2**20,
+}
+LARGEST_SHAPE = (2**16, 2**16, 2**10)
 
 
 @dataclass(frozen=True)
@@ -24,27 +45,25 @@ class HyperConfig:
     Args:
         kind: ``ghn3``, ``logah``, ``tal``, ``pith``.
         hid: width of the node embeddings.
-        layers: of the encoder.
-        heads: of its attention.
+        layers: number of encoder layers.
+        heads: number of attention heads of the encoder.
         max_shape: rows, columns and kernel size that the published rules clip at; of GHN-3 also the
             size of the decoder.
-        num_classes: of the images it was trained on: a row of the shape embedding, and GHN-3's
-            class layer.
+        num_classes: number of classes it was trained on, which has a row of the shape embedding; of
+            GHN-3 also the size of its class layer.
         layernorm: whether a norm follows the encoder.
-        primitives: rows of the embedding of node types.
+        primitives: rows of the embedding of node types: 15, or 18 for language models.
         rank: r, of the low-rank decoders.
         max_ck: rows and columns that they can decode.
-        task_dim: length of TAL's task embedding; 0 conditions on no task.
+        task_dim: length of TAL's task embedding; 0 conditions on no task, which kind tal does not.
         dead_layer: whether decoders hold the published layer that nothing uses.
         pathway: PITH: ``"dual"`` decodes P and Q by a decoder of their own, ``"shared"`` by another
             head of one MLP.
         expansion: PITH: which decoders widen their latents progressively, r to 2 r to 4 r.
         separate: PITH: whether P and Q have factors of their own, as the paper writes; the released
             code crops both out of one matrix.
-        heads_apart: PITH: whether q, k and v are projected each by its own part of P.
         alignment: PITH from scratch: which of the ancestor's blocks a block inherits from:
-            ``"uniform"`` steps; the ``"first"``, as released; or ``"learned"``, a mix of neighbours
-            around a place that is generated.
+            ``"uniform"`` steps, or the ``"first"`` ones, as released.
         softmax: whether attention's softmax is a node of its own in the graphs it reads, as torch 1
             showed it to the published code; torch 2 hides it.
         start: PITH: ``"scratch"`` is published; ``"rule"`` adds what is generated to the matrices
@@ -73,49 +92,30 @@ class HyperConfig:
     pathway: Pathway = "dual"
     expansion: Expansion = "none"
     separate: bool = False
-    heads_apart: bool = False
     alignment: Alignment = "uniform"
     softmax: bool = False
     start: Start = "scratch"
 
     def __post_init__(self) -> None:
-        """Check every field: a config may come from a stranger's file."""
-        for name, choices in (
-            ("kind", get_args(Kind)),
-            ("pathway", get_args(Pathway)),
-            ("expansion", get_args(Expansion)),
-            ("start", get_args(Start)),
-            ("alignment", get_args(Alignment)),
-        ):
-            if getattr(self, name) not in choices:
-                raise BundleError(
-                    f"{name} {getattr(self, name)!r} is unknown: use one of {choices}"
-                )
+        """Check every field."""
+        for name, choices in CHOICES.items():
+            value = getattr(self, name)
+            if type(value) is not type(choices[0]) or value not in choices:
+                raise BundleError(f"{name} {value!r} is unknown: use one of {choices}")
         if self.kind != "ghn3" and not self.rank:
             object.__setattr__(self, "rank", 90)
         if not isinstance(self.max_shape, (tuple, list)) or len(self.max_shape) != 3:
             raise BundleError(f"max_shape is {self.max_shape!r}: use rows, columns, kernel size")
         object.__setattr__(self, "max_shape", tuple(self.max_shape))
-        least = {"rank": self.kind != "ghn3", "task_dim": 0, "heads": 1}
-        numbers = {
-            name: getattr(self, name)
-            for name in (
-                "hid", "layers", "heads", "num_classes", "primitives", "rank", "max_ck", "task_dim"
-            )
-        }  # fmt: skip
-        numbers |= {f"max_shape[{i}]": size for i, size in enumerate(self.max_shape)}
-        for name, value in numbers.items():
-            if type(value) is not int or not int(least.get(name, 1)) <= value < 2**20:
-                raise BundleError(f"{name} is {value!r}: use a whole number below {2**20}")
+        least = {"rank": self.kind != "ghn3", "task_dim": self.kind == "tal"}
+        limits = [(name, getattr(self, name), most) for name, most in LARGEST.items()]
+        limits += [("max_shape", *pair) for pair in zip(self.max_shape, LARGEST_SHAPE, strict=True)]
+        for name, value, most in limits:
+            first = int(least.get(name, 1))
+            if type(value) is not int or not first <= value <= most:
+                raise BundleError(f"{name} is {value!r}: use a whole number of {first} to {most}")
         if self.hid % self.heads or self.hid % 4:
             raise BundleError(f"hid {self.hid}: use a multiple of 4 and of heads, {self.heads}")
-        if self.kind == "tal" and not self.task_dim:
-            raise BundleError("kind 'tal' needs task_dim: use the length of its task embedding")
-        if self.primitives not in (15, 18):
-            raise BundleError(f"primitives is {self.primitives}: use 15, or 18 for language models")
-        for name in ("layernorm", "dead_layer", "separate", "heads_apart", "softmax"):
-            if type(getattr(self, name)) is not bool:
-                raise BundleError(f"{name} is {getattr(self, name)!r}: use true or false")
 
     @classmethod
     def pith(cls, **changes: Any) -> HyperConfig:
@@ -138,6 +138,16 @@ class HyperConfig:
         Raises:
             BundleError: if a key is unknown, or a value is not sound.
         """
+        apart = values.get("heads_apart", False)
+        # Networks that start at the rule have this flag and never read it.
+        unread = apart is False or (apart is True and values.get("start") == "rule")
+        if not unread or values.get("alignment") == "learned":
+            raise BundleError(
+                "heads that are projected apart and learned alignment are no longer there, as they "
+                "measured worse than what PITH's paper states: use the version of weightinit that "
+                "trained this hypernetwork, or train it again"
+            )
+        values = {name: value for name, value in values.items() if name != "heads_apart"}
         known = {field.name for field in fields(cls)}
         if unknown := sorted(set(values) - known):
             raise BundleError(f"unknown options {unknown[:5]}: use {sorted(known)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
 import re
 from collections.abc import Mapping
@@ -11,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from weightinit.errors import BundleError
 from weightinit.files.checks import MAX_TENSORS, check_name, some
 from weightinit.hypernet.config import HyperConfig
 from weightinit.hypernet.infer import inferred
 from weightinit.hypernet.unpickle import MAX_BYTES, read_pickle
-from weightinit.hypernet.unpickle_values import Array
 
 __all__ = ["Converted", "convert"]
 
@@ -35,13 +36,13 @@ class Converted:
 
     Args:
         source: name of the file.
-        folder: where the bundle is.
-        config: of the hypernetwork.
-        parameters: their number.
+        folder: folder of the bundle.
+        config: configuration of the hypernetwork.
+        parameters: number of parameters.
         assumed: fields of the config that the file does not state, and nobody else did.
         moved: keys by their names in the file.
         dropped: keys that hold the same tensor as another.
-        ignored: what else was in the file.
+        ignored: names of what else the file holds.
     """
 
     source: str
@@ -55,16 +56,8 @@ class Converted:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        return {
-            "source": self.source,
-            "folder": self.folder,
-            "config": self.config.to_dict(),
-            "parameters": self.parameters,
-            "assumed": list(self.assumed),
-            "moved": dict(self.moved),
-            "dropped": list(self.dropped),
-            "ignored": list(self.ignored),
-        }
+        lists = {name: list(getattr(self, name)) for name in ("assumed", "dropped", "ignored")}
+        return {**vars(self), "config": self.config.to_dict(), "moved": dict(self.moved), **lists}
 
     def __str__(self) -> str:
         sizes = ", ".join(f"{name} {value}" for name, value in self.config.to_dict().items())
@@ -96,15 +89,15 @@ def convert(
     """Write the bundle of a checkpoint of joblib.dump or torch.save, running nothing of it.
 
     Args:
-        path: of the file: a state dict, or a dict that holds one, with a ``config`` maybe.
-        folder: of the bundle.
-        kind: which hypernetwork it must be; default: whichever it is.
+        path: the file: a state dict, or a dict that holds one, with a ``config`` maybe.
+        folder: folder of the bundle.
+        kind: kind of hypernetwork that it must be. Default: any.
         max_shape: rows and columns that a low-rank decoder was trained to predict, which its
             weights do not say. Default: the file's config, else 2048, or 4096 for PITH.
-        num_classes: of the images it was trained on, likewise. Default: the file's, else 1000.
+        num_classes: number of classes it was trained on, likewise. Default: the file's, else 1000.
         softmax: whether its graphs had nodes for attention's softmax, as those made by torch 1 had;
             nothing in the file says so.
-        key: of the state dict in the file, e.g. ``"ema_state_dict"``. Default: ``state_dict``.
+        key: key of the state dict in the file, e.g. ``"ema_state_dict"``. Default: ``state_dict``.
         licence: SPDX identifier of the weights.
         max_bytes: largest file that is read.
 
@@ -117,8 +110,8 @@ def convert(
 
     Examples:
         >>> import tempfile, torch
-        >>> from weightinit.hypernet.network import Hypernet
-        >>> tiny = Hypernet(HyperConfig(hid=16, heads=2, layers=1, rank=2, max_ck=32))
+        >>> from weightinit.hypernet.network import GraphHyperNetwork
+        >>> tiny = GraphHyperNetwork(HyperConfig(hid=16, heads=2, layers=1, rank=2, max_ck=32))
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     torch.save({"state_dict": tiny.state_dict()}, f"{folder}/old.pt")
         ...     done = convert(f"{folder}/old.pt", f"{folder}/new", max_shape=512)
@@ -126,38 +119,39 @@ def convert(
         (16, (512, 512, 16), ('num_classes',))
     """
     from weightinit.hypernet.files import HyperNetwork
-    from weightinit.hypernet.network import Hypernet
+    from weightinit.hypernet.network import GraphHyperNetwork
 
-    path, folder = Path(path), Path(folder)
-    value = read_pickle(path, max_bytes=max_bytes)
-    state, config, ignored = _find(value, key)
-    arrays, moved, dropped = _named(state)
-    shapes = {name: array.shape for name, array in arrays.items()}
-    found, assumed = inferred(
-        shapes, config, max_shape=max_shape, num_classes=num_classes, softmax=softmax
+    path = Path(path)
+    state, stated, ignored = _find(read_pickle(path, max_bytes=max_bytes), key)
+    tensors, moved, dropped = _named(state)
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    config, assumed = inferred(
+        shapes, stated, max_shape=max_shape, num_classes=num_classes, softmax=softmax
     )
-    if kind not in (None, found.kind):
-        raise BundleError(f"{path} holds a hypernetwork of kind {found.kind!r}, not {kind!r}")
+    if kind not in (None, config.kind):
+        raise BundleError(f"{path} holds a hypernetwork of kind {config.kind!r}, not {kind!r}")
     with torch.device("meta"):
-        network = Hypernet(found)
-    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    _check(shapes, expected, found)
-    storages = {id(array.storage): array.storage for array in arrays.values()}
-    held = sum(storage.numel * storage.dtype.itemsize for storage in storages.values())
-    if sum(array.nbytes for array in arrays.values()) > held:
+        network = GraphHyperNetwork(config)
+    _check(tensors, network.state_dict(), config)
+    storages = {value.untyped_storage().data_ptr(): value for value in tensors.values()}
+    held = sum(value.untyped_storage().nbytes() for value in storages.values())
+    if sum(value.nbytes for value in tensors.values()) > held:
         raise BundleError(f"tensors of {path} share their numbers: do not use this file")
-    tensors = {name: _tensor(name, array) for name, array in arrays.items()}
-    network.load_state_dict(tensors, assign=True)
+    network.load_state_dict(
+        {name: value.float().contiguous() for name, value in tensors.items()}, assign=True
+    )
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        digest = hashlib.sha256(data).hexdigest()
     provenance = {
         "converted_from": path.name,
-        "sha256": _digest(path),
+        "sha256": digest,
         "assumed": list(assumed),
         "dropped": list(dropped),
     }
     HyperNetwork.of(network, licence=licence, provenance=provenance).save_pretrained(folder)
-    count = sum(tensor.numel() for tensor in tensors.values())
+    count = sum(value.numel() for value in tensors.values())
     return Converted(
-        path.name, os.fspath(folder), found, count, assumed, moved, dropped, tuple(ignored)
+        path.name, os.fspath(folder), config, count, assumed, moved, dropped, tuple(ignored)
     )
 
 
@@ -165,7 +159,7 @@ def _find(value: Any, key: str | None) -> tuple[dict[str, Any], Mapping[str, Any
     """Return the state dict, the config beside it, and the names of what else there is."""
     if not isinstance(value, dict):
         raise BundleError(f"the file holds a {type(value).__name__}: pass a state dict's")
-    if key is None and any(isinstance(item, Array) for item in value.values()):
+    if key is None and any(isinstance(item, Tensor) for item in value.values()):
         return value, {}, []
     key = STATE if key is None else key
     state, config = value.get(key), value.get("config")
@@ -178,91 +172,61 @@ def _find(value: Any, key: str | None) -> tuple[dict[str, Any], Mapping[str, Any
 
 def _named(
     state: Mapping[Any, Any],
-) -> tuple[dict[str, Array], dict[str, str], tuple[str, ...]]:
+) -> tuple[dict[str, Tensor], dict[str, str], tuple[str, ...]]:
     """Return tensors by the names of the network, what was renamed, and what was dropped."""
     if len(state) > MAX_TENSORS:
         raise BundleError(f"the state dict has {len(state)} entries: allowed are {MAX_TENSORS}")
     for name, value in state.items():
         check_name(str(name))
-        if not isinstance(name, str) or not isinstance(value, Array):
+        if not isinstance(name, str) or not isinstance(value, Tensor):
             raise BundleError(f"entry {str(name)!r} of the state dict is no tensor: pass another")
-    arrays: dict[str, Array] = dict(state)
-    while prefix := next((p for p in PREFIXES if all(n.startswith(p) for n in arrays)), None):
-        if not arrays:
-            break
-        arrays = {name.removeprefix(prefix): value for name, value in arrays.items()}
-    if any(name.startswith("gnn.gru.") for name in arrays):
+        if not value.is_floating_point():
+            raise BundleError(f"tensor {name} is {value.dtype}: weights are floating point")
+    found: dict[str, Tensor] = dict(state)
+    for prefix in PREFIXES:
+        while found and all(name.startswith(prefix) for name in found):
+            found = {name.removeprefix(prefix): value for name, value in found.items()}
+    if any(name.startswith("gnn.gru.") for name in found):
         raise BundleError(
             "this is a GHN-2 (it has gnn.gru.*), which is not supported: use a GHN-3 checkpoint"
         )
     moved, dropped = {}, []
-    result: dict[str, Array] = {}
-    for old, value in arrays.items():
+    result: dict[str, Tensor] = {}
+    for old, value in found.items():
         new = f"gnn.0.{old}" if old in TABLES else old
         if match := ALIAS.fullmatch(old):
             decoder, index, part = match.groups()
-            step = f"_step{int(index) // 2 + 1}" if _expanded(decoder, arrays) else ""
-            new = f"{decoder}.l2{step}.{part}"
-        if new != old and new in arrays:
-            if not _same(value, arrays[new]):
-                raise BundleError(f"{old} and {new} differ, and are one tensor: check the file")
+            expanded = f"{decoder}.seq.3.weight" in found
+            new = f"{decoder}.l2{f'_step{int(index) // 2 + 1}' if expanded else ''}.{part}"
+        if new == old or new not in found:
+            moved |= {old: new} if new != old else {}
+            # Early checkpoints have convolutions of 1x1 where there are linear layers.
+            result[new] = value.flatten(1) if value.shape[2:] == (1, 1) else value
+        elif value.shape == found[new].shape and torch.equal(value, found[new]):
             dropped.append(old)
-            continue
-        if new != old:
-            moved[old] = new
-        result[new] = _squeezed(value) if new.startswith("decoder.") else value
+        else:
+            raise BundleError(f"{old} and {new} differ, and are one tensor: check the file")
     return result, moved, tuple(dropped)
 
 
-def _expanded(decoder: str, arrays: Mapping[str, Array]) -> bool:
-    return f"{decoder}.seq.3.weight" in arrays
-
-
-def _same(first: Array, second: Array) -> bool:
-    return first.shape == second.shape and torch.equal(first.tensor(), second.tensor())
-
-
-def _squeezed(array: Array) -> Array:
-    """Return a 1x1 convolution, as early checkpoints have them, as a linear layer's weight."""
-    if len(array.shape) == 4 and array.shape[2:] == (1, 1):
-        return Array(array.storage, array.offset, array.shape[:2], array.stride[:2])
-    return array
-
-
 def _check(
-    shapes: Mapping[str, tuple[int, ...]],
-    expected: Mapping[str, tuple[int, ...]],
-    config: HyperConfig,
+    tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], config: HyperConfig
 ) -> None:
-    missing, unknown = expected.keys() - shapes.keys(), shapes.keys() - expected.keys()
+    """Raise BundleError if these are not the tensors of the network."""
     wrong = [
-        f"{name} {list(shapes[name])} for {list(expected[name])}"
-        for name in expected.keys() & shapes.keys()
-        if shapes[name] != expected[name]
+        f"{name} {list(tensors[name].shape)} for {list(expected[name].shape)}"
+        for name in expected.keys() & tensors.keys()
+        if tensors[name].shape != expected[name].shape
     ]
-    if not missing and not unknown and not wrong:
-        return
+    missing, unknown = expected.keys() - tensors.keys(), tensors.keys() - expected.keys()
     text = "; ".join(
         f"{what}: {some(names)}"
         for what, names in (("missing", missing), ("unknown", unknown), ("of another shape", wrong))
         if names
     )
-    raise BundleError(
-        f"the tensors are not those of a {config.kind}, hid {config.hid}, {config.layers} layers, "
-        f"{config.num_classes} classes. {text}. Pass num_classes= and max_shape= of training if "
-        "shape_enc differs; variants of the published code cannot be converted"
-    )
-
-
-def _tensor(name: str, array: Array) -> torch.Tensor:
-    if not array.storage.dtype.is_floating_point:
-        raise BundleError(f"tensor {name} is {array.storage.dtype}: weights are floating point")
-    return array.tensor().float()
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(2**20):
-            digest.update(chunk)
-    return digest.hexdigest()
+    if text:
+        raise BundleError(
+            f"the tensors are not those of a {config.kind}, hid {config.hid}, {config.layers} "
+            f"layers, {config.num_classes} classes. {text}. Pass num_classes= and max_shape= of "
+            "training if shape_enc differs; variants of the published code cannot be converted"
+        )

@@ -65,7 +65,7 @@ class LowRankDecoder(nn.Module):
     columns need few latents, and only those are computed.
 
     Args:
-        config: of the hypernetwork.
+        config: configuration of the hypernetwork.
         expand: whether latents widen progressively, r to 2 r to 4 r (PITH).
         heads: pairs of factors decoded from one MLP (PITH's shared pathway has two).
     """
@@ -111,9 +111,9 @@ class LowRankDecoder(nn.Module):
         """Return latents before they widen, ``[N, factors, count, r]``.
 
         Args:
-            y: of all layers of the MLP but the last, ``[N, 8 hid]``.
+            y: output of the MLP before its last layer, ``[N, 8 hid]``.
             which: factors: A is 0, B is 1.
-            count: of latents of each, the first ones.
+            count: number of first latents of each.
         """
         layer, parts = self.mlp.fc[-1], (2, self.rank, self.rank)
         assert isinstance(layer, nn.Linear)
@@ -145,7 +145,7 @@ class Latents:
     """The latents of all nodes of one pass; decoded are only those that somebody asks for.
 
     Args:
-        decoder: whose they are.
+        decoder: the decoder whose latents they are.
         x: embeddings of the nodes ``[n, hid]``.
     """
 
@@ -190,7 +190,7 @@ class ConvDecoder(nn.Module):
     """GHN-3's decoder of tensors of up to ``max_shape``, and of the classifier's weight.
 
     Args:
-        config: of the hypernetwork.
+        config: configuration of the hypernetwork.
     """
 
     def __init__(self, config: HyperConfig) -> None:
@@ -241,7 +241,7 @@ class VectorDecoder(nn.Module):
     """GHN-3's decoder of vectors: row 0 is a weight, row 1 a bias.
 
     Args:
-        config: of the hypernetwork.
+        config: configuration of the hypernetwork.
     """
 
     def __init__(self, config: HyperConfig) -> None:

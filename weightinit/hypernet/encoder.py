@@ -6,8 +6,6 @@ The names of modules are those of the published checkpoints.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -25,7 +23,7 @@ class ShapeEncoder(nn.Module):
     """Embed the shapes of what nodes predict, each of four axes in a quarter of the width.
 
     Args:
-        config: of the hypernetwork; its ``num_classes`` and kernel size are bins of their own.
+        config: configuration of the hypernetwork; its ``num_classes`` and kernel size have bins.
     """
 
     def __init__(self, config: HyperConfig) -> None:
@@ -165,7 +163,7 @@ class Encoder(nn.Module):
     """A graph to the embeddings of its nodes: what all four hypernetworks share.
 
     Args:
-        config: of the hypernetwork.
+        config: configuration of the hypernetwork.
     """
 
     def __init__(self, config: HyperConfig) -> None:
@@ -178,33 +176,18 @@ class Encoder(nn.Module):
             if isinstance(module, nn.Embedding):
                 nn.init.trunc_normal_(module.weight, std=module.embedding_dim**-0.5)
 
-    def encode(
-        self,
-        graph: Graph,
-        task: Tensor | None = None,
-        see: Callable[[str, Tensor], None] = lambda name, value: None,
-    ) -> Tensor:
+    def encode(self, graph: Graph, task: Tensor | None = None) -> Tensor:
         """Return the embeddings of a graph's nodes ``[n, hid]``.
 
         Args:
-            graph: of the target.
+            graph: graph of the target.
             task: TAL's task embedding ``[task_dim]``.
-            see: is given every intermediate result, by name.
         """
-        device = self.embed.weight.device
-        distances = graph.distances.to(device)
-        x = self.embed(graph.types.to(device))
-        see("embed_out", x)
-        x = x + self.shape_enc(graph)
-        see("shape_enc_out", x)
-        first = self.gnn[0]
+        device, first = self.embed.weight.device, self.gnn[0]
         assert isinstance(first, Layer)
-        x = x + first.place(distances)
+        distances = graph.distances.to(device)
+        x = self.embed(graph.types.to(device)) + self.shape_enc(graph) + first.place(distances)
         bias = first.attn.bias(distances)
-        see("attn_bias", bias)
-        for index, layer in enumerate(self.gnn):
+        for layer in self.gnn:
             x = layer(x, bias, task)
-            see(f"gnn_layer{index}_out", x)
-        x = self.ln(x)
-        see("ln_out", x)
-        return x
+        return self.ln(x)

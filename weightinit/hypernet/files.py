@@ -8,58 +8,47 @@ from typing import Any, ClassVar
 import torch
 
 from weightinit.errors import BundleError
-from weightinit.files.bundle import Bundle
-from weightinit.files.checks import Shape, some
+from weightinit.files.bundle import Bundle, Wanted, copies
 from weightinit.files.config import BundleConfig
 from weightinit.hypernet.config import HyperConfig
-from weightinit.hypernet.network import Hypernet
+from weightinit.hypernet.network import GraphHyperNetwork
 
 __all__ = ["HyperNetwork"]
 
-#: Bounds of what a stranger's config may make us build, before its tensors are compared.
-MOST = {"layers": 256, "hid": 8192, "rank": 4096, "heads": 1024, "max_shape": 2**16}
+#: Rows of one tensor of a ViT-S: its patch embedding, 384 channels of 16 rows.
+MOST_ROWS = 384 * 16
+#: How the weights get into a model, by kind of hypernetwork.
+USES = {
+    "logah": "wi.init_from_hypernet(model, {name})",
+    "tal": "wi.init_from_hypernet(model, {name}, task=images, ancestor=ancestor)",
+    "pith": "wi.project_from(ancestor, model, method=wi.PITH({name}))  # any name, file or module",
+}
+
+
+def _model(config: HyperConfig) -> str:
+    """Return the Python that makes a model of a size that a hypernetwork can fill."""
+    if config.primitives == 18:
+        return (
+            "import transformers, weightinit as wi\n"
+            "model = transformers.GPT2LMHeadModel(transformers.GPT2Config(n_layer=9))"
+        )
+    size = "depth=9, num_classes=100"
+    if config.max_ck < MOST_ROWS:
+        size = "img_size=32, patch_size=8, embed_dim=96, num_heads=6, num_classes=10"
+    return (
+        f'import timm, weightinit as wi\nmodel = timm.create_model("vit_small_patch16_224", {size})'
+    )
 
 
 def _config(config: BundleConfig) -> HyperConfig:
     """Return the hypernetwork's own config, checked."""
-    found = HyperConfig.from_dict(config.options)
-    sizes = {name: getattr(found, name) for name in MOST if name != "max_shape"}
-    sizes["max_shape"] = max(*found.max_shape[:2], 64 * found.max_shape[2])
-    for name, size in sizes.items():
-        if size > MOST[name]:
-            raise BundleError(
-                f"{name} of the hypernetwork is {getattr(found, name)}: it must be at most "
-                f"{MOST[name]}"
-            )
-    if found.kind != config.method:
+    options = HyperConfig.from_dict(config.options)
+    if options.kind != config.method:
         raise BundleError(
-            f"the bundle's method is {config.method!r} and its options are of {found.kind!r}: "
+            f"the bundle's method is {config.method!r} and its options are of {options.kind!r}: "
             "use the same"
         )
-    return found
-
-
-def _check_tensors(config: BundleConfig, shapes: Mapping[str, Shape]) -> None:
-    with torch.device("meta"):
-        wanted = {k: tuple(v.shape) for k, v in Hypernet(_config(config)).state_dict().items()}
-    lacking, unknown = wanted.keys() - shapes.keys(), shapes.keys() - wanted.keys()
-    if lacking or unknown:
-        raise BundleError(
-            f"the hypernetwork lacks tensors [{some(lacking)}] and has unknown ones "
-            f"[{some(unknown)}]: use a bundle that save_pretrained or `weightinit convert` wrote"
-        )
-    for name, shape in wanted.items():
-        if tuple(shapes[name]) != shape:
-            raise BundleError(
-                f"tensor {name} has shape {tuple(shapes[name])}, its config calls for {shape}: "
-                "use another bundle"
-            )
-
-
-def _check_expansion(
-    config: BundleConfig, shapes: Mapping[str, Shape], nbytes: int, max_bytes: int
-) -> None:
-    """What is predicted has the size of the user's own model: nothing can be a bomb."""
+    return options
 
 
 class HyperNetwork(Bundle):
@@ -69,8 +58,8 @@ class HyperNetwork(Bundle):
 
     Args:
         config: see :class:`BundleConfig`; its ``options`` are a :class:`HyperConfig`'s.
-        tensors: by name.
-        source: where they come from, with the resolved commit.
+        tensors: tensors by name.
+        source: where the tensors come from, with the resolved commit.
         card: text of README.md; default: generated on saving.
 
     Raises:
@@ -80,7 +69,7 @@ class HyperNetwork(Bundle):
         >>> import tempfile
         >>> small = HyperConfig("logah", hid=16, layers=1, heads=2, rank=4, max_ck=512)
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     HyperNetwork.of(Hypernet(small)).save_pretrained(folder)
+        ...     HyperNetwork.of(GraphHyperNetwork(small)).save_pretrained(folder)
         ...     HyperNetwork.from_pretrained(folder).hyper_config.rank
         4
     """
@@ -95,7 +84,7 @@ class HyperNetwork(Bundle):
     @classmethod
     def of(
         cls,
-        hypernet: Hypernet,
+        hypernet: GraphHyperNetwork,
         *,
         licence: str = "Apache-2.0",
         provenance: Mapping[str, Any] | None = None,
@@ -106,8 +95,8 @@ class HyperNetwork(Bundle):
         Args:
             hypernet: a network.
             licence: SPDX identifier.
-            provenance: of the training, plain JSON.
-            dtype: of the bundle's tensors.
+            provenance: facts about the training, plain JSON.
+            dtype: dtype of the bundle's tensors.
         """
         options = hypernet.config
         config = BundleConfig(
@@ -119,18 +108,29 @@ class HyperNetwork(Bundle):
             licence=licence,
             provenance=dict(provenance or {}),
         )
-        tensors = {
-            name: value.detach().cpu().to(dtype).clone()
-            for name, value in hypernet.state_dict().items()
-        }
-        return cls(config, tensors)
+        return cls(config, copies(hypernet.state_dict(), dtype))
 
-    def module(self) -> Hypernet:
+    def module(self) -> GraphHyperNetwork:
         """Return the network, on the CPU, fp32, in eval mode."""
         with torch.device("meta"):
-            network = Hypernet(self.hyper_config)
+            network = GraphHyperNetwork(self.hyper_config)
         network.load_state_dict({k: v.float() for k, v in self.tensors.items()}, assign=True)
         return network.eval()
 
-    _check_tensors = staticmethod(_check_tensors)
-    _check_expansion = staticmethod(_check_expansion)
+    @classmethod
+    def wanted(cls, config: BundleConfig) -> Mapping[str, Wanted]:
+        """Return the shapes of the network's state dict."""
+        with torch.device("meta"):
+            network = GraphHyperNetwork(_config(config))
+        return {name: tuple(value.shape) for name, value in network.state_dict().items()}
+
+    @classmethod
+    def about(cls, config: BundleConfig, name: str) -> tuple[str, str, str]:
+        """Return the card's own words: the call that fills a model, by kind of hypernetwork."""
+        found = _config(config)
+        sizes = " ".join(f"{label}={size}" for label, size in config.sizes.items())
+        return (
+            f"Weight hypernetwork ({config.method})",
+            f"{_model(found)}\n{USES.get(found.kind, USES['logah']).format(name=name)}",
+            f"A hypernetwork with an encoder of {config.depth} blocks, sizes {sizes}.",
+        )

@@ -40,11 +40,11 @@ class Node:
     """One operation of a model.
 
     Args:
-        op: of :data:`PRIMITIVES`.
+        op: type of the operation, one of :data:`PRIMITIVES`.
         roles: canonical roles that it predicts, their rows stacked in this order; of a norm its
             weight and bias. Empty for an operation without parameters.
         block: index of its block, -1 outside.
-        shape: of what it predicts, as the shape embedding takes it: out, in, height, width.
+        shape: shape of what it predicts, for the shape embedding: out, in, height, width.
     """
 
     op: str
@@ -75,7 +75,7 @@ class Graph:
     Args:
         nodes: the first is the input.
         edges: pairs of indices, each from a smaller one to a larger one.
-        cutoff: of the shortest paths.
+        cutoff: longest path that connects two nodes.
     """
 
     nodes: tuple[Node, ...]
@@ -108,7 +108,6 @@ def graph_of(
     target: Anatomy,
     *,
     softmax: bool = False,
-    cutoff: int = CUTOFF,
     extra: Mapping[str, tuple[int, int]] | None = None,
 ) -> Graph:
     """Return the graph of a transformer.
@@ -119,7 +118,6 @@ def graph_of(
     Args:
         target: anatomy of the model.
         softmax: whether attention has a node of its own.
-        cutoff: longest path that connects two nodes; the published generators take 250.
         extra: matrices ``(rows, columns)`` by role that read the stream after the last norm, beside
             the head: TAL's M.
 
@@ -135,7 +133,7 @@ def graph_of(
     built = _Builder(target, softmax)
     built.check()
     built.build(extra or {})
-    return Graph(tuple(built.nodes), tuple(built.edges), cutoff)
+    return Graph(tuple(built.nodes), tuple(built.edges))
 
 
 class _Builder:
@@ -177,7 +175,7 @@ class _Builder:
         last = self._norm(last, outside, -1, "norm_pre")
         for index, block in enumerate(self.target.blocks):
             last = self._block(last, block, index)
-        pooled = self.target.traits.get("pool") == "avg"
+        pooled = self.target.traits.pool == "avg"
         last = self._norm(last, outside, -1, "norm")
         last = self._add(Node("glob_avg"), (last,)) if pooled else last
         last = self._norm(last, outside, -1, "fc_norm")
@@ -189,7 +187,7 @@ class _Builder:
         self._complete()
 
     def _block(self, last: int, block: Mapping[str, Piece], index: int) -> int:
-        post = bool(self.target.traits.get("post_norm"))
+        post = self.target.traits.form in ("branch_norm", "post_norm")
         for norm, layers in (
             ("norm1", ("attn.qkv", "attn.proj")),
             ("norm2", ("mlp.fc1", "mlp.fc2")),
@@ -280,8 +278,8 @@ def grid(target: Anatomy) -> tuple[int, int]:
         (14, 14)
     """
     tokens = target.outside["pos"].size[0]
-    found = target.traits.get("grid")
-    if isinstance(found, tuple) and math.prod(found) <= tokens:
-        return found[0], found[1]
+    found = target.traits.grid
+    if found is not None and math.prod(found) <= tokens:
+        return found
     side = math.isqrt(tokens)
     return side, side

@@ -33,7 +33,7 @@ def inferred(
     trained to predict (``max_shape``), nor an encoder alone the number of classes.
 
     Args:
-        shapes: of the tensors, by name.
+        shapes: shapes of the tensors, by name.
         stated: the ``config`` of the file, in the published code's words.
         max_shape: rows and columns; else what is stated.
         num_classes: else what is stated.
@@ -44,9 +44,9 @@ def inferred(
 
     Examples:
         >>> import torch
-        >>> from weightinit.hypernet.network import Hypernet
+        >>> from weightinit.hypernet.network import GraphHyperNetwork
         >>> with torch.device("meta"):
-        ...     state = Hypernet(HyperConfig.pith()).state_dict()
+        ...     state = GraphHyperNetwork(HyperConfig.pith()).state_dict()
         >>> config, assumed = inferred({name: tuple(t.shape) for name, t in state.items()}, {})
         >>> config == HyperConfig.pith(), assumed
         (True, ('num_classes', 'max_shape'))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from weightinit.anatomy import Anatomy, Piece
 from weightinit.errors import ProjectionError
 from weightinit.hypernet.config import HyperConfig
 from weightinit.hypernet.decoders import (
@@ -21,22 +22,30 @@ from weightinit.hypernet.encoder import Encoder
 from weightinit.hypernet.graph import Graph, Node
 from weightinit.hypernet.shapes import limited, scale_of, tiled, vector
 
-__all__ = ["Decoded", "Hypernet", "Pass", "Weights"]
+__all__ = ["Decoded", "GraphHyperNetwork", "Key", "Pass", "Weights", "keyed"]
 
 Decoded = Tensor | LowRank
+#: Block, -1 outside the blocks, and canonical role.
+Key = tuple[int, str]
 
 
-class Weights(Mapping[tuple[int, str], Tensor]):
-    """From block (-1 outside) and canonical role to a canonical part, multiplied out when read."""
+def keyed(target: Anatomy) -> dict[Key, Piece]:
+    """Return every canonical piece of a model by block and role."""
+    blocks = enumerate((target.outside, *target.blocks), -1)
+    return {(index, role): piece for index, block in blocks for role, piece in block.items()}
 
-    def __init__(self, parts: Mapping[tuple[int, str], Decoded]) -> None:
+
+class Weights(Mapping[Key, Tensor]):
+    """Canonical parts by block and role, multiplied out when read."""
+
+    def __init__(self, parts: Mapping[Key, Decoded]) -> None:
         self.parts = dict(parts)
 
-    def __getitem__(self, key: tuple[int, str]) -> Tensor:
+    def __getitem__(self, key: Key) -> Tensor:
         value = self.parts[key]
         return value.dense() if isinstance(value, LowRank) else value
 
-    def __iter__(self) -> Iterator[tuple[int, str]]:
+    def __iter__(self) -> Iterator[Key]:
         return iter(self.parts)
 
     def __len__(self) -> int:
@@ -47,11 +56,11 @@ class Pass:
     """One run of a hypernetwork: the embeddings of all nodes, and what is decoded from them.
 
     Args:
-        hypernet: that runs.
+        hypernet: the network that runs.
         x: embeddings ``[n, hid]``.
     """
 
-    def __init__(self, hypernet: Hypernet, x: Tensor) -> None:
+    def __init__(self, hypernet: GraphHyperNetwork, x: Tensor) -> None:
         self.hypernet, self.x = hypernet, x
         own, other = hypernet.decoder, getattr(hypernet, "decoderpq", None)
         self.latents = Latents(own, x) if isinstance(own, LowRankDecoder) else None
@@ -65,12 +74,11 @@ class Pass:
         assert latents is not None
         first = int(config.pathway == "shared")
         if config.separate:
-            return latents.factors(members, *left, first), latents.factors(
-                members, *right, first + 1
-            )
-        rows, columns = (max(sizes) for sizes in zip(left, right, strict=True))
-        a, b, _ = latents.factors(members, rows, columns, first)
-        p, q = (LowRank(a[:, : sizes[0]], b[:, : sizes[1]]) for sizes in (left, right))
+            p, q = (latents.factors(members, *s, first + i) for i, s in enumerate((left, right)))
+        else:
+            rows, columns = (max(sizes) for sizes in zip(left, right, strict=True))
+            a, b, _ = latents.factors(members, rows, columns, first)
+            p, q = (LowRank(a[:, : sizes[0]], b[:, : sizes[1]]) for sizes in (left, right))
         return p, q
 
 
@@ -78,17 +86,17 @@ class Pass:
 Fuse = Callable[[Pass, list[int], Decoded], Decoded]
 
 
-class Hypernet(Encoder):
+class GraphHyperNetwork(Encoder):
     """A network that predicts the weights of another one.
 
     Its state dict has the names of the published checkpoints, without their aliases.
 
     Args:
-        config: its kind and sizes.
+        config: kind and sizes of the network.
 
     Examples:
         >>> with torch.device("meta"):
-        ...     logah = Hypernet(HyperConfig(rank=90))
+        ...     logah = GraphHyperNetwork(HyperConfig(rank=90))
         >>> sum(p.numel() for p in logah.parameters())
         21412794
     """
@@ -112,12 +120,11 @@ class Hypernet(Encoder):
                 with torch.no_grad():
                     last.weight /= 5
             return
-        projections = 1 + config.separate
         shared = config.kind == "pith" and config.pathway == "shared"
         self.decoder = LowRankDecoder(
             config,
             expand=config.expansion != "none",
-            heads=1 + projections if shared else 1,
+            heads=2 + config.separate if shared else 1,
         )
         # not used, and part of the published checkpoints
         self.decoder_1d = nn.Sequential(nn.Linear(1, 1))
@@ -126,14 +133,8 @@ class Hypernet(Encoder):
             self.fusion_weight = nn.Parameter(torch.tensor(-1.5))
             if not shared:
                 self.decoderpq = LowRankDecoder(
-                    config, expand=config.expansion == "both", heads=projections
+                    config, expand=config.expansion == "both", heads=1 + config.separate
                 )
-            if config.alignment == "learned":
-                # of a block's place among the ancestor's: its shift, and the log of its precision
-                self.place = nn.Linear(config.hid, 1)
-                nn.init.zeros_(self.place.weight)
-                nn.init.zeros_(self.place.bias)
-                self.precision = nn.Parameter(torch.tensor(2.0))
             if config.start == "rule":
                 # of what is added to the rule's weights: from the original path, by P, and by Q
                 self.gates = nn.Parameter(torch.full((3,), 0.02))
@@ -149,7 +150,7 @@ class Hypernet(Encoder):
         """Return every weight that the graph has a node for, differentiable.
 
         Args:
-            graph: of the target.
+            graph: graph of the target.
             task: TAL's task embedding ``[task_dim]``.
             fuse: changes matrices before they are scaled.
             faithful: clip and tile as the published code does.
@@ -182,11 +183,9 @@ class Hypernet(Encoder):
             else:
                 values = self._matrices(run, members, node, limits)
                 values = values if fuse is None else fuse(run, members, values)
-                values = _sized(values, node)
-                # Embeddings stay as they are.
-                values = values if node.op == "pos_enc" else _times(values, scale_of(node))
+                values = _scaled(values, node)
             for place, index in enumerate(members):
-                found |= _parts(graph.nodes[index], _at(values, place))
+                found |= _parts(graph.nodes[index], values, place)
         return Weights(found)
 
     def check_task(self, task: Tensor | None) -> None:
@@ -261,41 +260,30 @@ class Hypernet(Encoder):
         return values.permute(0, 1, 3, 2, 4)
 
 
-def _sized(values: Decoded, node: Node) -> Decoded:
-    """Tile what was clipped."""
+def _scaled(values: Decoded, node: Node) -> Decoded:
+    """Return what was clipped at its full size, and scaled; embeddings keep their scale."""
     assert node.shape is not None
     rows, columns = node.shape[:2]
+    scale = 1.0 if node.op == "pos_enc" else scale_of(node)
     if isinstance(values, LowRank):
         # What repeats rows of the product repeats those of a factor.
-        return LowRank(tiled(values.a, (rows,)), tiled(values.b, (columns,)))
-    return tiled(values, (rows, columns))
+        return LowRank(tiled(values.a, (rows,)) * scale, tiled(values.b, (columns,)))
+    return tiled(values, (rows, columns)) * scale
 
 
-def _times(values: Decoded, scale: float) -> Decoded:
+def _parts(node: Node, values: Decoded, place: int) -> dict[Key, Decoded]:
+    """Return the canonical parts of a node, whose value is one of several."""
+    parts: Iterable[Decoded]
     if isinstance(values, LowRank):
-        return LowRank(values.a * scale, values.b)
-    return values * scale
-
-
-def _at(values: Decoded, index: int) -> Decoded:
-    """Return one of several values."""
-    if isinstance(values, LowRank):
-        return LowRank(values.a[index], values.b[index])
-    return values[index]
-
-
-def _parts(node: Node, value: Decoded) -> dict[tuple[int, str], Decoded]:
-    """Return the canonical parts of a node's value."""
-    parts: list[Decoded]
-    if isinstance(value, LowRank):
-        parts = [LowRank(rows, value.b) for rows in value.a.chunk(len(node.roles))]
+        chunks = values.a[place].chunk(len(node.roles))
+        parts = [LowRank(rows, values.b[place]) for rows in chunks]
     elif node.op == "ln":
-        parts = list(value)
-    elif node.op == "bias":
-        parts = list(value[0].chunk(len(node.roles)))
+        parts = values[place]
     elif node.on_grid:
-        parts = [value[0].flatten(1).T]
+        parts = [values[place, 0].flatten(1).T]
     else:
-        parts = list((value if node.spatial else value[..., 0, 0]).chunk(len(node.roles)))
+        value = values[place, 0] if node.op == "bias" else values[place]
+        value = value[..., 0, 0] if value.dim() > 2 and not node.spatial else value
+        parts = value.chunk(len(node.roles))
     # A norm without bias has one role, and two values.
     return {(node.block, role): part for role, part in zip(node.roles, parts, strict=False)}

@@ -13,17 +13,17 @@ from weightinit.anatomy import Anatomy
 from weightinit.ancestor.ancestor import Ancestor
 from weightinit.errors import ProjectionError
 from weightinit.hypernet.files import HyperNetwork
-from weightinit.hypernet.network import Hypernet
+from weightinit.hypernet.network import GraphHyperNetwork
 from weightinit.hypernet.predict import Prediction
 from weightinit.inherit.running import Runnable, captured
-from weightinit.plan import Recipe
+from weightinit.plan import Inheritance
 
-__all__ = ["DEFAULT_PITH", "PITH", "embedding", "named_network", "prediction_recipes"]
+__all__ = ["DEFAULT_PITH", "PITH", "embedding", "named_network", "predicted"]
 
 #: What PITH takes where no hypernetwork is named: it ships in the package.
 DEFAULT_PITH = "pith-cifar10"
 
-HypernetLike = str | os.PathLike[str] | HyperNetwork | Hypernet
+HypernetLike = str | os.PathLike[str] | HyperNetwork | GraphHyperNetwork
 
 
 @dataclass(frozen=True)
@@ -36,41 +36,41 @@ class PITH:
     Args:
         hypernet: a built-in name, a folder, ``"org/name@revision"``, or an object; None is the one
             that ships with weightinit.
-        faithful: to the released code: block i from block i, positions one off.
+        faithful: as the released code: block i from block i, positions one off.
 
     Examples:
         >>> import timm, weightinit as wi
         >>> from weightinit.hypernet.config import HyperConfig
-        >>> from weightinit.hypernet.network import Hypernet
+        >>> from weightinit.hypernet.network import GraphHyperNetwork
         >>> small = HyperConfig("pith", hid=16, layers=1, heads=2, rank=4, max_ck=8192)
         >>> old, new = (
         ...     timm.create_model("vit_tiny_patch16_224", depth=n, embed_dim=96, num_heads=3)
         ...     for n in (3, 2))
-        >>> wi.project_from(old, new, method=wi.PITH(Hypernet(small))) is new
+        >>> wi.project_from(old, new, method=wi.PITH(GraphHyperNetwork(small))) is new
         True
     """
 
     hypernet: HypernetLike | None = None
     faithful: bool = False
 
-    def recipes(
+    def plan(
         self, source: Runnable, target: Anatomy, *, seed: int = 0, calibration: object = None
-    ) -> list[Recipe]:
-        """Return a recipe for every parameter of a target of any size."""
+    ) -> Inheritance:
+        """Return a part for every piece of a target of any size."""
         network, _ = named_network(self.hypernet if self.hypernet is not None else DEFAULT_PITH)
         if network.config.kind != "pith":
             raise ProjectionError(
                 f"the hypernetwork is of kind {network.config.kind!r}, which inherits from no "
                 "ancestor: use wi.init_from_hypernet(model, hypernet)"
             )
-        return prediction_recipes(
+        return predicted(
             network, target, task=None, ancestor=source, faithful=self.faithful, seed=seed
         )
 
 
-def named_network(hypernet: HypernetLike) -> tuple[Hypernet, str]:
+def named_network(hypernet: HypernetLike) -> tuple[GraphHyperNetwork, str]:
     """Return the network, and where it is from in words."""
-    if isinstance(hypernet, Hypernet):
+    if isinstance(hypernet, GraphHyperNetwork):
         return hypernet, "network"
     if not isinstance(hypernet, HyperNetwork):
         hypernet = HyperNetwork.from_pretrained(hypernet)
@@ -78,16 +78,16 @@ def named_network(hypernet: HypernetLike) -> tuple[Hypernet, str]:
 
 
 @torch.no_grad()
-def prediction_recipes(
-    network: Hypernet,
+def predicted(
+    network: GraphHyperNetwork,
     target: Anatomy,
     *,
     task: Tensor | None,
     ancestor: Runnable | None,
     faithful: bool,
     seed: int,
-) -> list[Recipe]:
-    """Return the recipes of one prediction."""
+) -> Inheritance:
+    """Return what one prediction makes of a target."""
     device = next(network.parameters()).device
     return Prediction(
         network,
@@ -96,7 +96,7 @@ def prediction_recipes(
         ancestor=ancestor,
         faithful=faithful,
         seed=seed,
-    ).recipes()
+    ).plan()
 
 
 @torch.no_grad()

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import cached_property
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from weightinit.anatomy import Anatomy, ParamSpec, Piece
+from weightinit.anatomy import Anatomy, Piece
 from weightinit.errors import ProjectionError
 from weightinit.hypernet.decoders import LowRank
+from weightinit.hypernet.fusion import Fusion
 from weightinit.hypernet.graph import Graph, graph_of
-from weightinit.hypernet.inherit import Inherited
-from weightinit.hypernet.network import Decoded, Hypernet, Weights
-from weightinit.hypernet.rule import Rule, Started
-from weightinit.inherit.fresh import fresh_rule, sub_generator
+from weightinit.hypernet.network import Decoded, GraphHyperNetwork, Weights, keyed
+from weightinit.hypernet.refinement import ClosedForm, Refinement
+from weightinit.inherit.fresh import fresh_part, sub_generator
 from weightinit.inherit.running import Runnable
-from weightinit.plan import Recipe
+from weightinit.plan import Action, Inheritance, Part
 
 __all__ = ["Prediction"]
 
@@ -26,14 +25,14 @@ class Prediction:
     """The weights of one target: predicted, inherited, or set by rule.
 
     Args:
-        hypernet: that predicts.
+        hypernet: the network that predicts.
         target: anatomy of the model.
         task: TAL's task embedding ``[task_dim]``.
-        ancestor: that PITH inherits from.
-        faithful: to the released code: clipped, tiled, positions one off, a random class row.
-        seed: of what is drawn.
-        graph: of the target, if it is known.
-        rule: of ancestor and target, if it is known.
+        ancestor: what PITH inherits from.
+        faithful: as the released code: clipped, tiled, positions one off, a random class row.
+        seed: base seed for all random draws.
+        graph: graph of the target, if it is known.
+        rule: what the default rule makes of ancestor and target, if it is known.
 
     Raises:
         ProjectionError: if the target, task or ancestor does not fit the hypernetwork.
@@ -41,7 +40,7 @@ class Prediction:
 
     def __init__(
         self,
-        hypernet: Hypernet,
+        hypernet: GraphHyperNetwork,
         target: Anatomy,
         *,
         task: Tensor | None = None,
@@ -49,108 +48,81 @@ class Prediction:
         faithful: bool = False,
         seed: int = 0,
         graph: Graph | None = None,
-        rule: Rule | None = None,
+        rule: ClosedForm | None = None,
     ) -> None:
         config = hypernet.config
         self.target, self.faithful, self.seed = target, faithful, seed
+        self._device = hypernet.embed.weight.device
         graph = graph or graph_of(target, softmax=config.softmax)
-        self.inherited: Inherited | None = None
-        self.rule = rule
-        if config.kind != "pith":
-            self.weights: Weights = hypernet(graph, task=task, faithful=faithful)
-            return
-        if ancestor is None:
+        self._fusion: Fusion | None = None
+        self._rule: ClosedForm | None = None
+        if config.kind == "pith" and ancestor is None:
             raise ProjectionError("PITH inherits from an ancestor: pass ancestor=")
-        if config.start == "rule":
-            self.rule = rule or Rule(target, ancestor, seed=seed)
-            started = Started(hypernet, graph, self.rule)
-            self.weights = started.weights(hypernet(graph, task=task, fuse=started.watch))
+        if ancestor is None or config.kind != "pith":
+            self.weights: Weights = hypernet(graph, task=task, faithful=faithful)
+        elif config.start == "rule":
+            self._rule = rule or ClosedForm(target, ancestor, seed=seed)
+            refinement = Refinement(hypernet, graph, self._rule)
+            self.weights = refinement.weights(hypernet(graph, task=task, fuse=refinement.fuse))
         else:
-            self.inherited = Inherited(hypernet, graph, target, ancestor, faithful=faithful)
-            self.weights = hypernet(graph, task=task, fuse=self.inherited, faithful=faithful)
+            self._fusion = Fusion(hypernet, graph, target, ancestor, faithful=faithful)
+            self.weights = hypernet(graph, task=task, fuse=self._fusion.fuse, faithful=faithful)
 
     def parameters(self) -> dict[str, Tensor]:
         """Return every parameter as stored, by name; differentiable where it is predicted."""
-        found = {}
-        for spec in self.target.specs:
-            pieces = self._pieces(spec)
-            parts = {role: self._part(spec, role, pieces[role].size)[1] for role in spec.parts}
-            dense = {role: _dense(part) for role, part in parts.items()}
-            found[spec.name] = self.target.merge(spec, dense)
-        return found
+        dense: dict[str, dict[str, Tensor]] = {}
+        for (block, role), piece in keyed(self.target).items():
+            _, _, value = self._part(block, piece)
+            value = value.dense() if isinstance(value, LowRank) else value
+            dense.setdefault(piece.spec.name, {})[role] = value
+        return {spec.name: self.target.merge(spec, dense[spec.name]) for spec in self.target.specs}
 
-    def recipes(self) -> list[Recipe]:
-        """Return a recipe for every parameter; matrices are multiplied out as they are written."""
-        return [self._recipe(spec) for spec in self.target.specs]
+    def plan(self) -> Inheritance:
+        """Return a part for every piece; matrices are multiplied out as they are written."""
+        parts = {}
+        for (block, _), piece in keyed(self.target).items():
+            known = any((block, role) in self.weights for role in piece.spec.parts)
+            if self.faithful and not known:
+                parts[piece] = Part("kept", "as it was: the published graphs have no node for it")
+                continue
+            action, text, value = self._part(block, piece)
+            fill = value.write if isinstance(value, LowRank) else partial(_copy, value)
+            parts[piece] = Part(action, text, fill)
+        return Inheritance(parts)
 
-    def _recipe(self, spec: ParamSpec) -> Recipe:
-        pieces = self._pieces(spec)
-        parts = {role: self._part(spec, role, pieces[role].size) for role in spec.parts}
-        if self.faithful and not any(self._known(spec, role) is not None for role in spec.parts):
-            return Recipe(spec, "kept", "as it was: the published graphs have no node for it")
-        texts = list(dict.fromkeys(text for text, _ in parts.values()))
-        fresh = all(text == fresh_rule(role, spec.shape)[0] for role, (text, _) in parts.items())
-
-        def fill(out: Tensor) -> None:
-            for role, view in self.target.split(spec, out).items():
-                value = parts[role][1]
-                if isinstance(value, LowRank):
-                    value.write(view)
-                else:
-                    view.copy_(value)
-
-        return Recipe(spec, "fresh" if fresh else "written", "; ".join(texts), fill)
-
-    def _pieces(self, spec: ParamSpec) -> Mapping[str, Piece]:
-        block = self._blocks.get(spec.name, -1)
-        pieces = self.target.outside if block < 0 else self.target.blocks[block]
-        return {role: pieces[role] for role in spec.parts}
-
-    @cached_property
-    def _blocks(self) -> dict[str, int]:
-        return {
-            piece.spec.name: index
-            for index, block in enumerate(self.target.blocks)
-            for piece in block.values()
-        }
-
-    def _known(self, spec: ParamSpec, role: str) -> Decoded | None:
-        return self.weights.parts.get((self._blocks.get(spec.name, -1), role))
-
-    def _part(self, spec: ParamSpec, role: str, size: tuple[int, ...]) -> tuple[str, Decoded]:
-        """Return where a canonical part comes from, and its values."""
-        value = self._known(spec, role)
-        generator = sub_generator(self.seed, f"{spec.key}.{role}")
+    def _part(self, block: int, piece: Piece) -> tuple[Action, str, Decoded]:
+        """Return what becomes of a canonical part, where it comes from, and its values."""
+        role, size = piece.role, tuple(piece.size)
+        value = self.weights.parts.get((block, role))
+        if value is None and (rows := self._rows(role, size)) is not None:
+            return "written", f"{role}, projected", rows
         if value is None:
-            rows = self.inherited.rows(role) if self.inherited else None
-            if rows is not None and tuple(rows.shape) == tuple(size):
-                return f"{role}, projected", rows
-            text, rule = fresh_rule(role, size)
+            fresh = fresh_part(piece, self.seed)
+            assert fresh.fill is not None
             drawn = torch.empty(size)
-            rule(drawn, generator)
-            return text, drawn.to(self._like)
-        if self.rule is not None:
-            return f"{self.rule.recipes[spec.name].source}, and what is generated", value
-        if role == "pos" and isinstance(value, Tensor) and len(value) < size[0]:
-            text, before = self._before(size[0] - len(value), size[1], generator)
-            return f"{role}, predicted for patches; {text} for tokens", torch.cat(
-                [before.to(value), value]
-            )
-        return f"{role}, predicted", value
-
-    @cached_property
-    def _like(self) -> Tensor:
-        return next(value for value in self.weights.parts.values() if isinstance(value, Tensor))
-
-    def _before(self, count: int, width: int, generator: torch.Generator) -> tuple[str, Tensor]:
-        """Return rows of positions for tokens, which the published graphs have no node for."""
-        rows = self.inherited.rows("pos") if self.inherited else None
+            fresh.fill(drawn)
+            return "fresh", fresh.text, drawn.to(self._device)
+        if self._rule is not None:
+            return "written", f"{self._rule.parts[block, role].text}, refined", value
+        if role != "pos" or isinstance(value, LowRank) or len(value) == size[0]:
+            return "written", f"{role}, predicted", value
+        # The published graphs have no node for the positions of tokens.
+        shape = (size[0] - len(value), size[1])
         if self.faithful:
-            return "normal(std=0.02)", 0.02 * torch.randn(count, width, generator=generator)
-        if rows is not None and tuple(rows.shape) == (count, width):
-            return "projected", rows
-        return "zeros", torch.zeros(count, width)
+            generator = sub_generator(self.seed, f"{piece.spec.key}.{role}")
+            text, before = "normal(std=0.02)", 0.02 * torch.randn(shape, generator=generator)
+        elif (rows := self._rows(role, shape)) is not None:
+            text, before = "projected", rows
+        else:
+            text, before = "zeros", torch.zeros(shape)
+        text = f"{role}, predicted for patches; {text} for tokens"
+        return "written", text, torch.cat([before.to(value), value])
+
+    def _rows(self, role: str, shape: tuple[int, ...]) -> Tensor | None:
+        """Return the ancestor's rows of tokens, projected, if there are as many as are needed."""
+        rows = self._fusion.rows(role) if self._fusion else None
+        return rows if rows is not None and tuple(rows.shape) == shape else None
 
 
-def _dense(value: Decoded) -> Tensor:
-    return value.dense() if isinstance(value, LowRank) else value
+def _copy(value: Tensor, out: Tensor) -> None:
+    out.copy_(value)

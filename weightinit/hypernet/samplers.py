@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 from typing import Any, Literal
 
 import torch
 
 from weightinit.errors import WeightInitError
 
-__all__ = ["SAMPLERS", "Sampler", "get_sampler", "held_out", "micro", "sample"]
+__all__ = ["SAMPLERS", "Sampler", "get_sampler", "micro", "sample"]
 
 Heads = Literal["divisors", "eight", "sixteenths"]
 Family = Literal["vit", "gpt2"]
-
-#: Sizes that "micro" keeps for testing: no training draw has one of these widths or depths.
-HELD_WIDTHS = (80, 112)
-HELD_DEPTHS = (5, 8)
-_MICRO_WIDTHS = tuple(range(48, 129, 16))
-_MICRO_DEPTHS = tuple(range(3, 10))
 
 
 @dataclass(frozen=True)
@@ -28,12 +21,12 @@ class Sampler:
     """A distribution of architectures: depth first, then width, heads and patch, each uniform.
 
     Args:
-        name: of it.
-        widths: from each depth to the widths that go with it.
+        name: name of the distribution.
+        widths: widths that go with each depth.
         heads: ``"divisors"`` is the ViT generators' rule: 3, 6 or 12 if the width divides by 12, 3
             or 6 if by 6, 3 if by 3, else 4 or 8; ``"eight"`` is always 8; ``"sixteenths"`` makes
             heads of 16.
-        patches: from the size of the images in pixels to the patch sizes.
+        patches: patch sizes for each size of images in pixels.
         family: ``"vit"``, or ``"gpt2"``, which has no patches.
         class_token: whether the classifier reads a class token, or the average of all patches.
 
@@ -78,7 +71,7 @@ class Sampler:
         } | pool
 
 
-def _widths(*rows: tuple[range, range]) -> dict[int, tuple[int, ...]]:
+def _widths(*rows: tuple[Sequence[int], Sequence[int]]) -> dict[int, tuple[int, ...]]:
     return {depth: tuple(widths) for depths, widths in rows for depth in depths}
 
 
@@ -100,11 +93,8 @@ _GPT = _widths(
     (range(4, 6), range(128, 177, 8)),
     (range(6, 10), range(72, 177, 8)),
 )
-_MICRO = {
-    depth: tuple(width for width in _MICRO_WIDTHS if width not in HELD_WIDTHS)
-    for depth in _MICRO_DEPTHS
-    if depth not in HELD_DEPTHS
-}
+#: Widths 80 and 112 and depths 5 and 8 are kept for testing.
+_MICRO = _widths(((3, 4, 6, 7, 9), (48, 64, 96, 128)))
 
 #: ViTs-1K and GPTs-1K of LoGAH, ViTs+-1K of TAL as in its code, the ViTs-1K that TAL's file has as
 #: a comment, and the one that trains on two cores.
@@ -139,9 +129,9 @@ def sample(
     """Draw one architecture.
 
     Args:
-        name: of the sampler, or one of your own.
-        generator: of every draw.
-        image_size: in pixels; it decides the patch sizes.
+        name: name of a sampler, or one of your own.
+        generator: source of all random draws.
+        image_size: size of the images in pixels, which decides the patch sizes.
 
     Returns:
         Keyword arguments of ``timm.create_model("vit_tiny_patch16_224", ...)``, or of transformers'
@@ -180,29 +170,6 @@ def micro(width: int, depth: int, *, image_size: int = 32) -> dict[str, Any]:
     found = SAMPLERS["micro"]
     patch = found.patches[image_size][0]
     return found.kwargs(depth, width, found.heads_of(width)[0], patch, image_size)
-
-
-def held_out(
-    unseen: Literal["both", "width", "depth"] = "both", *, image_size: int = 32
-) -> list[dict[str, Any]]:
-    """Return the architectures of ``"micro"`` that no training draws.
-
-    Args:
-        unseen: what training never sees of them: both the width and the depth, the width alone, or
-            the depth alone.
-        image_size: in pixels.
-
-    Examples:
-        >>> [(kwargs["embed_dim"], kwargs["depth"]) for kwargs in held_out()]
-        [(80, 5), (80, 8), (112, 5), (112, 8)]
-    """
-    if unseen not in ("both", "width", "depth"):
-        raise WeightInitError(f"unseen={unseen!r} is unknown: use 'both', 'width' or 'depth'")
-    seen_widths = [width for width in _MICRO_WIDTHS if width not in HELD_WIDTHS]
-    seen_depths = [depth for depth in _MICRO_DEPTHS if depth not in HELD_DEPTHS]
-    widths = seen_widths if unseen == "depth" else HELD_WIDTHS
-    depths = seen_depths if unseen == "width" else HELD_DEPTHS
-    return [micro(*sizes, image_size=image_size) for sizes in product(widths, depths)]
 
 
 def _one(choices: tuple[int, ...], generator: torch.Generator) -> int:

@@ -17,10 +17,10 @@ def limited(size: int, axis: int, config: HyperConfig, limits: tuple[int, ...] |
     The second half of a decoded vector is the bias, so the rounding decides where it begins.
 
     Args:
-        size: of the target's axis.
+        size: size of the target's axis.
         axis: 0 for rows, 1 for columns.
-        config: of the hypernetwork; PITH does not round.
-        limits: what is clipped at; None clips nothing.
+        config: configuration of the hypernetwork; PITH does not round.
+        limits: largest sizes, beyond which is clipped; None clips nothing.
 
     Examples:
         >>> config = HyperConfig(rank=90)

@@ -1,57 +1,79 @@
-"""Reads what torch.save and joblib.dump write, without running any of it.
+"""Read what torch.save and joblib.dump write, without running any of it.
 
-Python's unpickler imports and calls whatever a file names. Here a file may describe tensors, arrays
-and plain values, by the names of a list; see :mod:`weightinit.hypernet.unpickle_machine`.
+Python's unpickler imports and calls whatever a file names. This one knows a short list of opcodes
+and names, makes values of its own from them, and counts what it does. ``torch.load`` with
+``weights_only=True`` is no substitute: deeply nested keys end its process, colliding ones take it
+hours, and it reads views that repeat one number a billion times.
 """
 
 from __future__ import annotations
 
-import bz2
 import lzma
+import math
 import mmap
 import os
+import pickle
+import pickletools
 import zipfile
 import zlib
+from bz2 import BZ2Decompressor
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from torch import Tensor
+
 from weightinit.errors import BundleError
-from weightinit.hypernet.unpickle_machine import Machine
-from weightinit.hypernet.unpickle_values import (
-    GLOBALS,
-    STORAGES,
-    Array,
-    Budget,
-    Global,
-    Storage,
-    Wrapper,
-)
 
 __all__ = ["read_pickle"]
 
 MAX_BYTES = 8 * 2**30
 MAX_STEPS = 1_000_000
+MAX_COPIES = 4  # of the bytes of a file
 MAX_DEPTH = 32
+MAX_AXES = 8
 MAX_ENTRIES = 100_000  # of a zip file
 MAX_NAME = 200
+MAX_KEY = 2**31  # larger integers can be made to have the same hash
 MAX_RATIO, FREE = 20, 2**26  # numbers compress little: what expands more is a bomb
-CHUNK = 2**20
 MAGIC = 0x1950A86A20F9469CFC6C  # of torch's format before its zip files
 VERSION = 1001
 ENTRY, ZIP64 = 46, 0xFFFFFFFF
-STORAGE = "torch.storage._load_from_bytes"
+HELP = (
+    "Only tensors, arrays, plain values and argparse.Namespace are read, and nothing is run. "
+    "Download the file again if it is damaged. If you trust it, load it where it was made and save "
+    "its state dict alone, with torch.save"
+)
+STORAGES = {
+    "torch.DoubleStorage": torch.float64,
+    "torch.FloatStorage": torch.float32,
+    "torch.HalfStorage": torch.float16,
+    "torch.BFloat16Storage": torch.bfloat16,
+    "torch.LongStorage": torch.int64,
+    "torch.IntStorage": torch.int32,
+    "torch.ShortStorage": torch.int16,
+    "torch.CharStorage": torch.int8,
+    "torch.ByteStorage": torch.uint8,
+    "torch.BoolStorage": torch.bool,
+}
+ARRAYS = ("f8", "f4", "f2", "i8", "i4", "i2", "i1", "u1", "b1")
 
 
 def read_pickle(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> Any:
     r"""Return the value in a file of torch.save (zip or older), joblib.dump or pickle.
 
     Args:
-        path: of the file; joblib's compression by zlib, gzip, bz2, lzma or xz is undone.
+        path: the file; compression by zlib, gzip, bz2, lzma or xz is undone.
         max_bytes: largest file that is read, compressed and not.
 
     Returns:
-        Dicts, lists, tuples, texts, numbers and None; a Namespace as a dict; a tensor or array as
-        an :class:`~weightinit.hypernet.unpickle_values.Array`, whose ``tensor()`` reads it.
+        Dicts, lists, tuples, texts, numbers, bytes and None; a Namespace as a dict; tensors and
+        arrays as tensors, which may share memory with one another and with the file.
 
     Raises:
         BundleError: if the file names or does anything else, or is not sound.
@@ -67,179 +89,393 @@ def read_pickle(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> 
         weightinit.errors.BundleError: .../old.pt cannot be read: it names 'os.system', which ...
     """
     path = Path(path)
-    try:
-        data = _buffer(path, max_bytes)
-        if data[:4] == b"PK\x03\x04":
-            return _archive(path, data)
-        data = _unpacked(data, max_bytes)
-        return _stream(data, Budget(MAX_STEPS, 2 * len(data)))
-    except BundleError as error:
-        raise BundleError(f"{path} cannot be read: {error}") from error
-    except OSError as error:
-        raise BundleError(f"{path} cannot be read: {error}. Check the path") from error
-
-
-def _buffer(path: Path, max_bytes: int) -> memoryview:
     if not path.is_file():
-        raise BundleError("it is no file: pass a checkpoint's path")
+        raise BundleError(f"{path} cannot be read: it is no file: pass a checkpoint's path")
     size = path.stat().st_size
     if not 0 < size <= max_bytes:
         raise BundleError(
-            f"it has {size} bytes, allowed are 1 to {max_bytes}: pass max_bytes= to allow more"
+            f"{path} cannot be read: it has {size} bytes, allowed are 1 to {max_bytes}: pass "
+            "max_bytes= to allow more"
         )
-    with path.open("rb") as file:
-        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    try:
+        with path.open("rb") as file:
+            # Copied on writing: a tensor of the mapped bytes may be changed, the file is not.
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        archive = data[:4] == b"PK\x03\x04"
+        return _plain(_archive(path, data) if archive else _stream(_unpacked(data, max_bytes)))
+    except (BundleError, OSError) as error:
+        raise BundleError(f"{path} cannot be read: {error}. {HELP}") from error
 
 
-def _unpacked(data: memoryview, max_bytes: int) -> memoryview:
+def _unpacked(data: mmap.mmap, max_bytes: int) -> mmap.mmap | bytes:
     """Return the bytes of a file that joblib may have compressed."""
-    head = bytes(data[:6])
-    if head.startswith(b"\x78"):
-        unpack = zlib.decompressobj()
-    elif head.startswith(b"\x1f\x8b"):
-        unpack = zlib.decompressobj(wbits=31)
+    head = data[:6]
+    if head.startswith((b"\x78", b"\x1f\x8b")):
+        unpack = zlib.decompressobj(wbits=47)  # zlib or gzip
     elif head.startswith(b"BZh"):
-        unpack = bz2.BZ2Decompressor()
+        unpack = BZ2Decompressor()
     elif head.startswith((b"\xfd7zXZ", b"\x5d\x00")):
         unpack = lzma.LZMADecompressor(memlimit=2**28)
     elif head.startswith((b"ZF", b"\x04\x22M\x18")):
-        raise BundleError(
-            "it is compressed in a way that is not read: save with compress=('zlib', 3)"
-        )
+        raise BundleError("it is compressed by lz4 or the like, which is not read")
     else:
         return data
     limit = min(max_bytes, MAX_RATIO * len(data) + FREE)
-    result = bytearray()
     try:
-        for begin in range(0, len(data), CHUNK):
-            piece = data[begin : begin + CHUNK]
-            while not unpack.eof:
-                if isinstance(unpack, (bz2.BZ2Decompressor, lzma.LZMADecompressor)):
-                    found, more = unpack.decompress(piece, CHUNK), not unpack.needs_input
-                    piece = memoryview(b"")
-                else:
-                    found = unpack.decompress(piece, CHUNK)
-                    piece = memoryview(unpack.unconsumed_tail)
-                    more = len(piece) > 0
-                result += found
-                if len(result) > limit:
-                    raise BundleError(
-                        f"it expands to more than {limit} bytes, as no weights do: do not use it"
-                    )
-                if not more:
-                    break
+        found = unpack.decompress(data, limit + 1)
     except (zlib.error, OSError, lzma.LZMAError, EOFError) as error:
-        raise BundleError(
-            f"its compressed data are damaged ({error}): download it again"
-        ) from error
+        raise BundleError(f"its compressed data are damaged ({error})") from error
+    if len(found) > limit:
+        raise BundleError(f"it expands to more than {limit} bytes, as no weights do")
     if not unpack.eof:
-        raise BundleError("its compressed data are cut off: download it again")
-    return memoryview(result).toreadonly()
+        raise BundleError("its compressed data are cut off")
+    return found
 
 
-def _stream(data: memoryview, budget: Budget) -> Any:
-    """Return the value of a pickle, of joblib or plain, or of torch's older format."""
-    allowed = {
-        **GLOBALS,
-        # How a tensor is pickled outside torch.save: its storage in torch's older format.
-        STORAGE: Global(STORAGE, lambda budget, data: _storage(data, budget)),
-    }
-    machine = Machine(data, 0, allowed, budget)
-    value = machine.run()
-    if type(value) is int and value == MAGIC:
-        return _plain(_older(data, machine.position, budget))
-    if machine.position != len(data):
-        raise BundleError(
-            f"it has {len(data) - machine.position} bytes after its end: save it as one file, with "
-            "torch.save or joblib.dump"
-        )
-    return _plain(value)
+@dataclass
+class _Budget:
+    """What one file may still spend: steps of all its pickles, and bytes that they copy."""
+
+    steps: int
+    nbytes: int
+
+    def copy(self, nbytes: int) -> None:
+        """Count bytes that a value takes beside those of the file."""
+        self.nbytes -= nbytes
+        if self.nbytes < 0:
+            raise BundleError("it copies its bytes over and over, or states more than it has")
+
+    def __getitem__(self, code: int) -> Callable[[Any], None]:
+        """Return what an opcode does, and count the step."""
+        self.steps -= 1
+        if self.steps < 0:
+            raise BundleError("it takes more steps than any state dict")
+        if code not in OPCODES:
+            name = next((op.name for op in pickletools.opcodes if ord(op.code) == code), hex(code))
+            raise BundleError(f"it uses pickle opcode {name}, which is not allowed")
+        return OPCODES[code]
 
 
-def _storage(data: Any, budget: Budget) -> Storage:
-    if not isinstance(data, memoryview):
-        raise BundleError("a storage is made of no bytes: the file is damaged")
-    machine = Machine(data, 0, {}, budget)
-    if machine.run() != MAGIC:
-        raise BundleError("a storage is not of torch's older format: save it again")
-    value = _older(data, machine.position, budget)
-    if not isinstance(value, Storage):
-        raise BundleError("bytes that should be a storage are something else: do not use this file")
-    return value
+class _Name(str):
+    """A name that the file may use. It stands for itself: nothing is imported."""
 
 
-def _older(data: memoryview, position: int, budget: Budget) -> Any:
-    """Return the value of torch's older format, after its magic number; storages follow it."""
-    storages: dict[str, Storage] = {}
-    machine = Machine(data, position, {}, budget)
-    version, system = machine.run(), machine.run()
-    if (
-        version != VERSION
-        or not isinstance(system, dict)
-        or system.get("little_endian") is not True
-    ):
-        raise BundleError("it is of an unknown version, or big-endian: save it again")
-    machine = Machine(data, machine.position, GLOBALS, budget, _finder(storages))
-    value, keys = machine.run(), machine.run()
-    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
-        raise BundleError("it does not list its storages: the file is damaged")
-    if sorted(keys) != sorted(storages):
-        raise BundleError("it lists other storages than its tensors use: the file is damaged")
-    for key in keys:
-        storage = storages[key]
-        if machine.number(8) != storage.numel:
-            raise BundleError("a storage has another length than its tensors say: it is damaged")
-        storage.place(machine.take(storage.numel * storage.dtype.itemsize))
-    if machine.position != len(data):
-        raise BundleError("it has bytes after its end: save it again with torch.save")
-    return value
+@dataclass(eq=False)
+class _Storage:
+    """Numbers in a row ``[numel]``."""
+
+    numbers: Tensor
 
 
-def _finder(storages: dict[str, Storage]) -> Any:
-    """Return the function of torch's persistent ids, which fills ``storages``."""
+@dataclass(eq=False)
+class _Built:
+    """A value that a state completes, which comes after it."""
 
-    def find(key: Any) -> Storage:
-        sound = isinstance(key, tuple) and len(key) in (5, 6) and key[0] == "storage"
-        if not sound or not isinstance(key[1], Global) or key[5:] not in ((), (None,)):
+    build: Callable[[Any], Any]
+    value: Any = None
+
+
+class _Unpickler(pickle._Unpickler):
+    """Reads one pickle of data.
+
+    Args:
+        file: the bytes, from where the pickle begins.
+        budget: what is left to the file.
+        find: returns the numbers of a storage, by its name, dtype and length; None: the format has
+            no storages.
+    """
+
+    stack: list[Any]
+    metastack: list[list[Any]]
+    append: Callable[[Any], None]
+    read: Callable[[int], bytes]
+    pop_mark: Callable[[], list[Any]]
+
+    def __init__(
+        self,
+        file: mmap.mmap | BytesIO,
+        budget: _Budget,
+        find: Callable[[str, torch.dtype, int], Tensor] | None = None,
+    ) -> None:
+        super().__init__(file)
+        self.budget, self.find = budget, find
+        self.dispatch = budget  # pyright: ignore[reportAttributeAccessIssue]
+        self.storages: dict[str, _Storage] = {}
+
+    def value(self) -> Any:
+        """Return the value of the pickle.
+
+        Raises:
+            BundleError: if it names or does anything that is not allowed, or is malformed.
+        """
+        try:
+            value = self.load()
+        except BundleError:
+            raise
+        except Exception as error:  # whatever hostile bytes make of Python's own handlers
             raise BundleError(
-                "it refers to something other than a storage: save a plain state dict again"
-            )
-        dtype = STORAGES.get(key[1].name.removeprefix("torch."))
-        name, numel = key[2], key[4]
-        if dtype is None or type(name) is not str or type(numel) is not int or numel < 0:
-            raise BundleError("it refers to a storage by unsound values: the file is damaged")
-        storage = storages.setdefault(name, Storage(dtype, numel))
-        if (storage.dtype, storage.numel) != (dtype, numel):
-            raise BundleError(f"it describes storage {name[:32]!r} in two ways: it is damaged")
-        return storage
+                f"it is no sound pickle, damaged or cut off ({type(error).__name__})"
+            ) from error
+        if self.stack or self.metastack:
+            raise BundleError("it leaves values on the stack")
+        return value
 
-    return find
+    def find_class(self, module: str, name: str) -> _Name:
+        """Return an allowed name."""
+        found = _Name(f"{module}.{name}")
+        if found not in NAMES:
+            raise BundleError(f"it names {found[:80]!r}, which is not allowed")
+        return found
+
+    def persistent_load(self, pid: Any) -> _Storage:
+        """Return the storage that the file refers to."""
+        match pid:
+            case ("storage", _Name() as kind, str() as name, _, int() as numel, *rest) if (
+                kind in STORAGES and numel >= 0 and rest in ([], [None]) and self.find
+            ):
+                dtype = STORAGES[kind]
+                if name not in self.storages:
+                    self.storages[name] = _Storage(self.find(name, dtype, numel))
+                numbers = self.storages[name].numbers
+                if (numbers.dtype, len(numbers)) != (dtype, numel):
+                    raise BundleError(f"it describes storage {name[:32]!r} in two ways")
+                return self.storages[name]
+        raise BundleError("it refers to something other than a storage in it")
+
+    def load_proto(self) -> None:
+        """Check the protocol."""
+        if (found := self.read(1)[0]) > 5:
+            raise BundleError(f"it is of pickle protocol {found}")
+
+    def load_reduce(self) -> None:
+        """Push what an allowed name makes of its arguments."""
+        arguments, name = self.stack.pop(), self.stack.pop()
+        make = NAMES.get(name) if type(name) is _Name else None
+        if make is None or type(arguments) is not tuple:
+            what = repr(str(name)) if type(name) is _Name else "a value"
+            raise BundleError(f"it calls {what}, which is not allowed")
+        self.append(make(self, *arguments))
+
+    def load_build(self) -> None:
+        """Give the value on top its state; that of a state dict is dropped."""
+        state, value = self.stack.pop(), self.stack[-1]
+        if isinstance(value, _Built):
+            value.value = value.build(state)
+        elif type(value) is not OrderedDict:
+            raise BundleError("it sets the state of a value, which is not allowed")
+
+    def load_setitem(self) -> None:
+        """Set one item of the dict on top."""
+        value, key = self.stack.pop(), self.stack.pop()
+        self._set([key, value])
+
+    def load_setitems(self) -> None:
+        """Set items of the dict on top."""
+        self._set(self.pop_mark())
+
+    def _set(self, items: list[Any]) -> None:
+        if type(self.stack[-1]) not in (dict, OrderedDict):
+            raise BundleError("it sets items of what is no dict")
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            number = type(key) is int and 0 <= key < MAX_KEY
+            if not number and type(key) not in (str, bool, type(None)):
+                raise BundleError("a dict has keys other than texts and counts")
+            self.stack[-1][key] = value
 
 
-def _archive(path: Path, data: memoryview) -> Any:
-    """Return the value of a zip file of torch.save."""
+def _tensor(
+    reader: _Unpickler, storage: Any, offset: Any, shape: Any, stride: Any, *rest: Any
+) -> Tensor:
+    """Return a view of a storage, unless it reaches outside, or repeats numbers."""
+    # The rest is requires_grad and hooks, which mean nothing here; then marks, which would.
+    if len(rest) > 2 and rest[2]:
+        raise BundleError("a tensor is marked as a conjugate or negative view")
+    sound = isinstance(storage, _Storage) and type(shape) is tuple and type(stride) is tuple
+    sound = sound and len(shape) == len(stride) <= MAX_AXES
+    if not sound or not all(type(n) is int and n >= 0 for n in (offset, *shape, *stride)):
+        raise BundleError("a tensor is not described by a storage, an offset, sizes and strides")
+    count, numel = math.prod(shape), len(storage.numbers)
+    last = offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
+    if count and (last >= numel or count > numel):
+        raise BundleError(
+            f"a tensor of shape {str(shape)[:80]}, strides {str(stride)[:80]}, offset "
+            f"{str(offset)[:20]} does not lie in its storage of {numel}"
+        )
+    return storage.numbers.as_strided(shape, stride, offset if count else 0)
+
+
+def _from_bytes(reader: _Unpickler, data: bytes) -> _Storage:
+    """Return the storage of a tensor that was pickled outside torch.save."""
+    reader.budget.copy(len(data))
+    file = BytesIO(data)
+    if _Unpickler(file, reader.budget).value() != MAGIC:
+        raise BundleError("a storage is not of torch's older format")
+    value = _older(file, reader.budget)
+    if not isinstance(value, _Storage):
+        raise BundleError("bytes that should be a storage are something else")
+    return value
+
+
+def _encode(reader: _Unpickler, text: str, encoding: str) -> bytes:
+    """Return bytes as protocol 2 writes them."""
+    reader.budget.copy(len(text))
+    return text.encode("latin1")
+
+
+def _dtype(reader: _Unpickler, code: Any, *rest: Any) -> _Built:
+    """Return a dtype of plain numbers; its byte order is its state."""
+    if type(code) is not str or code not in ARRAYS:
+        name = code[:16] if type(code) is str else "of another form"
+        raise BundleError(f"numpy dtype {name!r} is not allowed, {', '.join(ARRAYS)} are")
+    dtype = np.dtype(code)
+    return _Built(lambda state: dtype.newbyteorder(state[1]), dtype)
+
+
+def _array(reader: _Unpickler, data: Any, dtype: Any, shape: Any, order: Any) -> Tensor:
+    """Return numpy's array of bytes; None are those that joblib writes behind its description."""
+    if type(dtype) is not _Built or not isinstance(dtype.value, np.dtype):
+        raise BundleError("a numpy array holds no plain numbers")
+    if type(shape) is not tuple or len(shape) > MAX_AXES:
+        raise BundleError("a numpy array has no sound shape")
+    if data is None:
+        data = reader.read(math.prod(shape) * dtype.value.itemsize)
+    reader.budget.copy(len(data))
+    array = np.frombuffer(data, dtype.value).reshape(shape, order="F" if order == "F" else "C")
+    return torch.from_numpy(array.astype(dtype.value.newbyteorder("="), order="C"))
+
+
+def _scalar(reader: _Unpickler, dtype: Any, data: Any) -> Any:
+    return _array(reader, data, dtype, (), "C").item()
+
+
+def _reconstruct(reader: _Unpickler, *rest: Any) -> _Built:
+    """Return an array before its state."""
+
+    def build(state: Any) -> Tensor:
+        _, shape, dtype, columns_first, data = state
+        return _array(reader, data, dtype, shape, "F" if columns_first is True else "C")
+
+    return _Built(build)
+
+
+def _wrapper(reader: _Unpickler) -> _Built:
+    """Return joblib's description of an array before its state."""
+
+    def build(state: Any) -> Tensor:
+        if state.get("numpy_array_alignment_bytes") is not None:
+            reader.read(reader.read(1)[0])
+        return _array(reader, None, state["dtype"], state["shape"], state["order"])
+
+    return _Built(build)
+
+
+#: Everything that a file may name, and what a call of it makes. None of it is torch's or numpy's.
+NAMES: dict[str, Callable[..., Any] | None] = {
+    **dict.fromkeys((*STORAGES, *map(str, STORAGES.values()), "numpy.ndarray")),
+    **dict.fromkeys(("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar"), _scalar),
+    **dict.fromkeys(
+        ("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct"), _reconstruct
+    ),
+    **dict.fromkeys(("numpy.core.numeric._frombuffer", "numpy._core.numeric._frombuffer"), _array),
+    "torch._utils._rebuild_tensor": _tensor,
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_parameter": lambda reader, data, *rest: data,
+    "torch.storage._load_from_bytes": _from_bytes,
+    "torch.device": lambda reader, *parts: None,
+    "torch.Size": lambda reader, sizes: sizes,
+    "numpy.dtype": _dtype,
+    "joblib.numpy_pickle.NumpyArrayWrapper": _wrapper,
+    "argparse.Namespace": lambda reader: _Built(lambda state: state),
+    "collections.OrderedDict": lambda reader: OrderedDict(),
+    "_codecs.encode": _encode,
+    "__builtin__.bytes": lambda reader: b"",
+}
+_PLAIN = (
+    "FRAME MARK POP POP_MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT STOP "
+    "SHORT_BINBYTES BINBYTES BINBYTES8 SHORT_BINUNICODE BINUNICODE BINUNICODE8 GLOBAL BINPUT "
+    "LONG_BINPUT MEMOIZE BINGET LONG_BINGET EMPTY_DICT EMPTY_LIST EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 "
+    "TUPLE3 APPEND APPENDS STACK_GLOBAL BINPERSID"
+)
+_CODES = {op.name: ord(op.code) for op in pickletools.opcodes}
+#: What a file may do, most of it as Python does it; bytes are read before memory is allocated.
+OPCODES: dict[int, Callable[[Any], None]] = {
+    **{_CODES[name]: pickle._Unpickler.dispatch[_CODES[name]] for name in _PLAIN.split()},
+    _CODES["BYTEARRAY8"]: pickle._Unpickler.dispatch[_CODES["BINBYTES8"]],
+    _CODES["PROTO"]: _Unpickler.load_proto,
+    _CODES["REDUCE"]: _Unpickler.load_reduce,
+    _CODES["NEWOBJ"]: _Unpickler.load_reduce,
+    _CODES["BUILD"]: _Unpickler.load_build,
+    _CODES["SETITEM"]: _Unpickler.load_setitem,
+    _CODES["SETITEMS"]: _Unpickler.load_setitems,
+}
+
+
+def _stream(data: mmap.mmap | bytes) -> Any:
+    """Return the value of a pickle, of joblib or plain, or of torch's older format."""
+    file = BytesIO(data) if isinstance(data, bytes) else data
+    budget = _Budget(MAX_STEPS, MAX_COPIES * len(data))
+    value = _Unpickler(file, budget).value()
+    if type(value) is int and value == MAGIC:
+        value = _older(file, budget)
+    if left := len(data) - file.tell():
+        raise BundleError(f"it has {left} bytes after its end")
+    return value
+
+
+def _older(file: mmap.mmap | BytesIO, budget: _Budget) -> Any:
+    """Return the value of torch's older format, after its magic number; storages follow it."""
+
+    def find(name: str, dtype: torch.dtype, numel: int) -> Tensor:
+        budget.copy(numel * dtype.itemsize)
+        return torch.empty(numel, dtype=dtype)
+
+    version, system = _Unpickler(file, budget).value(), _Unpickler(file, budget).value()
+    endian = system.get("little_endian") if type(system) is dict else None
+    if type(version) is not int or version != VERSION or endian is not True:
+        raise BundleError("it is of an unknown version, or big-endian")
+    reader = _Unpickler(file, budget, find)
+    value, keys = reader.value(), _Unpickler(file, budget).value()
+    if type(keys) is not list or not all(type(key) is str for key in keys):
+        raise BundleError("it does not list its storages")
+    if sorted(keys) != sorted(reader.storages):
+        raise BundleError("it lists other storages than its tensors use")
+    for numbers in (reader.storages[key].numbers for key in keys):
+        if int.from_bytes(file.read(8), "little") != len(numbers):
+            raise BundleError("a storage has another length than its tensors say")
+        data = file.read(numbers.nbytes)
+        if len(data) < numbers.nbytes:
+            raise BundleError("it is cut off")
+        if data:  # frombuffer refuses an empty buffer
+            numbers.copy_(torch.frombuffer(bytearray(data), dtype=numbers.dtype))
+    return value
+
+
+def _archive(path: Path, data: mmap.mmap) -> Any:
+    """Return the value of a zip file of torch.save, whose storages stay views of the file."""
     entries = _entries(path, data)
     roots = [name.removesuffix("data.pkl") for name in entries if name.endswith("data.pkl")]
     if len(roots) != 1 or f"{roots[0]}constants.pkl" in entries:
-        raise BundleError("it is a zip file, but not of torch.save's: save a state dict")
-    root = roots[0]
-    if bytes(entries.get(f"{root}byteorder", b"little")) != b"little":
-        raise BundleError("it is big-endian: save it again on another machine")
-    storages: dict[str, Storage] = {}
-    pickled = entries[f"{root}data.pkl"]
-    machine = Machine(pickled, 0, GLOBALS, Budget(MAX_STEPS, 2 * len(pickled)), _finder(storages))
-    value = machine.run()
-    for key, storage in storages.items():
-        name = f"{root}data/{key}"
-        if name not in entries:
-            raise BundleError(f"storage {key[:32]!r} is missing: it is cut off or damaged")
-        storage.place(entries[name])
-    return _plain(value)
+        raise BundleError("it is a zip file, but not of torch.save's")
+    if bytes(entries.get(f"{roots[0]}byteorder", b"little")) != b"little":
+        raise BundleError("it is big-endian")
+
+    def find(name: str, dtype: torch.dtype, numel: int) -> Tensor:
+        if f"{roots[0]}data/{name}" not in entries:
+            raise BundleError(f"storage {name[:32]!r} is missing")
+        found = entries[f"{roots[0]}data/{name}"]
+        if found.nbytes != numel * dtype.itemsize:
+            raise BundleError(f"a storage of {numel} {dtype} takes {found.nbytes} bytes in it")
+        # frombuffer refuses an empty buffer
+        return torch.frombuffer(found, dtype=dtype) if numel else torch.empty(0, dtype=dtype)
+
+    pickled = bytes(entries[f"{roots[0]}data.pkl"])
+    budget = _Budget(MAX_STEPS, MAX_COPIES * len(pickled))
+    return _Unpickler(BytesIO(pickled), budget, find).value()
 
 
-def _entries(path: Path, data: memoryview) -> dict[str, memoryview]:
+def _entries(path: Path, data: mmap.mmap) -> dict[str, memoryview]:
     """Return the bytes of every entry: stored as they are, and apart from each other."""
-    tail = bytes(data[-(2**16) :])
+    tail = data[-(2**16) :]
     end = tail.rfind(b"PK\x05\x06")
     size = int.from_bytes(tail[end + 12 : end + 16], "little")
     if size == ZIP64:
@@ -247,28 +483,27 @@ def _entries(path: Path, data: memoryview) -> dict[str, memoryview]:
         size = int.from_bytes(tail[end + 40 : end + 48], "little")
     # Looked at before zipfile makes an object of each.
     if end < 0 or size > MAX_ENTRIES * (ENTRY + MAX_NAME):
-        raise BundleError("it has no directory of a sane length: it is cut off, download it again")
-    found: dict[str, memoryview] = {}
+        raise BundleError("it has no directory of a sane length")
     try:
         with zipfile.ZipFile(path) as archive:
             listed = archive.infolist()
     except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
-        raise BundleError(f"it is a damaged zip file ({error}): download it again") from error
-    last = 0
-    for info in sorted(listed, key=lambda info: info.header_offset):
-        start = info.header_offset
-        header = bytes(data[start : start + 30])
-        if info.compress_type or info.file_size != info.compress_size or info.flag_bits & 1:
-            raise BundleError("its entries are compressed or encrypted: save it with torch.save")
-        begin = start + 30 + sum(int.from_bytes(header[at : at + 2], "little") for at in (26, 28))
-        if start < last or header[:4] != b"PK\x03\x04" or begin + info.file_size > len(data):
-            raise BundleError("its entries overlap or are cut off: download it again")
-        last = begin + info.file_size
+        raise BundleError(f"it is a damaged zip file ({error})") from error
+    if any(info.compress_type or info.flag_bits & 1 for info in listed):
+        raise BundleError("its entries are compressed or encrypted")
+    if sum(info.file_size for info in listed) > len(data):
+        raise BundleError("its entries overlap or are cut off")
+    found: dict[str, memoryview] = {}
+    for info in listed:
         if info.filename in found:
-            raise BundleError(f"entry {info.filename[:64]!r} is there twice: do not use this file")
-        found[info.filename] = data[begin:last]
+            raise BundleError(f"entry {info.filename[:64]!r} is there twice")
+        start = info.header_offset + 30  # names and extra fields come before the bytes
+        begin = start + sum(
+            int.from_bytes(data[at : at + 2], "little") for at in (start - 4, start - 2)
+        )
+        found[info.filename] = memoryview(data)[begin : begin + info.file_size]
         if zlib.crc32(found[info.filename]) != info.CRC:
-            raise BundleError(f"entry {info.filename[:64]!r} is damaged: download it again")
+            raise BundleError(f"entry {info.filename[:64]!r} is damaged")
     return found
 
 
@@ -280,17 +515,13 @@ def _plain(value: Any) -> Any:
         nonlocal left
         left -= 1
         if depth > MAX_DEPTH or left < 0:
-            raise BundleError(
-                "its values are nested too deep, hold themselves or repeat: do not use this file"
-            )
-        if isinstance(value, dict) and not isinstance(value, Wrapper):
+            raise BundleError("its values are nested too deep, hold themselves or repeat")
+        if isinstance(value, _Built):
+            return plain(value.value, depth + 1)
+        if isinstance(value, dict):
             return {key: plain(item, depth + 1) for key, item in value.items()}
         if isinstance(value, (list, tuple)):
             return type(value)(plain(item, depth + 1) for item in value)
-        if isinstance(value, Global):
-            return value.name
-        if value is None or isinstance(value, (bool, int, float, str, memoryview, Array, Storage)):
-            return value
-        raise BundleError("it holds a value that is not finished: the file is damaged")
+        return str(value) if isinstance(value, _Name) else value
 
     return plain(value, 0)

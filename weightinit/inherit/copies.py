@@ -2,81 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from weightinit.anatomy.layout import Op, along
+from weightinit.anatomy import Labels
 from weightinit.inherit.growth import Growth
 from weightinit.inherit.outside import Axis
 from weightinit.inherit.transfer import Place
+from weightinit.init.operators import Copies, Op, along, cycle, scale
 
-__all__ = ["Copies", "Copying"]
-
-
-@dataclass(frozen=True)
-class Copies:
-    """Which old channel each new one copies.
-
-    Args:
-        index: int64 ``[new]``.
-
-    Examples:
-        >>> copies = Copies(torch.tensor([0, 1, 0]))
-        >>> copies.counts.tolist(), copies.turns.tolist(), copies.even
-        ([2, 1, 2], [0, 0, 1], False)
-        >>> copies.share(torch.tensor([4.0, 6.0]), 0)
-        tensor([2., 6., 2.])
-    """
-
-    index: Tensor
-
-    @cached_property
-    def counts(self) -> Tensor:
-        """How many copies there are of each new channel's own, int64 ``[new]``."""
-        return self.index.bincount()[self.index]
-
-    @cached_property
-    def turns(self) -> Tensor:
-        """Which of the copies each new channel is, from 0, int64 ``[new]``."""
-        order = self.index.argsort(stable=True)
-        counts = self.index.bincount()
-        first = (counts.cumsum(0) - counts)[self.index[order]]
-        return torch.empty_like(order).scatter_(0, order, torch.arange(len(order)) - first)
-
-    @property
-    def even(self) -> bool:
-        """Whether every channel has as many copies."""
-        return bool((self.counts == self.counts[0]).all())
-
-    def inside(self, inner: Copies, size: int) -> Copies:
-        """Return the copies of an axis of two labels, of whose inner one there were ``size``."""
-        return Copies((self.index[:, None] * size + inner.index).flatten())
-
-    def share(
-        self, tensor: Tensor, dim: int, added: Callable[[Tensor], Tensor] | None = None
-    ) -> Tensor:
-        """Divide what reads old channels among their copies: W_j = W_g(j) / c_j + R_j - mean R.
-
-        Args:
-            tensor: with the old channels along ``dim``.
-            dim: of the axis.
-            added: R, of the size of the even shares that it is given; the mean is over the copies
-                of each channel, so that their sum stays W.
-        """
-        dim = dim % tensor.dim()
-        shape = [-1 if i == dim else 1 for i in range(tensor.dim())]
-        part = self.counts.to(tensor).reciprocal().view(shape)
-        even = tensor.index_select(dim, self.index) * part
-        if added is None:
-            return even
-        extra = added(even)
-        total = torch.zeros_like(tensor).index_add_(dim, self.index, extra)
-        return even + (extra - total.index_select(dim, self.index) * part)
+__all__ = ["Copying"]
 
 
 class Copying:
@@ -87,7 +24,8 @@ class Copying:
 
     Args:
         growth: from the ancestor to the target.
-        choose: from a label and its old and new size to which channels are copied.
+        choose: from a label and its old and new size to which channels are copied; None copies them
+            in turn. The label of query heads that share a key-value head is ``"in group"``.
         added: from a place, even shares and the copies to what uneven shares have more (their mean
             over copies is taken off); None leaves them even.
     """
@@ -95,22 +33,22 @@ class Copying:
     def __init__(
         self,
         growth: Growth,
-        choose: Callable[[str, int, int], Tensor],
+        choose: Callable[[str, int, int], Tensor] | None = None,
         added: Callable[[Place, Tensor, Copies], Tensor] | None = None,
     ) -> None:
         self.growth, self.choose, self.added = growth, choose, added
-        self._known: dict[str, Copies | None] = {}
+        self._known: dict[Labels, Copies | None] = {}
 
-    def __call__(self, label: str, place: Place) -> Axis | None:
+    def __call__(self, labels: Labels, place: Place) -> Axis | None:
         """Return what becomes of an axis at a place; None where it stays as it is."""
-        copies = self.of(label)
-        if label == "b" and "b" in self.growth.new.sizes:  # rotations of their own for each block
+        copies = self.of(labels)
+        if labels.block:  # rotations of their own for each block
             return Axis(index := torch.tensor([mix[0][0] for mix in self.growth.depth]), index)
         if copies is None:
             return None
         if place.role in self.growth.shared:
             return Axis(copies.share, copies.share)
-        rows, added = self._rows(copies, label, place), self.added
+        rows, added = self._rows(copies, labels, place), self.added
         if added is None:
             return Axis(rows, copies.share)
         return Axis(
@@ -118,22 +56,21 @@ class Copying:
             lambda tensor, dim: copies.share(tensor, dim, lambda even: added(place, even, copies)),
         )
 
-    def uneven(self, label: str) -> bool:
+    def uneven(self, labels: Labels) -> bool:
         """Whether the channels of an axis have different numbers of copies."""
-        copies = self.of(label)
+        copies = self.of(labels)
         return copies is not None and not copies.even
 
-    def of(self, label: str) -> Copies | None:
-        """Return the copies of an axis by its joined labels; None where it does not grow."""
-        if label not in self._known:
-            labels = label.split()
+    def of(self, labels: Labels) -> Copies | None:
+        """Return the copies of an axis by its labels; None where it does not grow."""
+        if labels not in self._known:
             found = None
             if any(x in self.growth.grown for x in labels):
                 found = self._single(labels[0])
                 for inner in labels[1:]:
                     found = found.inside(self._single(inner), self.growth.sizes[inner][0])
-            self._known[label] = found
-        return self._known[label]
+            self._known[labels] = found
+        return self._known[labels]
 
     def _single(self, label: str) -> Copies:
         if label == "h" and self.growth.group is not None:
@@ -143,26 +80,22 @@ class Copying:
         return Copies(self._chosen(label, *self.growth.sizes[label]))
 
     def _chosen(self, label: str, old: int, new: int) -> Tensor:
-        return torch.arange(old) if old == new else self.choose(label, old, new)
+        if old == new or self.choose is None:
+            return cycle(old, new)
+        return self.choose(label, old, new)
 
-    def _rows(self, copies: Copies, label: str, place: Place) -> Op:
-        labels = label.split()
+    def _rows(self, copies: Copies, labels: Labels, place: Place) -> Op:
         if "k" not in self.growth.grown or labels[-1] != "k" or not self._product(place):
             return copies.index
         old, new = self.growth.grown["k"]
         inner = self._single("k").counts.double()
-        scale = ((new / old) ** 0.5 / inner).sqrt().repeat(len(copies.index) // new)
-
-        def rows(tensor: Tensor, dim: int) -> Tensor:
-            shape = [-1 if i == dim % tensor.dim() else 1 for i in range(tensor.dim())]
-            return along(tensor, dim, copies.index) * scale.to(tensor).view(shape)
-
-        return rows
+        gain = ((new / old) ** 0.5 / inner).sqrt().repeat(len(copies.index) // new)
+        return lambda tensor, dim: scale(along(tensor, dim, copies.index), dim, gain)
 
     def _product(self, place: Place) -> bool:
         """Whether a parameter is the last that scales queries or keys."""
-        found = re.fullmatch(r"(.*\b)([qk])(_norm)?\.(?:weight|bias)", place.role)
-        if found is None:
+        fact = place.facts
+        if fact.letter not in ("q", "k"):
             return False
-        normed = f"{found[1]}{found[2]}_norm.weight"
-        return bool(found[3]) or not any(normed in block for block in self.growth.new.blocks)
+        normed = f"{fact.parent}.{fact.letter}_norm.weight"
+        return fact.kind == "norm" or not any(normed in block for block in self.growth.new.blocks)

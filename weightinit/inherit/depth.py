@@ -6,102 +6,85 @@ from collections.abc import Callable, Mapping
 
 from weightinit.anatomy import Anatomy
 from weightinit.errors import ProjectionError
+from weightinit.init.operators import Mix, interpolation
 
-__all__ = ["RULES", "WRITING", "Depth", "Mix", "blocks_for", "damping", "mixes", "stages"]
+__all__ = [
+    "RULES",
+    "WRITING",
+    "Depth",
+    "Mix",
+    "blocks_for",
+    "damping",
+    "followers",
+    "mixes",
+]
 
-#: Of one target block: pairs of an ancestor's block and its weight. None of them: the block is new.
-Mix = tuple[tuple[int, float], ...]
-#: A rule by name, or from (blocks of the ancestor, blocks of the target) to a mix a block.
+#: A rule by name, or from (blocks of the ancestor, blocks of the target) to a mix of the ancestor's
+#: blocks for each of the target's; a block of an empty mix is new.
 Depth = str | Callable[[int, int], list[Mix]]
 
 #: Kinds by which a block writes into the residual stream.
 WRITING = ("attn.proj.weight", "attn.proj.bias", "mlp.fc2.weight", "mlp.fc2.bias")
 
 
-def _one(indices: list[int]) -> list[Mix]:
-    return [((index, 1.0),) for index in indices]
-
-
-def _first(old: int, new: int) -> list[Mix]:
-    return _one([min(i, old - 1) for i in range(new)])
-
-
-def _last(old: int, new: int) -> list[Mix]:
-    return _one([max(0, old - new + i) for i in range(new)])
-
-
-def _first_last(old: int, new: int) -> list[Mix]:
-    """The first new - 1 blocks and the last: what lies before the last is the least missed.
-
-    Gromov et al., "The Unreasonable Ineffectiveness of the Deeper Layers",
-    https://arxiv.org/abs/2403.17887, with as many blocks left out as are too many. A single block
-    is the first.
-    """
-    return [*_first(old, new - 1), *_one([old - 1])] if new > 1 else _first(old, new)
-
-
-def _mid(old: int, new: int) -> list[Mix]:
-    return _one([min(max(0, (old - new) // 2 + i), old - 1) for i in range(new)])
-
-
-def _uniform(old: int, new: int) -> list[Mix]:
-    """Even steps from the first to the last, as linspace rounds them."""
-    return _one([round(i * (old - 1) / max(1, new - 1)) for i in range(new)])
-
-
-def _interlace(old: int, new: int) -> list[Mix]:
-    """Every block several times in a row: l -> floor(l old / new) (LiGO's interlacing)."""
-    return _one([i * old // new for i in range(new)])
-
-
-def _stack(old: int, new: int) -> list[Mix]:
-    """Whole copies on top of each other: l -> l mod old (StackBERT)."""
-    return _one([i % old for i in range(new)])
-
-
-def _stack_top(old: int, new: int) -> list[Mix]:
-    """Whole copies, the rest filled with the top blocks (bert2BERT)."""
-    rest = new % old
-    return _one([i % old for i in range(new - rest)] + [old - rest + i for i in range(rest)])
-
-
-def _solar(old: int, new: int) -> list[Mix]:
-    """Two copies, the first without its last blocks, the second without its first (SOLAR).
-
-    Kim et al., "SOLAR 10.7B", https://arxiv.org/abs/2312.15066: depth up-scaling, s = 2 (n - m).
-    """
+def _solar(old: int, new: int) -> list[int]:
     if not old <= new <= 2 * old:
         raise ProjectionError(
             f"depth='solar' joins two copies of {old} blocks and cannot make {new}: ask for {old} "
             f"to {2 * old}, or use depth='stack'"
         )
     first = -(-new // 2)
-    return _one([*range(first), *range(old - (new - first), old)])
+    return [*range(first), *range(old - (new - first), old)]
 
 
-def _interpolate(old: int, new: int) -> list[Mix]:
-    """Weights interpolated linearly between neighbouring blocks."""
-    mixes: list[Mix] = []
-    for i in range(new):
-        place = i * (old - 1) / max(1, new - 1)
-        low = min(int(place), old - 1)
-        part = place - low
-        mixes.append(((low, 1 - part), (low + 1, part)) if part > 1e-9 else ((low, 1.0),))
-    return mixes
+def _single(rule: Callable[[int, int], list[int]]) -> Callable[[int, int], list[Mix]]:
+    return lambda old, new: [((index, 1.0),) for index in rule(old, new)]
 
 
 RULES: Mapping[str, Callable[[int, int], list[Mix]]] = {
-    "first": _first,
-    "last": _last,
-    "first_last": _first_last,
-    "mid": _mid,
-    "uniform": _uniform,
-    "interlace": _interlace,
-    "stack": _stack,
-    "stack_top": _stack_top,
-    "solar": _solar,
-    "interpolate": _interpolate,
+    "first": _single(lambda old, new: [min(i, old - 1) for i in range(new)]),
+    "last": _single(lambda old, new: [max(0, old - new + i) for i in range(new)]),
+    # The first new - 1 blocks and the last: what lies before the last is the least missed. Gromov
+    # et al., "The Unreasonable Ineffectiveness of the Deeper Layers", arXiv 2403.17887, with as
+    # many blocks left out as are too many. A single block is the first.
+    "first_last": _single(
+        lambda old, new: [*(min(i, old - 1) for i in range(new - 1)), old - 1 if new > 1 else 0]
+    ),
+    "mid": _single(
+        lambda old, new: [min(max(0, (old - new) // 2 + i), old - 1) for i in range(new)]
+    ),
+    # Even steps from the first to the last, as linspace rounds them.
+    "uniform": _single(
+        lambda old, new: [round(i * (old - 1) / max(1, new - 1)) for i in range(new)]
+    ),
+    # Every block several times in a row (LiGO's interlacing).
+    "interlace": _single(lambda old, new: [i * old // new for i in range(new)]),
+    # Whole copies on top of each other (StackBERT).
+    "stack": _single(lambda old, new: [i % old for i in range(new)]),
+    # Whole copies, the rest filled with the top blocks (bert2BERT).
+    "stack_top": _single(
+        lambda old, new: [i % old if i < new // old * old else i - new + old for i in range(new)]
+    ),
+    # Two copies, the first without its last blocks, the second without its first: depth up-scaling,
+    # s = 2 (n - m), of Kim et al., "SOLAR 10.7B", arXiv 2312.15066.
+    "solar": _single(_solar),
+    # Between neighbours; a single block is the first.
+    "interpolate": lambda old, new: interpolation(old if new > 1 else 1, new),
 }
+
+
+def followers(old: int, new: int) -> list[Mix]:
+    """Return each block followed by copies of itself, the last blocks by more of them.
+
+    Up to twice as deep it is LEMON's order: 2 old - new blocks alone, each other with one copy.
+
+    Examples:
+        >>> [index for ((index, _),) in followers(3, 5)]
+        [0, 1, 1, 2, 2]
+    """
+    each, more = divmod(new - old, old)
+    counts = [1 + each + (i >= old - more) for i in range(old)]
+    return [((i, 1.0),) for i, count in enumerate(counts) for _ in range(count)]
 
 
 def damping(depth: int, auxiliary: int) -> float:
@@ -129,7 +112,7 @@ def mixes(depth: Depth, source: Anatomy, target: Anatomy) -> list[Mix]:
         source: anatomy of the ancestor.
         target: of the target.
     """
-    old, new = stages(source), stages(target)
+    old, new = source.stages, target.stages
     if len(old) != len(new):
         raise ProjectionError(
             f"the ancestor has {len(old)} stages and the target {len(new)}: use an ancestor of the "
@@ -142,12 +125,6 @@ def mixes(depth: Depth, source: Anatomy, target: Anatomy) -> list[Mix]:
             found.append(tuple((offset + index, weight) for index, weight in mix))
         offset += before
     return found
-
-
-def stages(anatomy: Anatomy) -> list[int]:
-    """Return how many blocks each main stack has."""
-    stacks = [next(iter(block.values())).spec.stack for block in anatomy.blocks]
-    return [stacks.count(stack) for stack in dict.fromkeys(stacks)]
 
 
 def blocks_for(depth: Depth, old: int, new: int) -> list[Mix]:

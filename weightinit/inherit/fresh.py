@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["base_seed", "fresh_rule", "sub_generator"]
+from weightinit.anatomy import Piece, facts
+from weightinit.plan import Part
+
+__all__ = ["base_seed", "fresh_part", "fresh_rule", "sub_generator"]
+
+
+Draw = Callable[[Tensor, torch.Generator], object]
 
 
 def base_seed(generator: torch.Generator | None) -> int:
@@ -25,11 +30,11 @@ def base_seed(generator: torch.Generator | None) -> int:
 
 
 def sub_generator(seed: int, name: str) -> torch.Generator:
-    """Return a CPU generator for one parameter: adding a head does not shift the blocks.
+    """Return a CPU generator for one parameter, so that adding a head does not shift the blocks.
 
     Args:
-        seed: of the call, from :func:`base_seed`.
-        name: of the parameter.
+        seed: base seed of the call, from :func:`base_seed`.
+        name: name of the parameter.
 
     Examples:
         >>> a, b = sub_generator(0, "head.weight"), sub_generator(0, "head.weight")
@@ -40,48 +45,50 @@ def sub_generator(seed: int, name: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
-def _ones(tensor: Tensor, _: torch.Generator) -> None:
-    nn.init.ones_(tensor)
-
-
-def _zeros(tensor: Tensor, _: torch.Generator) -> None:
-    nn.init.zeros_(tensor)
-
-
-def _identity(tensor: Tensor, _: torch.Generator) -> None:
-    nn.init.eye_(tensor)
+def _kaiming(tensor: Tensor, generator: torch.Generator) -> None:
+    nn.init.kaiming_normal_(tensor, mode="fan_out", nonlinearity="relu", generator=generator)
 
 
 def _trunc_normal(tensor: Tensor, generator: torch.Generator) -> None:
     nn.init.trunc_normal_(tensor, std=0.02, generator=generator)
 
 
-def _kaiming(tensor: Tensor, generator: torch.Generator) -> None:
-    nn.init.kaiming_normal_(tensor, mode="fan_out", nonlinearity="relu", generator=generator)
+#: From how a role is drawn (:attr:`weightinit.anatomy.Role.start`) to a description and a function.
+RULES: Mapping[str, tuple[str, Draw]] = {
+    "ones": ("ones", lambda tensor, _: nn.init.ones_(tensor)),
+    "zeros": ("zeros", lambda tensor, _: nn.init.zeros_(tensor)),
+    "identity": ("identity", lambda tensor, _: nn.init.eye_(tensor)),
+    "kaiming": ("torch.nn.init.kaiming_normal_(fan_out)", _kaiming),
+    "trunc_normal": ("torch.nn.init.trunc_normal_(std=0.02)", _trunc_normal),
+}
 
 
-#: From a pattern of canonical roles to the rule for what no source covers; the first match holds.
-RULES: tuple[tuple[str, str, Callable[[Tensor, torch.Generator], None]], ...] = (
-    (r".*\bls\d*(\..*)?|.*gamma.*", "ones (the block's function is the composed one)", _ones),
-    (r".*norm[^.]*\.weight|.*norm", "ones", _ones),
-    (r"attn\.talk_[lw]\.weight", "identity", _identity),
-    (r"attn\.rel_table|.*rel_pos.*table.*", "zeros", _zeros),
-    (r".*bias", "zeros", _zeros),
-    (r"stem\..*weight", "torch.nn.init.kaiming_normal_(fan_out)", _kaiming),
-    (r".*", "torch.nn.init.trunc_normal_(std=0.02)", _trunc_normal),
-)
-
-
-def fresh_rule(
-    role: str, shape: tuple[int, ...]
-) -> tuple[str, Callable[[Tensor, torch.Generator], None]]:
-    """Return the rule for a canonical role that no source covers: its description and function.
+def fresh_rule(role: str, shape: Sequence[int]) -> tuple[str, Draw]:
+    """Return the rule for a role that no source covers: its description and function.
 
     Args:
-        role: canonical role, e.g. ``"head.weight"``.
-        shape: of the parameter.
+        role: canonical role, such as ``"head.weight"``.
+        shape: shape of the parameter.
+
+    Examples:
+        >>> fresh_rule("head.bias", (10,))[0], fresh_rule("ls1", (64,))[0]
+        ('zeros', "ones (the block's function is the composed one)")
     """
-    for pattern, text, rule in RULES:
-        if re.fullmatch(pattern, role) and not (rule is _kaiming and len(shape) < 3):
-            return text, rule
-    raise AssertionError("the last rule matches everything")
+    fact = facts(role)
+    if fact.kind == "scale":
+        return "ones (the block's function is the composed one)", RULES["ones"][1]
+    # Of a stem, what has no inputs is the weight of a norm.
+    start = "ones" if fact.start == "kaiming" and len(shape) < 2 else fact.start
+    return RULES[start]
+
+
+def fresh_part(piece: Piece, seed: int) -> Part:
+    """Return how a piece that no source covers is drawn: by its rule, from its own generator.
+
+    Args:
+        piece: of the target.
+        seed: base seed for all random draws.
+    """
+    text, rule = fresh_rule(piece.role, piece.spec.shape)
+    key = f"{piece.spec.key}.{piece.role}"
+    return Part("fresh", text, lambda out: rule(out, sub_generator(seed, key)))

@@ -7,34 +7,21 @@ blocks add nothing to the residual stream. What breaks one of these is a fault, 
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 
 from torch import Tensor
 
-from weightinit.anatomy import Anatomy, Piece
+from weightinit.anatomy import Anatomy, Difference, Labels, Piece, facts
 from weightinit.errors import ProjectionError
-from weightinit.inherit.depth import Mix, mixes
-from weightinit.inherit.tables import TABLES
+from weightinit.inherit.depth import Depth, Mix, followers, mixes
 from weightinit.inherit.transfer import Place
 
-__all__ = ["Growth", "claim", "followers", "sizes_of"]
+__all__ = ["Growth", "claim", "followers"]
 
-#: First letters of the labels that may grow; e are key-value heads that serve several of h.
-GROWING = "dhkme"
-#: Roles whose growth tests prove to keep the function.
-PROVEN = re.compile(
-    r"norm[12]\.(weight|bias)|ls[12]?|(attn|attns\.\d+)\.([qkv]|proj|[qk]_norm|norm)\.(weight|bias)"
-    r"|(mlp|ffns\.\d+)\.(fc1|up|fc2|norm)\.(weight|bias)|(attns|ffns)\.\d+\.ls"
-    r"|attn\.(rel_table|(talk_[lw]|rel_pos\.fc[12])\.(weight|bias))"
-    r"|patch\.(weight|bias)|pos|token\.\w+|(norm_pre|norm|fc_norm|patch\.norm)\.(weight|bias)"
-    r"|head(_dist)?\.(weight|bias)|embed\.token\.weight|rope\.freqs"
-)
-FAMILIES = ("vit", "gpt2")
 #: Norms whose statistics are plain averages over channels; where none is named, it is one of them.
 PLAIN_NORMS = ("LayerNorm", "LayerNormFp32", "RmsNorm", "RmsNormFp32", "RMSNorm")
-TRAITS = ("act", "norm", "post_norm", "pool", "rope", "grid", "pos_prefix", "prefix_tokens")
+TRAITS = ("act", "norm", "form", "pool", "rope", "grid", "pos_prefix", "prefix_tokens")
 
 
 class Growth:
@@ -44,6 +31,8 @@ class Growth:
         method: its name, for messages.
         old: anatomy of the ancestor.
         new: anatomy of the target.
+        depth: which blocks of the ancestor make those of the target; see :func:`followers`.
+        lossless: whether to refuse what the proofs do not know.
 
     Raises:
         ProjectionError: if an axis or the depth shrinks, or an axis changes that no rule grows.
@@ -57,28 +46,33 @@ class Growth:
         {'k': (64, 80), 'd': (192, 240), 'm': (768, 960)}
     """
 
-    def __init__(self, method: str, old: Anatomy, new: Anatomy) -> None:
-        self.method, self.old, self.new = method, old, new
-        before, after = sizes_of(old), sizes_of(new)
-        pairs = {x: (before[x], after[x]) for x in after if x in before and x[0] in GROWING}
-        smaller = [f"{x} {a} -> {b}" for x, (a, b) in pairs.items() if b < a]
-        if old.depth > new.depth:
-            smaller.append(f"depth {old.depth} -> {new.depth}")
-        if smaller:
+    def __init__(
+        self,
+        method: str,
+        old: Anatomy,
+        new: Anatomy,
+        *,
+        depth: Depth = followers,
+        lossless: bool = True,
+    ) -> None:
+        self.method, self.old, self.new, self._depth = method, old, new, depth
+        difference = Difference(old, new)
+        difference.forbid_shrinking(method)
+        self.sizes, self.grown = difference.widths, difference.wider
+        if lossless and new.traits.form == "post_norm" and new.depth > old.depth:
             raise ProjectionError(
-                f"{method} only grows, and the target is smaller in {', '.join(smaller)}: use "
-                "method='auto', which shrinks too"
+                f"{method} adds blocks that leave the stream alone, and behind a norm of the whole "
+                "stream there are none: use method='bert2bert' or 'stacking', or keep the depth "
+                f"{old.depth}"
             )
-        self.sizes = pairs
-        self.grown = {x: pair for x, pair in pairs.items() if pair[0] != pair[1]}
         stuck = sorted(
             {
                 _text(*pair)
                 for pair in self._block_pairs()
-                if self._stuck(*pair) and not TABLES.fullmatch(pair[1].role)
+                if self._stuck(*pair) and pair[1].facts.kind != "table"
             }
         )
-        if stuck:
+        if lossless and stuck:
             raise ProjectionError(
                 f"{method} has no rule for {', '.join(stuck)}: give the target the ancestor's "
                 "size there"
@@ -87,7 +81,7 @@ class Growth:
     @property
     def rms(self) -> bool:
         """Whether the norms are means of squares, which do not centre."""
-        return "rms" in str(self.new.traits.get("norm")).lower()
+        return not self.new.traits.centred
 
     @property
     def group(self) -> tuple[int, int] | None:
@@ -98,15 +92,15 @@ class Growth:
         before, after = h // e, more_h // more_e
         if after < before:
             raise ProjectionError(
-                f"each key-value head serves {before} heads of the ancestor and {after} of the "
-                "target: give the target more heads, or fewer key-value heads"
+                f"each key-value head serves {before} heads of the ancestor and only {after} of "
+                "the target: give the target more heads, or fewer key-value heads"
             )
         return before, after
 
     @cached_property
     def depth(self) -> list[Mix]:
-        """Of each block of the target the one it comes from; see :func:`followers`."""
-        return mixes(followers, self.old, self.new)
+        """The mix of the ancestor's blocks for each block of the target."""
+        return mixes(self._depth, self.old, self.new)
 
     @cached_property
     def identity(self) -> list[bool]:
@@ -116,14 +110,12 @@ class Growth:
     @cached_property
     def ends(self) -> tuple[str, ...]:
         """The roles by which a block writes into the residual stream: zeros make it an identity."""
-        last = r"(.+\.)?(proj|fc2)\.(weight|bias)"
-        if self.new.traits.get("post_norm"):
-            last = r"norm[12]\.(weight|bias)"
+        normed = self.new.traits.form == "branch_norm"
         pieces = {role: piece for block in self.new.blocks for role, piece in block.items()}
         return tuple(
             role
             for role, piece in pieces.items()
-            if re.fullmatch(last, role) and piece.axes[0][0][0] == "d"
+            if (piece.facts.branch_norm if normed else piece.ends)
         )
 
     @cached_property
@@ -131,7 +123,8 @@ class Growth:
         """The norm before a head that is tied to the embedding, whose copies it cannot share."""
         token = self.new.outside.get("embed.token.weight")
         tied = token is not None and token.spec.tied and "head.weight" not in self.new.outside
-        return ("norm.weight", "norm.bias") if tied else ()
+        last = "pre_logits.norm" if "pre_logits.norm.weight" in self.new.outside else "norm"
+        return (f"{last}.weight", f"{last}.bias") if tied else ()
 
     def alone(self) -> list[Mix]:
         """Return :attr:`depth` with no source for the added blocks."""
@@ -148,25 +141,26 @@ class Growth:
             out.zero_()
         return added
 
-    def faults(self, uneven: Callable[[str], bool]) -> list[str]:
+    def faults(self, uneven: Callable[[Labels], bool]) -> list[str]:
         """Return why the target computes another function than the ancestor.
 
         Args:
-            uneven: of the labels of an axis that grows, whether a norm over it changes.
+            uneven: whether a norm over an axis that grows, given its labels, changes.
         """
         return [*self._differences(), *self._unproven(), *self._norms(uneven)]
 
     def _differences(self) -> Iterator[str]:
         old, new = self.old, self.new
-        if new.family not in FAMILIES or old.family != new.family:
+        if not new.traits.proven or old.family != new.family:
             yield f"no test proves it for the family {new.family}"
         for trait in TRAITS:
-            if trait in old.traits and old.traits[trait] != new.traits.get(trait):
-                yield f"{trait} is {new.traits.get(trait)}, not {old.traits[trait]}"
+            was, now = getattr(old.traits, trait), getattr(new.traits, trait)
+            if was is not None and was != now:
+                yield f"{trait} is {now}, not {was}"
         before, after = (dict(_pieces(seen)) for seen in (old, new))
         if lost := sorted(before.keys() - after.keys()):
             yield f"the target lacks {', '.join(lost)}"
-        added = (x for x in after.keys() - before.keys() if not re.fullmatch(r"ls.*|.*\.bias", x))
+        added = (x for x in after.keys() - before.keys() if not facts(x).loose)
         if "embed.token.weight" in before:  # which is the head as well, unless there is one
             added = (x for x in added if x != "head.weight")
         if fresh := sorted(added):
@@ -182,23 +176,24 @@ class Growth:
         names = [
             role
             for role, piece in _pieces(self.new)
-            if not PROVEN.fullmatch(role)
+            if not piece.facts.proven
             and (role in deeper or any(x in self.grown for labels in piece.axes for x in labels))
         ]
         if names:
             yield f"no test proves it for {', '.join(dict.fromkeys(names))}"
-        if self.new.traits.get("rope") and "k" in self.grown:
+        if self.new.traits.rope not in (None, "none") and "k" in self.grown:
             yield "the head dim grows, and rotations of its channels depend on it"
 
-    def _norms(self, uneven: Callable[[str], bool]) -> Iterator[str]:
+    def _norms(self, uneven: Callable[[Labels], bool]) -> Iterator[str]:
         over = {
-            role: " ".join(piece.axes[0])
+            role: piece.axes[0]
             for role, piece in _pieces(self.new)
-            if re.search(r"norm[^.]*\.weight", role)
+            if piece.facts.kind == "norm"
+            and piece.facts.gain
             and len(piece.axes) == 1
             and any(label in self.grown for label in piece.axes[0])
         }
-        norm = self.new.traits.get("norm")
+        norm = self.new.traits.norm
         if over and norm is not None and norm not in PLAIN_NORMS:
             yield f"a {norm} over more channels is another function"
         wrong = [role for role, labels in over.items() if uneven(labels)]
@@ -206,9 +201,8 @@ class Growth:
             yield f"{', '.join(wrong)} average over channels that are not copied equally often"
 
     def _block_pairs(self) -> Iterator[tuple[Piece, Piece]]:
-        for old, new in ((self.old.blocks, self.new.blocks), tuple(
-            [block for _, block in seen.extra_blocks] for seen in (self.old, self.new)
-        )):  # fmt: skip
+        others = ([block for _, block in seen.extra_blocks] for seen in (self.old, self.new))
+        for old, new in ((self.old.blocks, self.new.blocks), tuple(others)):
             for block in new:
                 for role, piece in block.items():
                     if old and role in old[0]:
@@ -217,7 +211,7 @@ class Growth:
     def _stuck(self, old: Piece, new: Piece) -> bool:
         """Whether an axis differs in size and not because of a label that grows."""
         return old.axes != new.axes or any(
-            a != b and labels != ("b",) and not any(label in self.grown for label in labels)
+            a != b and not labels.block and not any(label in self.grown for label in labels)
             for a, b, labels in zip(old.size, new.size, new.axes, strict=True)
         )
 
@@ -238,29 +232,6 @@ def claim(name: str, faults: Sequence[str], condition: str = "") -> tuple[str, l
         return name, [f"{name} is not lossless here: {'; '.join(faults)}"]
     words = f"{name}, lossless{' with eps as noted' if condition else ''}"
     return words, [f"{name} is lossless here{condition}"]
-
-
-def followers(old: int, new: int) -> list[Mix]:
-    """Return each block followed by copies of itself, the last blocks by more of them.
-
-    Up to twice as deep it is LEMON's order: 2 old - new blocks alone, each other with one copy.
-
-    Examples:
-        >>> [index for ((index, _),) in followers(3, 5)]
-        [0, 1, 1, 2, 2]
-    """
-    each, more = divmod(new - old, old)
-    counts = [1 + each + (i >= old - more) for i in range(old)]
-    return [((i, 1.0),) for i, count in enumerate(counts) for _ in range(count)]
-
-
-def sizes_of(seen: Anatomy) -> Mapping[str, int]:
-    """Return the sizes of the labels, that of grouped key-value heads among them."""
-    for piece in seen.blocks[0].values():
-        for labels, size in zip(piece.axes, piece.size, strict=True):
-            if labels == ("e", "k"):
-                return {**seen.sizes, "e": size // seen.sizes["k"]}
-    return seen.sizes
 
 
 def _pieces(seen: Anatomy) -> Iterator[tuple[str, Piece]]:

@@ -7,25 +7,28 @@ from typing import Any, Protocol
 
 from weightinit.anatomy import Anatomy
 from weightinit.inherit.running import Runnable
-from weightinit.plan import Recipe
+from weightinit.plan import Inheritance
 
 __all__ = ["Method"]
 
 
 class Method(Protocol):
-    """One way to inherit weights: a frozen dataclass of its options.
+    """One way to inherit weights: a frozen dataclass of its options."""
 
-    Its ``notes(source, target)``, where it has them, are lines for the report: whether the
-    function is kept, say.
-    """
-
-    def recipes(
+    def plan(
         self,
         source: Runnable,
         target: Anatomy,
         *,
         seed: int = 0,
         calibration: Iterable[Any] | None = None,
-    ) -> list[Recipe]:
-        """Return a recipe for every parameter of a target."""
+    ) -> Inheritance:
+        """Return a part for every piece of a target, and what to say of them.
+
+        Args:
+            source: where weights are read.
+            target: anatomy of the target.
+            seed: base seed for all random draws.
+            calibration: a few batches that the ancestor takes; methods without use for it say so.
+        """
         ...

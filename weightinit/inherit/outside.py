@@ -2,51 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from weightinit.anatomy import Anatomy, Piece
-from weightinit.anatomy.layout import Op, along
+from weightinit.anatomy import Anatomy, Piece, Traits, label_of
 from weightinit.anatomy.resample import resample_patch, resample_pos
+from weightinit.init.operators import Op, along, repeat, share
+from weightinit.plan import Part
 
-__all__ = ["Axis", "carry", "collect", "tiled", "widen_input", "widen_output"]
-
-
-def widen_output(tensor: Tensor, dim: int, size: int) -> Tensor:
-    """Repeat a tensor along an output axis (cut where it is shorter).
-
-    Examples:
-        >>> widen_output(torch.tensor([1.0, 2.0]), 0, 5)
-        tensor([1., 2., 1., 2., 1.])
-    """
-    if tensor.shape[dim] == size:
-        return tensor
-    index = torch.arange(size, device=tensor.device) % tensor.shape[dim]
-    return tensor.index_select(dim, index)
-
-
-def widen_input(tensor: Tensor, dim: int, size: int) -> Tensor:
-    """Repeat along an input axis: whole copies share the weight, a cut copy is not read.
-
-    The counterpart of :func:`weightinit.templates.scalers.widen_scalers` for a tensor of its own. A
-    shorter axis is cut and rescaled by the root of the ratio.
-
-    Examples:
-        >>> widen_input(torch.tensor([1.0, 2.0]), 0, 5)
-        tensor([0.5000, 1.0000, 0.5000, 1.0000, 0.0000])
-    """
-    length = tensor.shape[dim]
-    if length == size:
-        return tensor
-    if size < length:
-        return tensor.narrow(dim, 0, size) * (length / size) ** 0.5
-    whole = torch.arange(size, device=tensor.device) < size // length * length
-    shape = [-1 if i == dim % tensor.dim() else 1 for i in range(tensor.dim())]
-    return widen_output(tensor, dim, size) * whole.view(shape) / (size // length)
+__all__ = ["Axis", "carry", "collect", "tiled"]
 
 
 def collect(anatomy: Anatomy, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -98,74 +66,92 @@ class Axis:
 def tiled(size: int) -> Axis:
     """Return the axis that repeats channels, whole copies sharing what reads them."""
     return Axis(
-        lambda tensor, dim: widen_output(tensor, dim, size),
-        lambda tensor, dim: widen_input(tensor, dim, size),
+        lambda tensor, dim: repeat(tensor, dim, size),
+        lambda tensor, dim: share(tensor, dim, size),
     )
+
+
+def resampled(piece: Piece) -> bool:
+    """Return whether a piece is of positions or patches, which another grid or size resamples."""
+    kinds = {label_of(label).kind for labels in piece.axes for label in labels}
+    return piece.facts.kind == "position" or "patch" in kinds
 
 
 def carry(
     piece: Piece,
     target: Anatomy,
     outside: Mapping[str, Value],
-    traits: Mapping[str, Any],
+    traits: Traits,
     axis: Axis | None = None,
-) -> tuple[str, Callable[[Tensor], None]] | None:
+) -> Part | None:
     """Return how one tensor outside the blocks comes from a source of another size.
 
     Args:
-        piece: of the target.
-        target: its anatomy.
+        piece: the target's piece.
+        target: anatomy of the target.
         outside: the source's tensors by role, from :func:`collect`.
-        traits: the source's, from its anatomy: grid and prefix tokens.
+        traits: the source's: grid and prefix tokens.
         axis: what becomes of the residual stream; None repeats its channels.
 
     Returns:
-        A description and a function that fills a view of the piece's size, or None where the source
-        has nothing for it (another number of classes, a token or stem that it lacks).
+        The part, or None where the source has nothing for it (another number of classes, a token or
+        stem that it lacks).
     """
-    role = piece.role
-    name = role if role in outside else _source_role(role, target)
-    value = outside.get(name)
-    if value is None:
+    name = _name(piece, target, outside)
+    if name is None:
         return None
+    value = outside[name]
     axis = axis or tiled(target.sizes.get("d", 0) or piece.size[-1])
-    if role == "patch.weight":
-        if any(other.startswith("stem.") for other in target.outside):
+    text = f"{name} {_shape(value)}"
+    if resampled(piece) and piece.facts.kind != "position":
+        if any(other.facts.kind == "stem" for other in target.outside.values()):
             return None
         inputs, size = piece.size[1], (piece.size[2], piece.size[3])
-        how = f"{name} {_shape(value)}"
-        return how, lambda out: out.copy_(
-            along(resample_patch(value.to(out), size, inputs), 0, axis.rows)
-        )
-    if role == "pos" and "pos_prefix" in traits and "pos_prefix" in target.traits:
-        own: Mapping[str, Any] = target.traits
-        new = tuple(own["grid"]), int(own["pos_prefix"])
-        old = tuple(traits["grid"]), int(traits["pos_prefix"])
-        if old[0][0] * old[0][1] + old[1] != value.shape[0]:
+
+        def copy(out: Tensor) -> Tensor:
+            return along(resample_patch(value.to(out), size, inputs), 0, axis.rows)
+
+    elif (
+        piece.facts.kind == "position"
+        and (before := traits.positions)
+        and (after := target.traits.positions)
+    ):
+        (old, prefix), (new, more) = before, after
+        if old[0] * old[1] + prefix != value.shape[0]:
             return None
-        how = f"{name} of a {old[0][0]}x{old[0][1]} grid"
-        return how, lambda out: out.copy_(
-            along(resample_pos(value.to(out), old[0], new[0], old[1], new[1]), 1, axis.rows)
-        )
-    if role.startswith("head"):
+        text = f"{name} of a {old[0]}x{old[1]} grid"
+
+        def copy(out: Tensor) -> Tensor:
+            return along(resample_pos(value.to(out), old, new, prefix, more), 1, axis.rows)
+
+    elif piece.facts.kind == "head":
         if value.shape[0] != piece.size[0]:
             return None
-        if len(value.shape) == 2:
-            return name, lambda out: out.copy_(along(value.to(out), 1, axis.columns))
-        return name, lambda out: out.copy_(value.to(out))
-    if len(value.shape) != len(piece.size) or value.shape[:-1] != tuple(piece.size[:-1]):
-        return None
-    side = "gain" if "norm" in role and role.endswith("weight") else "rows"
-    return f"{name} {_shape(value)}", lambda out: out.copy_(along(value.to(out), -1, axis.op(side)))
+        text = name
+
+        def copy(out: Tensor) -> Tensor:
+            rows = value.to(out)
+            return along(rows, 1, axis.columns) if rows.dim() == 2 else rows
+
+    else:
+        if len(value.shape) != len(piece.size) or value.shape[:-1] != tuple(piece.size[:-1]):
+            return None
+        side = "gain" if piece.facts.kind == "norm" and piece.facts.gain else "rows"
+
+        def copy(out: Tensor) -> Tensor:
+            return along(value.to(out), -1, axis.op(side))
+
+    return Part("written", text, lambda out: out.copy_(copy(out)))
 
 
-def _source_role(role: str, target: Anatomy) -> str:
-    """Return the source's role for a target's: one final norm, and one head for both tokens."""
-    if role.startswith("fc_norm.") and role.replace("fc_norm", "norm") not in target.outside:
-        return role.replace("fc_norm", "norm")
-    if role == "token.dist":
-        return "token.cls"
-    return role.replace("head_dist", "head")
+def _name(piece: Piece, target: Anatomy, outside: Mapping[str, Value]) -> str | None:
+    """Return the source's role for a piece: its own, or one that serves as it."""
+    for role in (piece.role, *piece.facts.substitutes):
+        # A final norm that the target has as well is for that one.
+        taken = role != piece.role and piece.facts.kind == "norm" and role in target.outside
+        if role in outside and not taken:
+            return role
+    return None
 
 
 def _shape(tensor: Value) -> str:

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 
-from weightinit.anatomy import Anatomy
+from weightinit.anatomy import Anatomy, Difference, facts, label_of
 from weightinit.errors import ProjectionError
 
 __all__ = ["LARGE_RATIO", "check_pair"]
 
 #: Beyond this ratio of two widths or depths, little of the ancestor is left.
 LARGE_RATIO = 4.0
-#: Roles whose absence or presence leaves the function of a block alone or is made up for.
-LOOSE = re.compile(r".*\.bias|(.+\.)?ls\d?")
-#: What a model computes besides its weights.
+#: What a model computes besides its weights, by trait.
 FUNCTION = {
     "act": "activation",
-    "post_norm": "norm placement",
+    "form": "norm placement",
     "norm": "norm",
     "rope": "rope",
     "pool": "pooling",
 }
-#: Outside the blocks: what no ancestor of a target that has it can be without.
-ESSENTIAL = re.compile(r"(patch|norm|embed\.token|stem\..+|down\.\d+)\.weight|pos|token\.cls")
 
 
 def check_pair(ancestor: Anatomy, target: Anatomy) -> list[str]:
@@ -65,19 +60,14 @@ def check_pair(ancestor: Anatomy, target: Anatomy) -> list[str]:
     _check_heads(ancestor, target)
     notes = []
     for trait, name in FUNCTION.items():
-        old, new = ancestor.traits.get(trait), target.traits.get(trait)
+        old, new = getattr(ancestor.traits, trait), getattr(target.traits, trait)
         if old is not None and new is not None and old != new:
             notes.append(
                 f"the {name} differs ({old} in the ancestor, {new} in the target): another function"
             )
-    sizes = {
-        label: (ancestor.sizes[label], size)
-        for label, size in target.sizes.items()
-        if re.fullmatch(r"[dm]\d*", label) and label in ancestor.sizes
-    }
-    for label, (old, new) in {**sizes, "depth": (ancestor.depth, target.depth)}.items():
+    for label, (old, new) in Difference(ancestor, target).sizes.items():
         ratio = max(old, new) / min(old, new)
-        if ratio > LARGE_RATIO:
+        if ratio > LARGE_RATIO and (label == "depth" or label_of(label).width):
             notes.append(
                 f"{label} differs by a factor of {ratio:.3g}: an ancestor closer in size gives more"
             )
@@ -91,13 +81,12 @@ def _lost(ancestor: Anatomy, target: Anatomy) -> Iterator[str]:
         if len(lacking) < ancestor.depth:
             yield from (f"{role} of block {index}" for index in lacking)
     own = ancestor.outside
-    for role in target.outside:
-        bias = f"{role.removesuffix('weight')}bias"
+    for role, piece in target.outside.items():
         tied = role == "head.weight" and "embed.token.weight" in own
+        cut = piece.facts.bias_role in own and role not in own and not tied
         # A model that lacks it may be another architecture; a bare file or state dict is cut off.
-        alike = {role, role.replace("norm.", "fc_norm."), role.replace("fc_norm.", "norm.")}
-        essential = ESSENTIAL.fullmatch(role) and "library" not in ancestor.traits
-        if (bias in own and role not in own and not tied) or (essential and not alike & {*own}):
+        essential = piece.facts.essential and ancestor.traits.library is None
+        if cut or (essential and not own.keys() & {role, *piece.facts.substitutes}):
             yield role
 
 
@@ -115,7 +104,7 @@ def _check_heads(ancestor: Anatomy, target: Anatomy) -> None:
 
 
 def _roles(anatomy: Anatomy) -> set[str]:
-    return {role for block in anatomy.blocks for role in block if not LOOSE.fullmatch(role)}
+    return {role for block in anatomy.blocks for role in block if not facts(role).loose}
 
 
 def _some(roles: Iterable[str]) -> str:

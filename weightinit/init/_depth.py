@@ -6,6 +6,7 @@ from torch import Tensor
 
 from weightinit.errors import WeightInitError
 from weightinit.init._source import changed_dims, fill
+from weightinit.init.operators import interpolation, mix
 
 __all__ = ["interpolate_depth_", "mix_"]
 
@@ -19,17 +20,17 @@ def mix_(tensor: Tensor, sources: Sequence[Tensor], weights: Sequence[float]) ->
     left as they are.
 
     Args:
-        tensor: ``[*size]``, of one block
-        sources: ``[*size]`` each, of other blocks
-        weights: one a source; sources of weight 0 are not read
+        tensor: ``[*size]``, of one block.
+        sources: ``[*size]`` each, of other blocks.
+        weights: one a source; sources of weight 0 are not read.
 
     Returns:
-        the same tensor
+        The same tensor.
 
     Raises:
-        WeightInitError: the shapes do not fit, or there is not one weight a source
+        WeightInitError: if the shapes do not fit, or there is not one weight a source.
 
-    Example:
+    Examples:
         >>> import torch
         >>> mix_(torch.empty(2), [torch.tensor([1.0, 2.0]), torch.tensor([3.0, 6.0])], [0.5, 0.5])
         tensor([2., 4.])
@@ -44,17 +45,9 @@ def mix_(tensor: Tensor, sources: Sequence[Tensor], weights: Sequence[float]) ->
                 f"source {list(source.shape)} has not the shape of tensor {list(tensor.shape)}: "
                 "change its width first, with select_, widen_ or project_"
             )
-    read = [(s, float(w)) for s, w in zip(sources, weights, strict=True) if w != 0]
-    if not read:
-        read = [(sources[0], 0.0)]
-
-    def rule(first: Tensor) -> Tensor:
-        total = first * read[0][1]
-        for source, weight in read[1:]:
-            total = total + source.to(first) * weight
-        return total
-
-    return fill(tensor, read[0][0], rule)
+    parts = [(s, float(w)) for s, w in zip(sources, weights, strict=True) if w != 0]
+    (first, weight), *others = parts or [(sources[0], 0.0)]
+    return fill(tensor, first, lambda value: mix([(value, weight), *others]))
 
 
 def interpolate_depth_(tensors: Sequence[Tensor], sources: Sequence[Tensor]) -> list[Tensor]:
@@ -64,16 +57,16 @@ def interpolate_depth_(tensors: Sequence[Tensor], sources: Sequence[Tensor]) -> 
     device and tensors without elements are left as they are.
 
     Args:
-        tensors: ``[*size]`` each, of the blocks to fill, in order
-        sources: ``[*size]`` each, of the blocks of another network, in order
+        tensors: ``[*size]`` each, of the blocks to fill, in order.
+        sources: ``[*size]`` each, of the blocks of another network, in order.
 
     Returns:
-        the same tensors
+        The same tensors.
 
     Raises:
-        WeightInitError: the shapes do not fit, or there is no source
+        WeightInitError: if the shapes do not fit, or there is no source.
 
-    Example:
+    Examples:
         >>> import torch
         >>> blocks = [torch.empty(1) for _ in range(3)]
         >>> interpolate_depth_(blocks, [torch.tensor([0.0]), torch.tensor([1.0])])
@@ -81,10 +74,7 @@ def interpolate_depth_(tensors: Sequence[Tensor], sources: Sequence[Tensor]) -> 
     """
     if not sources:
         raise WeightInitError("there are no sources: pass the tensors of one block or more")
-    last = len(sources) - 1
-    for block, tensor in enumerate(tensors):
-        place = block * last / (len(tensors) - 1) if len(tensors) > 1 else last / 2
-        low = min(int(place), last)
-        part = place - low
-        mix_(tensor, sources[low : low + 2], [1 - part, part][: last - low + 1])
+    mixes = interpolation(len(sources), len(tensors))
+    for tensor, blocks in zip(tensors, mixes, strict=True):
+        mix_(tensor, [sources[i] for i, _ in blocks], [weight for _, weight in blocks])
     return list(tensors)

@@ -23,18 +23,18 @@ def kron_sum_(
     device and tensors without elements are left as they are.
 
     Args:
-        tensor: ``[..., s1 * w1, s2 * w2]`` or, for vectors, ``[..., s * w]``
-        templates: weight templates ``[N, w1, w2]`` or ``[N, w]``
-        scalers: weight scalers ``[..., N, s1, s2]`` or ``[..., N, s]``
-        order: ``"block"`` or ``"paper"``
+        tensor: ``[..., s1 * w1, s2 * w2]`` or, for vectors, ``[..., s * w]``.
+        templates: weight templates ``[N, w1, w2]`` or ``[N, w]``.
+        scalers: weight scalers ``[..., N, s1, s2]`` or ``[..., N, s]``.
+        order: ``"block"`` or ``"paper"``.
 
     Returns:
-        the same tensor
+        The same tensor.
 
     Raises:
-        WeightInitError: the shapes do not fit, or `order` is neither of the two
+        WeightInitError: if the shapes do not fit, or `order` is neither of the two.
 
-    Example:
+    Examples:
         >>> import torch
         >>> w = torch.empty(2, 3)
         >>> templates = torch.tensor([[[1.0, 2.0, 3.0]], [[0.0, 0.0, 1.0]]])

@@ -30,20 +30,21 @@ def mimetic_qk_(
     tensors without elements are left as they are.
 
     Args:
-        q: query weight ``[num_heads * head_dim, d]``
-        k: key weight ``[key_heads * head_dim, d]``, with as many heads as `q`, or a divisor of them
-        num_heads: of the queries
-        alpha: size of the noise
-        beta: mean of the diagonal, before the cut to the head dim
-        generator: of Z, which is drawn in fp32; None is torch's global one
+        q: query weight ``[num_heads * head_dim, d]``.
+        k: key weight ``[key_heads * head_dim, d]``, whose heads are as many as those of `q`, or a
+            divisor of them.
+        num_heads: number of query heads.
+        alpha: size of the noise.
+        beta: mean of the diagonal, before the cut to the head dim.
+        generator: source of Z, which is drawn in fp32; None is torch's global one.
 
     Returns:
-        the same two tensors
+        The same two tensors.
 
     Raises:
-        WeightInitError: the shapes do not fit
+        WeightInitError: if the shapes do not fit.
 
-    Example:
+    Examples:
         >>> import torch
         >>> q, k = torch.empty(48, 48), torch.empty(48, 48)
         >>> _ = mimetic_qk_(q, k, 3, generator=torch.Generator().manual_seed(0))
@@ -85,19 +86,19 @@ def mimetic_vo_(
     without elements are left as they are.
 
     Args:
-        v: value weight ``[r, d]``
-        proj: output projection weight ``[d, r]``
-        alpha: size of the noise
-        beta: mean of the negative diagonal
-        generator: of Z, which is drawn in fp32; None is torch's global one
+        v: value weight ``[r, d]``.
+        proj: output projection weight ``[d, r]``.
+        alpha: size of the noise.
+        beta: mean of the negative diagonal.
+        generator: source of Z, which is drawn in fp32; None is torch's global one.
 
     Returns:
-        the same two tensors
+        The same two tensors.
 
     Raises:
-        WeightInitError: the shapes do not fit
+        WeightInitError: if the shapes do not fit.
 
-    Example:
+    Examples:
         >>> import torch
         >>> v, proj = torch.empty(48, 48), torch.empty(48, 48)
         >>> _ = mimetic_vo_(v, proj, generator=torch.Generator().manual_seed(0))

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from weightinit.errors import WeightInitError
 from weightinit.init._source import changed_dims, fill, skipped
+from weightinit.init.operators import corner
 
 __all__ = ["pad_"]
 
@@ -21,17 +22,17 @@ def pad_(tensor: Tensor, source: Tensor, *, zero: Sequence[int] = ()) -> Tensor:
     device and tensors without elements are left as they are.
 
     Args:
-        tensor: ``[*new]``; its new entries keep their values where `zero` does not name their dim
-        source: ``[*old]``, no longer along any dim
-        zero: dims along which new entries become 0
+        tensor: ``[*new]``; its new entries keep their values where `zero` does not name their dim.
+        source: ``[*old]``, no longer along any dim.
+        zero: dims along which new entries become 0.
 
     Returns:
-        the same tensor
+        The same tensor.
 
     Raises:
-        WeightInitError: the shapes do not fit, or `zero` names a dim that is not there
+        WeightInitError: if the shapes do not fit, or `zero` names a dim that is not there.
 
-    Example:
+    Examples:
         >>> import torch
         >>> pad_(torch.full((2, 3), 7.0), torch.ones(1, 2), zero=[1])
         tensor([[1., 1., 0.],
@@ -47,11 +48,8 @@ def pad_(tensor: Tensor, source: Tensor, *, zero: Sequence[int] = ()) -> Tensor:
         )
     if skipped(tensor):
         return tensor
-    inner = tensor.detach()
     for dim in zero:
         old = source.shape[dim]
         tensor.detach().narrow(dim, old, tensor.shape[dim] - old).zero_()
-    for dim, old, _ in dims:
-        inner = inner.narrow(dim, 0, old)
-    fill(inner, source, lambda value: value)
+    fill(corner(tensor.detach(), source.shape), source, lambda value: value)
     return tensor

@@ -27,19 +27,19 @@ def project_(
     meta device and tensors without elements are left as they are.
 
     Args:
-        tensor: ``[..., O, I]``, or ``[O]`` for vectors
-        source: W_P ``[..., o, i]``, or ``[o]``
+        tensor: ``[..., O, I]``, or ``[O]`` for vectors.
+        source: W_P ``[..., o, i]``, or ``[o]``.
         left: P ``[..., O, o]``, or factors A ``[..., O, r]`` and B ``[..., r, o]`` of
-            :math:`P = A B`; None leaves that side alone
-        right: Q ``[..., I, i]``, or its factors; None leaves that side alone
+            :math:`P = A B`; None leaves that side alone.
+        right: Q ``[..., I, i]``, or its factors; None leaves that side alone.
 
     Returns:
-        the same tensor
+        The same tensor.
 
     Raises:
-        WeightInitError: the shapes do not fit, or a vector has a right side
+        WeightInitError: if the shapes do not fit, or a vector has a right side.
 
-    Example:
+    Examples:
         >>> import torch
         >>> half = torch.tensor([[0.5, 0.5]])
         >>> project_(torch.empty(1, 2), torch.tensor([[1.0, 2.0], [3.0, 6.0]]), half)

@@ -7,10 +7,9 @@ from torch import Tensor
 
 from weightinit.errors import WeightInitError
 from weightinit.init._source import changed_dims, fill, skipped
+from weightinit.init.operators import SELECTIONS, select_indices
 
-__all__ = ["select_", "select_indices"]
-
-ELEMENTS = ("uniform", "consecutive", "random")
+__all__ = ["select_"]
 
 
 def select_(
@@ -28,21 +27,21 @@ def select_(
     without elements are left as they are.
 
     Args:
-        tensor: ``[*new]``
-        source: ``[*old]``, no shorter along any dim
+        tensor: ``[*new]``.
+        source: ``[*old]``, no shorter along any dim.
         elements: ``"uniform"``: every old/new-th, or where that is not whole the rounded linspace;
             ``"consecutive"``: the first; ``"random"``: sorted draws, the same for dims of the same
             two lengths where the generator starts from the same seed; or for each dim an int64
-            ``[new]`` of indices, None where it stays
-        generator: of ``"random"``; None is torch's global one
+            ``[new]`` of indices, None where it stays.
+        generator: source of the ``"random"`` draws; None is torch's global one.
 
     Returns:
-        the same tensor
+        The same tensor.
 
     Raises:
-        WeightInitError: the shapes do not fit, or `elements` is none of these
+        WeightInitError: if the shapes do not fit, or `elements` is none of these.
 
-    Example:
+    Examples:
         >>> import torch
         >>> w, larger = torch.empty(2, 3), torch.arange(12.0).view(4, 3)
         >>> select_(w, larger)
@@ -54,8 +53,8 @@ def select_(
     """
     dims = changed_dims(tensor, source)
     if isinstance(elements, str):
-        if elements not in ELEMENTS:
-            raise WeightInitError(f"elements={elements!r}: use one of {ELEMENTS}, or indices")
+        if elements not in SELECTIONS:
+            raise WeightInitError(f"elements={elements!r}: use one of {SELECTIONS}, or indices")
         if any(new > old for _, old, new in dims):
             raise WeightInitError(
                 f"tensor {list(tensor.shape)} is larger than source {list(source.shape)}: "
@@ -89,31 +88,6 @@ def select_(
         return value
 
     return fill(tensor, source, rule)
-
-
-def select_indices(
-    old: int, new: int, elements: str = "uniform", generator: torch.Generator | None = None
-) -> Tensor:
-    """Return which of ``old`` elements a shorter axis of ``new`` takes, an int64 ``[new]``.
-
-    Args:
-        old: length of the larger tensor's axis.
-        new: length of the tensor's.
-        elements: ``"uniform"``: every old/new-th where that is whole, else as a float32 linspace
-            rounds, as in the published code; ``"consecutive"``: the first; ``"random"``: a draw.
-        generator: of the draw.
-
-    Example:
-        >>> select_indices(6, 3).tolist(), select_indices(5, 3).tolist()
-        ([0, 2, 4], [0, 2, 4])
-    """
-    if elements == "consecutive":
-        return torch.arange(new)
-    if elements == "random":
-        return torch.randperm(old, generator=generator)[:new].sort().values
-    if new and old % new == 0:
-        return torch.arange(new) * (old // new)
-    return torch.linspace(0, old - 1, new).round().long()
 
 
 def _seed(generator: torch.Generator | None) -> int:

@@ -27,19 +27,20 @@ def wavelet_(
     tensors without elements are left as they are.
 
     Args:
-        tensor: ``[*new]``
-        source: ``[*old]``
-        wavelet: a discrete wavelet of PyWavelets (``pip install 'weightinit[wavelets]'``)
+        tensor: ``[*new]``.
+        source: ``[*old]``.
+        wavelet: a discrete wavelet of PyWavelets (``pip install 'weightinit[wavelets]'``).
         normalize: ``"ortho"``, orthonormal filters, by which a step divides or multiplies a
-            constant by the root of 2; ``"mean"`` keeps constants
+            constant by the root of 2; ``"mean"`` keeps constants.
 
     Returns:
-        the same tensor
+        The same tensor.
 
     Raises:
-        WeightInitError: the numbers of dims differ, an option is unknown, or PyWavelets is missing
+        WeightInitError: if the numbers of dims differ, an option is unknown, or PyWavelets is
+            missing.
 
-    Example:
+    Examples:
         >>> import torch
         >>> small = wavelet_(torch.empty(2), torch.tensor([1.0, 3.0, 5.0, 5.0]), normalize="mean")
         >>> small.round(decimals=4)
@@ -92,8 +93,8 @@ def resized(value: Tensor, dim: int, size: int, wavelet: str, normalize: str) ->
     """Return a tensor with one dim of another length; see :func:`wavelet_`.
 
     Args:
-        value: ``[*old]``, of fp32 or fp64.
-        dim: the dim.
+        value: ``[*old]``, in fp32 or fp64.
+        dim: the dim to resize.
         size: its new length.
         wavelet: a discrete wavelet.
         normalize: ``"ortho"`` or ``"mean"``.

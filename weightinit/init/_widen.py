@@ -1,13 +1,13 @@
 """More channels that compute what fewer did: repeated where they are made, shared where read."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from weightinit.errors import WeightInitError
 from weightinit.init._source import changed_dims, fill
+from weightinit.init.operators import Copies, cycle
 
 __all__ = ["widen_"]
 
@@ -33,25 +33,25 @@ def widen_(
     and tensors without elements are left as they are.
 
     Args:
-        tensor: ``[*new]``
-        source: ``[*old]``, no longer along any dim
+        tensor: ``[*new]``.
+        source: ``[*old]``, no longer along any dim.
         side: ``"rows"`` or ``"columns"``, of all dims or one a dim; None is rows, and columns for
-            the second dim, as in torch.nn.Linear
-        pattern: of what is left where the lengths do not divide: ``"repeat"`` begins one more copy;
-            ``"average"`` makes the copies' mean, and reads nothing of it (LEMON's residual stream:
-            after a LayerNorm these channels are zero, and the others' gain is
-            :math:`\sqrt{new / (k\, old)}` larger, with k whole copies)
-        index: of which channel each is a copy, an int64 ``[new]`` for each dim, None for the
-            pattern; the same wherever a dim occurs
-        uneven: keep the tensor's own values where copies, or unread channels, leave a choice
+            the second dim, as in torch.nn.Linear.
+        pattern: what fills the channels left where the lengths do not divide: ``"repeat"`` begins
+            one more copy; ``"average"`` makes the copies' mean, and reads nothing of it (LEMON's
+            residual stream: after a LayerNorm these channels are zero, and the others' gain is
+            :math:`\sqrt{new / (k\, old)}` larger, with k whole copies).
+        index: which channel each one copies, an int64 ``[new]`` for each dim, None for the
+            pattern; the same wherever a dim occurs.
+        uneven: keep the tensor's own values where copies, or unread channels, leave a choice.
 
     Returns:
-        the same tensor
+        The same tensor.
 
     Raises:
-        WeightInitError: the shapes do not fit, or an option is none of these
+        WeightInitError: if the shapes do not fit, or an option is none of these.
 
-    Example:
+    Examples:
         >>> import torch
         >>> widen_(torch.empty(3, 2), torch.tensor([[2.0], [4.0]]))
         tensor([[1., 1.],
@@ -75,19 +75,18 @@ def widen_(
             f"tensor {list(tensor.shape)} is smaller than source {list(source.shape)}: widening "
             "only grows; use select_"
         )
-    copies = [_copies(*lengths, maps[lengths[0]], pattern) for lengths in dims]
-    # Rows first: the tensor's own values, which columns may keep, have all of its rows.
-    copies.sort(key=lambda each: sides[each.dim] == "columns")
+    copies = {dim: _copies(dim, old, new, maps[dim], pattern) for dim, old, new in dims}
+    rows = [dim for dim in copies if sides[dim] == "rows"]
+    columns = [dim for dim in copies if sides[dim] == "columns"]
 
     def rule(value: Tensor) -> Tensor:
-        for each in copies:
-            if sides[each.dim] == "rows":
-                value = each.repeated(value)
-            else:
-                value = each.shared(value)
-        if uneven and copies and sides[copies[-1].dim] == "columns":
-            own = tensor.detach().to(value)
-            value = value + own - copies[-1].shared(copies[-1].gathered(own))
+        for dim in rows:
+            rest = value.mean(dim, keepdim=True) if copies[dim].rest else None
+            value = copies[dim].repeat(value, dim, rest)
+        for dim in columns:
+            # Last of all: what the tensor holds has the new channels of every other dim.
+            own = tensor.detach().to if uneven and dim == columns[-1] else None
+            value = copies[dim].share(value, dim, own)
         return value
 
     return fill(tensor, source, rule)
@@ -103,44 +102,12 @@ def _sides(side: str | Sequence[str] | None, dims: int) -> list[str]:
     return sides
 
 
-@dataclass(frozen=True)
-class _Copies:
-    """Which channel each new one is a copy of, and how many are copies rather than means."""
-
-    dim: int
-    old: int
-    place: Tensor  # int64 [new]
-    real: int  # the rest stands for the mean of all, and is not read
-
-    def repeated(self, value: Tensor) -> Tensor:
-        """Copy the channels of a dim that makes them."""
-        rest = len(self.place) - self.real
-        copies = value.index_select(self.dim, self.place[: self.real].to(value.device))
-        mean = value.mean(self.dim, keepdim=True) if rest else value
-        return torch.cat([copies, mean.repeat_interleave(rest, self.dim)], self.dim)
-
-    def shared(self, value: Tensor) -> Tensor:
-        """Share the channels of a dim that reads them among their copies."""
-        number = torch.bincount(self.place[: self.real], minlength=self.old)
-        share = (torch.arange(len(self.place)) < self.real) / number[self.place].double()
-        shape = [-1 if dim == self.dim else 1 for dim in range(value.dim())]
-        wide = value.index_select(self.dim, self.place.to(value.device))
-        return wide * share.to(value).view(shape)
-
-    def gathered(self, value: Tensor) -> Tensor:
-        """Return the sum of each channel's copies: what a dim that reads them makes of it."""
-        shape = [*value.shape]
-        shape[self.dim] = self.old
-        place, read = self.place[: self.real].to(value.device), value.narrow(self.dim, 0, self.real)
-        return value.new_zeros(shape).index_add_(self.dim, place, read)
-
-
-def _copies(dim: int, old: int, new: int, index: Tensor | None, pattern: str) -> _Copies:
-    place = torch.arange(new) % max(old, 1) if index is None else index.cpu()
+def _copies(dim: int, old: int, new: int, index: Tensor | None, pattern: str) -> Copies:
+    place = cycle(old, new) if index is None else index.cpu()
     if place.shape != (new,) or not torch.equal(place.unique(), torch.arange(old)):
         raise WeightInitError(
             f"the index of dim {dim} ({place.tolist()[:8]}, ...) does not map {new} channels onto "
             f"{old}: it must have {new} entries from 0 to {old - 1}, each of these at least once"
         )
-    real = new // old * old if index is None and pattern == "average" else new
-    return _Copies(dim, old, place, real)
+    rest = new % old if index is None and pattern == "average" else 0
+    return Copies(place[: new - rest], rest)

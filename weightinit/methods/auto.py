@@ -6,17 +6,18 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from weightinit.anatomy import Anatomy
-from weightinit.inherit.depth import stages
+from weightinit.anatomy import Anatomy, Difference
+from weightinit.inherit.method import Method
 from weightinit.inherit.running import Runnable
 from weightinit.methods.activation.method import ActivationAware, suits
+from weightinit.methods.bert2bert import Bert2BERT
 from weightinit.methods.each import EachAxis
 from weightinit.methods.halfway import ShrinkThenGrow, smaller
 from weightinit.methods.lemon import LEMON
 from weightinit.methods.selection import WeightSelection
-from weightinit.plan import Recipe
+from weightinit.plan import Inheritance
 
-__all__ = ["SELECTION", "Auto", "changes"]
+__all__ = ["SELECTION", "Auto"]
 
 #: How to shrink without data.
 SELECTION = WeightSelection(depth="first_last", rescale=True)
@@ -31,7 +32,8 @@ class Auto:
     without them, or with blocks of another kind, it keeps the first blocks and the last, whole
     heads and evenly chosen channels, rescaled (:class:`WeightSelection`). One that is both, on
     different axes, is shrunk so and then grown (:class:`ShrinkThenGrow`). A model of several widths
-    (ConvNeXt) that grows anywhere gets each axis its own rule (:class:`EachAxis`).
+    (ConvNeXt) that grows anywhere gets each axis its own rule (:class:`EachAxis`). Post-norm blocks
+    (BERT), to which none can be added without loss, are stacked (:class:`Bert2BERT`).
 
     Examples:
         >>> import timm, weightinit as wi
@@ -42,9 +44,7 @@ class Auto:
         'LEMON'
     """
 
-    def choose(
-        self, old: Anatomy, new: Anatomy, calibration: object = None
-    ) -> LEMON | ActivationAware | WeightSelection | ShrinkThenGrow | EachAxis:
+    def choose(self, old: Anatomy, new: Anatomy, calibration: object = None) -> Method:
         """Return the method, with its options.
 
         Args:
@@ -52,8 +52,11 @@ class Auto:
             new: anatomy of the target.
             calibration: the batches, if there are any.
         """
-        grows, shrinks = changes(old, new)
-        if grows and len(stages(new)) > 1:
+        difference = Difference(old, new)
+        grows, shrinks = bool(difference.grown), bool(difference.shrunk)
+        if "depth" in difference.grown and new.traits.form == "post_norm":
+            return EachAxis() if shrinks else Bert2BERT()
+        if grows and len(new.stages) > 1:
             return EachAxis()
         if grows and not shrinks:
             return LEMON()
@@ -62,27 +65,20 @@ class Auto:
         method = ActivationAware() if fitted else SELECTION
         return ShrinkThenGrow(method) if grows else method
 
-    def recipes(
+    def plan(
         self,
         source: Runnable,
         target: Anatomy,
         *,
         seed: int = 0,
         calibration: Iterable[Any] | None = None,
-    ) -> list[Recipe]:
-        """Return the recipes of the method that was picked."""
+    ) -> Inheritance:
+        """Return what the method that was picked makes of the target, and say which it is."""
         chosen = self.choose(source.anatomy, target, calibration)
-        return chosen.recipes(source, target, seed=seed, calibration=calibration)
-
-
-def changes(old: Anatomy, new: Anatomy) -> tuple[list[str], list[str]]:
-    """Return which axes grow and which shrink from one size to another."""
-    pairs = {
-        label: (old.sizes[label], size)
-        for label, size in new.sizes.items()
-        if label in old.sizes and label[0] in "dhkme"
-    } | {"depth": (old.depth, new.depth)}
-    return (
-        [label for label, (a, b) in pairs.items() if b > a],
-        [label for label, (a, b) in pairs.items() if b < a],
-    )
+        planned = chosen.plan(source, target, seed=seed, calibration=calibration)
+        fits = isinstance(getattr(chosen, "shrink", chosen), ActivationAware)
+        unused = calibration is not None and not fits
+        reason = ", which has no use for calibration=" if unused else ""
+        return Inheritance(
+            planned.parts, [f"method 'auto' picked {chosen}{reason}", *planned.notes]
+        )

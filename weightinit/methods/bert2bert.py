@@ -8,27 +8,27 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from weightinit.anatomy import Anatomy
-from weightinit.anatomy.layout import Op, along
+from weightinit.anatomy import Anatomy, Labels
 from weightinit.errors import ProjectionError
-from weightinit.inherit.depth import Depth, Mix, mixes
+from weightinit.inherit.copies import Copying
+from weightinit.inherit.depth import Depth, Mix
 from weightinit.inherit.fresh import sub_generator
-from weightinit.inherit.growth import sizes_of
+from weightinit.inherit.growth import Growth
 from weightinit.inherit.outside import Axis
-from weightinit.inherit.transfer import Axes, Place, Source, Transfer, side, transfer_recipes
-from weightinit.plan import Recipe
+from weightinit.inherit.transfer import Axes, Place, Source, Transfer, transfer_parts
+from weightinit.init.operators import along, scale
+from weightinit.plan import Inheritance
 
 __all__ = ["Bert2BERT", "copies_of"]
 
 Mode = Literal["fpi", "aki"]
-Copies = Literal["even", "random"]
-#: First letters of the labels that may grow.
-GROWING = "dhkmez"
+Choice = Literal["even", "random"]
 
 
 @dataclass(frozen=True)
@@ -63,32 +63,55 @@ class Bert2BERT:
 
     mode: Mode = "fpi"
     depth: Depth = "stack_top"
-    copies: Copies = "even"
+    copies: Choice = "even"
 
     def __post_init__(self) -> None:
         """Check the values."""
-        for name, allowed in (("mode", get_args(Mode)), ("copies", get_args(Copies))):
+        for name, allowed in (("mode", get_args(Mode)), ("copies", get_args(Choice))):
             if getattr(self, name) not in allowed:
                 raise ProjectionError(f"{name}={getattr(self, name)!r}: use one of {allowed}")
 
-    def recipes(
+    def plan(
         self, source: Source, target: Anatomy, *, seed: int = 0, calibration: object = None
-    ) -> list[Recipe]:
-        """Return a recipe for every parameter of a target that is no smaller on any axis."""
-        old = source.anatomy
-        depth = mixes(self.depth, old, target)
-        maps = _Maps(old, target, self.copies, seed)
+    ) -> Inheritance:
+        """Return a part for every piece of a target that is no smaller on any axis."""
+        copying = self._copying(source.anatomy, target, seed)
+        depth = copying.growth.depth
         how = "copied channels share their readers"
         if self.mode == "fpi":
-            return transfer_recipes(source, target, Transfer(maps.axis, depth, how), seed=seed)
+            transfer = Transfer(copying, depth, how)
+            return Inheritance(transfer_parts(source, target, transfer, seed=seed))
         if any(len(mix) != 1 for mix in depth):
             raise ProjectionError(
                 f"depth={self.depth!r} mixes blocks, and mode='aki' takes rows of the next one: "
                 "use mode='fpi' or a depth rule that takes one block for each"
             )
-        axes, roles = _upper_rows(maps, old, target, depth)
+        axes, roles = _upper_rows(copying, depth)
         how = "added rows from the next block"
-        return transfer_recipes(source, target, Transfer(axes, depth, how, roles), seed=seed)
+        transfer = Transfer(axes, depth, how, roles)
+        return Inheritance(transfer_parts(source, target, transfer, seed=seed))
+
+    def _copying(self, old: Anatomy, new: Anatomy, seed: int) -> Copying:
+        if ("e" in old.widths) != ("e" in new.widths):
+            raise ProjectionError(
+                "one of the two models has grouped key-value heads and the other has not: use an "
+                "ancestor of the same kind of attention"
+            )
+        growth = Growth("bert2BERT", old, new, depth=self.depth, lossless=False)
+        for label in ("k", "kp"):
+            if label in growth.grown:
+                before, after = growth.grown[label]
+                raise ProjectionError(
+                    f"bert2BERT copies whole heads, and the head dim ({label}) grows from {before} "
+                    f"to {after}: give the target another number of heads, or use method='auto' or "
+                    "'ligo'"
+                )
+
+        def choose(label: str, before: int, after: int) -> Tensor:
+            generator = sub_generator(seed, f"bert2bert {label}")
+            return copies_of(before, after, self.copies, generator)
+
+        return Copying(growth, choose)
 
 
 def copies_of(old: int, new: int, copies: str, generator: torch.Generator) -> Tensor:
@@ -114,134 +137,37 @@ def copies_of(old: int, new: int, copies: str, generator: torch.Generator) -> Te
     return torch.cat([torch.arange(old), added])
 
 
-class _Maps:
-    """The map g of every axis that grows: the same wherever the axis occurs."""
-
-    def __init__(self, old: Anatomy, new: Anatomy, copies: str, seed: int) -> None:
-        self.old, self.new = sizes_of(old), sizes_of(new)
-        self.copies, self.seed = copies, seed
-        self._known: dict[str, Tensor | None] = {}
-        if ("e" in self.old) != ("e" in self.new):
-            raise ProjectionError(
-                "one of the two models has grouped key-value heads and the other has not: use an "
-                "ancestor of the same kind of attention"
-            )
-        smaller = [
-            f"{label} {self.old[label]} -> {size}"
-            for label, size in self.new.items()
-            if label[0] in GROWING and size < self.old.get(label, 0)
-        ]
-        if old.depth > new.depth:
-            smaller.append(f"depth {old.depth} -> {new.depth}")
-        if smaller:
-            raise ProjectionError(
-                f"bert2BERT only grows, and the target is smaller in {', '.join(smaller)}: use "
-                "method='auto', which shrinks too"
-            )
-        token, head = new.outside.get("embed.token.weight"), new.outside.get("head.weight")
-        tied = token is not None and bool(token.spec.tied) and head is None
-        last = "pre_logits.norm" if "pre_logits.norm.weight" in new.outside else "norm"
-        #: The head reads the embedding's copies unshared: the norm before it must share instead.
-        self.shared = {f"{last}.weight", f"{last}.bias"} if tied else set()
-
-    def axis(self, label: str, place: Place) -> Axis | None:
-        """Return what becomes of an axis; None where it stays."""
-        index = self.index(label)
-        if index is None:
-            return None
-        share = _shared(index)
-        return Axis(share, share) if place.role in self.shared else Axis(index, share)
-
-    def index(self, label: str) -> Tensor | None:
-        """Return g of an axis, int64 ``[new]``; None where it stays."""
-        if label not in self._known:
-            self._known[label] = self._index(label)
-        return self._known[label]
-
-    def _index(self, joined: str) -> Tensor | None:
-        labels = joined.split()
-        if any(x[0] not in GROWING or x not in self.old or x not in self.new for x in labels):
-            return None
-        if all(self.old[x] == self.new[x] for x in labels):
-            return None
-        for label in labels:
-            if label[0] == "k" and self.old[label] != self.new[label]:
-                raise ProjectionError(
-                    f"bert2BERT copies whole heads, and the head dim ({label}) grows from "
-                    f"{self.old[label]} to {self.new[label]}: give the target another number of "
-                    "heads, or use method='auto' or 'ligo'"
-                )
-        first, *inner = labels
-        index = self._heads() if first == "h" else self._copies(first)
-        for label in inner:
-            size = self.old[label]
-            index = (index[:, None] * size + torch.arange(size)).flatten()
-        return index
-
-    def _copies(self, label: str) -> Tensor:
-        generator = sub_generator(self.seed, f"bert2bert {label}")
-        return copies_of(self.old[label], self.new[label], self.copies, generator)
-
-    def _heads(self) -> Tensor:
-        """Return g of the query heads: with grouped keys and values, a copy joins their copy."""
-        if "e" not in self.old or "e" not in self.new:
-            return self._copies("h")
-        before, after = (sizes["h"] // sizes["e"] for sizes in (self.old, self.new))
-        if after < before:
-            raise ProjectionError(
-                f"each key-value head serves {before} heads of the ancestor and only {after} of "
-                "the target: give the target more heads, or fewer key-value heads"
-            )
-        inside = copies_of(
-            before, after, self.copies, sub_generator(self.seed, "bert2bert inside a group")
-        )
-        return (self._copies("e")[:, None] * before + inside).flatten()
-
-
-def _shared(index: Tensor) -> Op:
-    """Return the selection that divides every channel by the number of its copies."""
-    share = index.bincount().double().reciprocal()[index]
-
-    def op(tensor: Tensor, dim: int) -> Tensor:
-        shape = [-1 if i == dim % tensor.dim() else 1 for i in range(tensor.dim())]
-        return along(tensor, dim, index) * share.to(tensor).view(shape)
-
-    return op
-
-
-def _upper_rows(
-    maps: _Maps, old: Anatomy, new: Anatomy, depth: list[Mix]
-) -> tuple[Axes, dict[str, list[Mix]]]:
+def _upper_rows(copying: Copying, depth: list[Mix]) -> tuple[Axes, dict[str, list[Mix]]]:
     """Return AKI: axes that keep the first rows of a block and the added ones of the next.
 
     The two meet in the sum over the blocks of a mix. Norms and layer scales are copied (the paper's
     expansion of vectors), and so is everything of a last block, which has no next.
     """
+    old, new = copying.growth.old, copying.growth.new
     roles = {
         piece.role
         for block in new.blocks
         for piece in block.values()
-        if "norm" not in piece.role
+        if piece.facts.kind != "norm"
         for dim, labels in enumerate(piece.axes)
-        if side(piece.role, dim, len(piece.axes)) == "rows"
-        and maps.index(" ".join(labels)) is not None
+        if piece.side(dim) == "rows" and copying.of(labels) is not None
     }
-    stacks = [next(iter(block.values())).spec.stack for block in old.blocks]
+    tops = {total - 1 for total in accumulate(old.stages)}
 
     def has_next(index: int, role: str) -> bool:
-        upper = index + 1
-        return upper < old.depth and stacks[upper] == stacks[index] and role in old.blocks[upper]
+        return index not in tops and role in old.blocks[index + 1]
 
-    def axes(label: str, place: Place) -> Axis | None:
-        axis, index = maps.axis(label, place), maps.index(label)
-        if axis is None or index is None or place.role not in roles or place.target < 0:
+    def axes(labels: Labels, place: Place) -> Axis | None:
+        axis, copies = copying(labels, place), copying.of(labels)
+        if axis is None or copies is None or place.role not in roles or place.target < 0:
             return axis
         own = depth[place.target][0][0]
         if not has_next(own, place.role):
             return axis
-        first = _first(index)
-        rows = _only(index, first if place.source == own else ~first)
-        return Axis(rows, axis.columns)
+        kept = (copies.turns == 0) == (place.source == own)
+        return Axis(
+            lambda tensor, dim: scale(along(tensor, dim, copies.index), dim, kept), axis.columns
+        )
 
     pairs = {
         role: [((i, 1.0), (i + 1, 1.0)) if has_next(i, role) else ((i, 1.0),)
@@ -249,20 +175,3 @@ def _upper_rows(
         for role in roles
     }  # fmt: skip
     return axes, pairs
-
-
-def _first(index: Tensor) -> Tensor:
-    """Return where each value of an index vector stands first."""
-    place = torch.arange(len(index))
-    start = torch.full((int(index.max()) + 1,), len(index))
-    return start.scatter_reduce(0, index, place, "amin")[index] == place
-
-
-def _only(index: Tensor, kept: Tensor) -> Op:
-    """Return the selection of some of an index vector's rows; the others are zero."""
-
-    def op(tensor: Tensor, dim: int) -> Tensor:
-        shape = [-1 if i == dim % tensor.dim() else 1 for i in range(tensor.dim())]
-        return along(tensor, dim, index) * kept.to(tensor).view(shape)
-
-    return op

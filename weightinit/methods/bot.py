@@ -12,18 +12,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from weightinit.anatomy import Anatomy, Piece
+from weightinit.anatomy import Anatomy, Difference, Labels, Piece
 from weightinit.errors import ProjectionError, WeightInitError
 from weightinit.inherit.depth import Mix, mixes
 from weightinit.inherit.outside import Axis
-from weightinit.inherit.transfer import Axes, Place, Source, Transfer, transfer_recipes
+from weightinit.inherit.transfer import Axes, Place, Source, Transfer, transfer_parts
 from weightinit.init._wavelet import check_wavelet, resized, steps
-from weightinit.plan import Recipe
+from weightinit.plan import Inheritance
 
 __all__ = ["BoT"]
-
-#: Axes of channels, by the first letter of their label; tokens, patches and classes are no signal.
-CHANNELS = "dhkmez"
 
 
 @dataclass(frozen=True)
@@ -67,17 +64,18 @@ class BoT:
         except WeightInitError as error:
             raise ProjectionError(str(error)) from error
 
-    def recipes(
+    def plan(
         self, source: Source, target: Anatomy, *, seed: int = 0, calibration: object = None
-    ) -> list[Recipe]:
-        """Return a recipe for every parameter of a target of any size."""
+    ) -> Inheritance:
+        """Return a part for every piece of a target of any size."""
         depth = mixes(self._depth, source.anatomy, target)
         how = f"{self.wavelet} wavelets{_changes(source.anatomy, target)}"
-        return transfer_recipes(source, target, Transfer(self._axes(target), depth, how), seed=seed)
+        transfer = Transfer(self._axes(target), depth, how)
+        return Inheritance(transfer_parts(source, target, transfer, seed=seed))
 
     def _axes(self, target: Anatomy) -> Axes:
-        def find(label: str, place: Place) -> Axis | None:
-            if label[0] not in CHANNELS:
+        def find(labels: Labels, place: Place) -> Axis | None:
+            if not labels.channel:  # tokens, patches and classes are no signal
                 return None
             size = _piece(target, place).size
 
@@ -102,18 +100,18 @@ def _piece(target: Anatomy, place: Place) -> Piece:
     """Return the parameter of the target that a place stands for."""
     if place.target >= 0:
         return target.blocks[place.target][place.role]
-    others = (block for _, block in target.extra_blocks)
-    return next(pieces[place.role] for pieces in (target.outside, *others) if place.role in pieces)
+    places = (target.outside, *(block for _, block in target.extra_blocks))
+    return next(pieces[place.role] for pieces in places if place.role in pieces)
 
 
 def _changes(old: Anatomy, new: Anatomy) -> str:
     """Return what becomes of each axis, for the report."""
-    lengths = {label: (n, new.sizes.get(label, n)) for label, n in old.sizes.items()}
-    pairs = {label: pair for label, pair in lengths.items() if label[0] in CHANNELS}
+    pairs = dict(Difference(old, new).sizes)
+    depth = pairs.pop("depth")
     if "h" in pairs and "k" in pairs:
         heads, dims = pairs.pop("h"), pairs.pop("k")
         pairs["h k"] = heads[0] * dims[0], heads[1] * dims[1]
-    pairs["depth"] = old.depth, new.depth
+    pairs["depth"] = depth
     texts = []
     for label, (before, after) in pairs.items():
         count = steps(before, after)

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from weightinit.anatomy import Anatomy
+from weightinit.anatomy import Anatomy, Labels
 from weightinit.errors import ProjectionError
 from weightinit.inherit.depth import mixes
 from weightinit.inherit.outside import Axis, tiled
-from weightinit.inherit.transfer import Axes, Place, Source, Transfer, transfer_recipes
-from weightinit.methods.selection import select_indices
-from weightinit.plan import Recipe
+from weightinit.inherit.transfer import Axes, Place, Source, Transfer, transfer_parts
+from weightinit.init.operators import cycle, joint_index, select_indices
+from weightinit.plan import Inheritance
 
 __all__ = ["EachAxis"]
 
@@ -35,10 +35,10 @@ class EachAxis:
         True
     """
 
-    def recipes(
+    def plan(
         self, source: Source, target: Anatomy, *, seed: int = 0, calibration: object = None
-    ) -> list[Recipe]:
-        """Return a recipe for every parameter of a target of any size, its head dim the same."""
+    ) -> Inheritance:
+        """Return a part for every piece of a target of any size, its head dim the same."""
         before, after = (seen.sizes.get("k") for seen in (source.anatomy, target))
         if before != after:
             raise ProjectionError(
@@ -48,29 +48,28 @@ class EachAxis:
         old = source.anatomy
         depth = mixes("uniform" if target.depth < old.depth else "interlace", old, target)
         transfer = Transfer(self.axes(old, target), depth, "chosen or repeated, axis by axis")
-        return transfer_recipes(source, target, transfer, seed=seed)
+        return Inheritance(transfer_parts(source, target, transfer, seed=seed))
 
     def axes(self, old: Anatomy, new: Anatomy) -> Axes:
         """Return what becomes of every axis.
 
         Args:
             old: anatomy of the ancestor.
-            new: of the target.
+            new: anatomy of the target.
         """
 
-        def find(label: str, place: Place) -> Axis | None:
-            parts = label.split()
-            if any(part not in old.sizes or part not in new.sizes for part in parts):
+        def find(labels: Labels, place: Place) -> Axis | None:
+            if not labels.channel or any(x not in old.sizes or x not in new.sizes for x in labels):
                 return None
-            before, after = ([seen.sizes[part] for part in parts] for seen in (old, new))
+            before, after = ([seen.sizes[label] for label in labels] for seen in (old, new))
             if before == after:
                 return None
-            if len(parts) == 1 and after[0] > before[0]:
+            if len(labels) == 1 and after[0] > before[0]:
                 return tiled(after[0])
             chosen = torch.zeros(1, dtype=torch.int64)
             for size, more in zip(before, after, strict=True):
-                chosen = (chosen[:, None] * size + _index(size, more)).flatten()
-            if len(parts) > 1 and after[0] > before[0] and after[1:] == before[1:]:
+                chosen = joint_index(chosen, _index(size, more), size)
+            if len(labels) > 1 and after[0] > before[0] and after[1:] == before[1:]:
                 return tiled(len(chosen))
             return Axis(chosen, chosen)
 
@@ -78,4 +77,4 @@ class EachAxis:
 
 
 def _index(before: int, after: int) -> Tensor:
-    return select_indices(before, after) if after < before else torch.arange(after) % before
+    return select_indices(before, after) if after < before else cycle(before, after)

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from weightinit.anatomy import Anatomy
+from weightinit.anatomy import Anatomy, Labels
 from weightinit.errors import ProjectionError
 from weightinit.inherit.fresh import fresh_rule, sub_generator
 from weightinit.inherit.growth import Growth, claim
 from weightinit.inherit.outside import Axis
-from weightinit.inherit.transfer import Place, Source, Transfer, transfer_recipes
-from weightinit.plan import Recipe
+from weightinit.inherit.transfer import Place, Source, Transfer, transfer_parts
+from weightinit.init.operators import corner
+from weightinit.plan import Inheritance
 
 __all__ = ["Expansions"]
 
@@ -49,40 +50,32 @@ class Expansions:
         Expansions is lossless here if you set the norms' eps to 0.5 of the ancestor's
     """
 
-    def recipes(
+    def plan(
         self, source: Source, target: Anatomy, *, seed: int = 0, calibration: object = None
-    ) -> list[Recipe]:
-        """Return a recipe for every parameter of a target that is no smaller on any axis.
+    ) -> Inheritance:
+        """Return a part for every piece of a target that is no smaller on any axis.
 
         Raises:
             ProjectionError: if the residual stream grows and the norms are not RMSNorm.
         """
         growth = _growth(source, target)
-        how, _ = _claim(growth)
+        old, new = growth.grown.get("d", (1, 1))
+        condition = f" if you set the norms' eps to {old / new:.6g} of the ancestor's"
+        faults = growth.faults(lambda labels: not labels.stream)
+        how, notes = claim("Expansions", faults, condition if old < new else "")
         axes = _Padding(growth, seed)
         transfer = Transfer(axes, growth.alone(), how, new=growth.silence)
-        return transfer_recipes(source, target, transfer, seed=seed)
-
-    def notes(self, source: Source, target: Anatomy) -> list[str]:
-        """Return whether the function is kept, on which condition, and if not, why."""
-        return _claim(_growth(source, target))[1]
+        return Inheritance(transfer_parts(source, target, transfer, seed=seed), notes)
 
 
 def _growth(source: Source, target: Anatomy) -> Growth:
     growth = Growth("expansions", source.anatomy, target)
-    if not growth.rms and any(label[0] == "d" for label in growth.grown):
+    if not growth.rms and Labels(growth.grown).stream:
         raise ProjectionError(
             "the expansions widen the residual stream of RMSNorm models only: zeros in it change "
             "the mean that LayerNorm subtracts; use method='lemon', which keeps it"
         )
     return growth
-
-
-def _claim(growth: Growth) -> tuple[str, list[str]]:
-    old, new = growth.grown.get("d", (1, 1))
-    condition = f" if you set the norms' eps to {old / new:.6g} of the ancestor's"
-    faults = growth.faults(lambda label: label != "d")
-    return claim("Expansions", faults, condition if old < new else "")
 
 
 class _Padding:
@@ -91,11 +84,10 @@ class _Padding:
     def __init__(self, growth: Growth, seed: int) -> None:
         self.growth, self.seed = growth, seed
 
-    def __call__(self, label: str, place: Place) -> Axis | None:
+    def __call__(self, labels: Labels, place: Place) -> Axis | None:
         """Return what becomes of an axis at a place."""
         growth = self.growth
-        labels = label.split()
-        if label == "b" and "b" in growth.new.sizes:
+        if labels.block:
             return Axis(index := torch.tensor([mix[0][0] for mix in growth.depth]), index)
         if not any(x in growth.grown for x in labels):
             return None
@@ -103,29 +95,26 @@ class _Padding:
         if labels[0] == "h" and growth.group is not None:
             sizes[:1] = [growth.sizes["e"], growth.group]  # heads are those of each key-value head
         old, new = ([size[i] for size in sizes] for i in (0, 1))
-        key = labels[-1] == "k" and ".k." in place.role
-        silent = label[0] == "d" or labels == ["h"]
+        key = labels[-1] == "k" and place.facts.letter == "k" and place.facts.kind != "norm"
+        silent = labels.stream or labels == ("h",)
 
         def rows(tensor: Tensor, dim: int) -> Tensor:
             out = self._zeros(tensor, dim, new) if silent else self._drawn(tensor, dim, new, place)
             if key:
                 # Products of queries and keys take nothing from the new dims of old heads.
-                heads = out.unflatten(dim, new)
-                for axis, size in enumerate(old[:-1]):
-                    heads = heads.narrow(dim % tensor.dim() + axis, 0, size)
-                heads.zero_()
+                corner(out.unflatten(dim, new), old[:-1], dim % out.dim()).zero_()
                 tensor = tensor * (new[-1] / old[-1]) ** 0.5
             return _placed(tensor, out, dim, old, new)
 
         def columns(tensor: Tensor, dim: int) -> Tensor:
-            reads = self._drawn if label[0] == "d" else self._zeros
+            reads = self._drawn if labels.stream else self._zeros
             out = reads(tensor, dim, new, place)
             return _placed(tensor, out, dim, old, new)
 
         def gain(tensor: Tensor, dim: int) -> Tensor:
             out = self._zeros(tensor, dim, new) + tensor.mean()
             out = _placed(tensor, out, dim, old, new)
-            norm = label[0] == "d" and "norm" in place.role
+            norm = labels.stream and place.facts.kind == "norm"
             return out * math.sqrt(old[0] / new[0]) if norm else out
 
         return Axis(rows, columns, gain)
@@ -145,9 +134,5 @@ class _Padding:
 
 def _placed(tensor: Tensor, out: Tensor, dim: int, old: list[int], new: list[int]) -> Tensor:
     """Write a tensor into the first channels of a larger one, and return that."""
-    dim = dim % tensor.dim()
-    view = out.unflatten(dim, new)
-    for axis, size in enumerate(old):
-        view = view.narrow(dim + axis, 0, size)
-    view.copy_(tensor.unflatten(dim, old))
+    corner(out.unflatten(dim, new), old, dim % out.dim()).copy_(tensor.unflatten(dim, old))
     return out

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from weightinit.anatomy import Anatomy
 from weightinit.errors import ProjectionError
-from weightinit.inherit.copies import Copies, Copying
+from weightinit.inherit.copies import Copying
 from weightinit.inherit.fresh import sub_generator
 from weightinit.inherit.growth import Growth, claim
-from weightinit.inherit.transfer import Place, Source, Transfer, transfer_recipes
-from weightinit.plan import Recipe
+from weightinit.inherit.transfer import Place, Source, Transfer, transfer_parts
+from weightinit.init.operators import Copies, scale
+from weightinit.plan import Inheritance
 
 __all__ = ["HyperCloning"]
 
@@ -49,24 +50,19 @@ class HyperCloning:
 
     snr_db: float | None = None
 
-    def recipes(
+    def plan(
         self, source: Source, target: Anatomy, *, seed: int = 0, calibration: object = None
-    ) -> list[Recipe]:
-        """Return a recipe for every parameter of a target.
+    ) -> Inheritance:
+        """Return a part for every piece of a target.
 
         Raises:
             ProjectionError: if an axis of the target is no whole multiple of the ancestor's.
         """
         growth = _growth(source, target)
-        copying = Copying(growth, _tile, None if self.snr_db is None else self._noise(seed))
-        how, _ = claim("HyperCloning", growth.faults(copying.uneven))
+        copying = Copying(growth, added=None if self.snr_db is None else self._noise(seed))
+        how, notes = claim("HyperCloning", growth.faults(copying.uneven))
         transfer = Transfer(copying, growth.depth, how, growth.quiet(), growth.silence)
-        return transfer_recipes(source, target, transfer, seed=seed)
-
-    def notes(self, source: Source, target: Anatomy) -> list[str]:
-        """Return whether the function is kept, and if not, why."""
-        growth = _growth(source, target)
-        return claim("HyperCloning", growth.faults(Copying(growth, _tile).uneven))[1]
+        return Inheritance(transfer_parts(source, target, transfer, seed=seed), notes)
 
     def _noise(self, seed: int):
         def added(place: Place, even: Tensor, copies: Copies) -> Tensor:
@@ -89,10 +85,6 @@ def _growth(source: Source, target: Anatomy) -> Growth:
     return growth
 
 
-def _tile(label: str, old: int, new: int) -> Tensor:
-    return torch.arange(new) % old
-
-
 def _pairs(even: Tensor, copies: Copies, ratio: float, generator: torch.Generator) -> Tensor:
     """Return noise of opposite sign on the two of each pair of copies.
 
@@ -107,8 +99,7 @@ def _pairs(even: Tensor, copies: Copies, ratio: float, generator: torch.Generato
     paired = (copies.turns < copies.counts - 1) | (copies.counts % 2 == 0)
     shape = (even.shape[0], (int(pair.max()) + 1) * old, *even.shape[2:])
     draw = torch.randn(shape, generator=generator).to(even)
-    sign = ((1 - 2 * (copies.turns % 2)) * paired).to(even)
-    view = [-1 if i == 1 else 1 for i in range(even.dim())]
-    noise = draw.index_select(1, pair * old + copies.index) * sign.view(view)
+    sign = (1 - 2 * (copies.turns % 2)) * paired
+    noise = scale(draw.index_select(1, pair * old + copies.index), 1, sign)
     size = noise[:, paired].square().mean().sqrt()
     return noise * (ratio * even.square().mean().sqrt() / size) if paired.any() else noise

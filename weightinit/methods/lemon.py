@@ -7,20 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from weightinit.anatomy import Anatomy
-from weightinit.ancestor.folding import scale_of
+from weightinit.anatomy import Anatomy, Labels, scale_of
 from weightinit.errors import ProjectionError
-from weightinit.inherit.copies import Copies, Copying
+from weightinit.inherit.copies import Copying
 from weightinit.inherit.fresh import fresh_rule, sub_generator
 from weightinit.inherit.growth import Growth, claim
 from weightinit.inherit.outside import Axis
-from weightinit.inherit.transfer import Place, Source, Transfer, transfer_recipes
-from weightinit.plan import Recipe
+from weightinit.inherit.transfer import Place, Source, Transfer, transfer_parts
+from weightinit.init.operators import Copies, cycle
+from weightinit.plan import Inheritance
 
 __all__ = ["LEMON"]
 
@@ -76,24 +77,17 @@ class LEMON:
             if getattr(self, name) not in allowed:
                 raise ProjectionError(f"{name}={getattr(self, name)!r}: use one of {allowed}")
 
-    def recipes(
+    def plan(
         self, source: Source, target: Anatomy, *, seed: int = 0, calibration: object = None
-    ) -> list[Recipe]:
-        """Return a recipe for every parameter of a target that is no smaller on any axis."""
+    ) -> Inheritance:
+        """Return a part for every piece of a target that is no smaller on any axis."""
         expansion = _Expansion(self, source, target, seed)
         growth = expansion.growth
-        how, _ = self._claim(expansion)
-        transfer = Transfer(expansion.axes, growth.depth, how, growth.quiet(), expansion.silence)
-        return transfer_recipes(source, target, transfer, seed=seed)
-
-    def notes(self, source: Source, target: Anatomy) -> list[str]:
-        """Return whether the function is kept, on which condition, and if not, why."""
-        return self._claim(_Expansion(self, source, target, 0))[1]
-
-    def _claim(self, expansion: _Expansion) -> tuple[str, list[str]]:
         ratio = expansion.ratio
         condition = f" if you set the norms' eps to {ratio:.6g} of the ancestor's"
-        return claim("LEMON", expansion.faults(), condition if ratio < 1 else "")
+        how, notes = claim("LEMON", expansion.faults(), condition if ratio < 1 else "")
+        transfer = Transfer(expansion.axes, growth.depth, how, growth.quiet(), expansion.silence)
+        return Inheritance(transfer_parts(source, target, transfer, seed=seed), notes)
 
 
 class _Expansion:
@@ -101,7 +95,7 @@ class _Expansion:
         self.options, self.source, self.seed = options, source, seed
         self.growth = Growth("lemon", source.anatomy, target)
         added = None if options.mode == "net2net" else self._added
-        self.copying = Copying(self.growth, lambda _, old, new: torch.arange(new) % old, added)
+        self.copying = Copying(self.growth, added=added)
 
     @property
     def ratio(self) -> float:
@@ -112,11 +106,15 @@ class _Expansion:
     def faults(self) -> list[str]:
         """Return why the function changes."""
         growth = self.growth
-        faults = growth.faults(lambda label: label != "d" and self.copying.uneven(label))
+        faults = growth.faults(lambda x: not x.stream and self.copying.uneven(x))
         if self.ratio == 1:
             return faults
-        writing = [r for r in ("norm_pre.weight", "patch.norm.weight") if r in growth.new.outside]
-        if growth.new.traits.get("post_norm"):
+        writing = [
+            role
+            for role, piece in growth.new.outside.items()
+            if piece.facts.place == "first norm" and piece.facts.gain
+        ]
+        if growth.new.traits.form not in (None, "pre_norm"):
             writing.append("norm1.weight")
         if writing and not growth.rms:
             faults.append(f"{', '.join(writing)} writes into the stream, and not its mean")
@@ -124,42 +122,34 @@ class _Expansion:
             faults.append("blocks off the main stack have layer scales")
         return faults
 
-    def axes(self, label: str, place: Place) -> Axis | None:
+    def axes(self, labels: Labels, place: Place) -> Axis | None:
         """Return what becomes of an axis at a place."""
-        if label == "d" and self.ratio < 1:
+        if labels.stream and self.ratio < 1:
             return Axis(*(self._stream(side, place) for side in ("rows", "columns", "gain")))
-        return self.copying(label, place)
+        return self.copying(labels, place)
 
     def _stream(self, side: str, place: Place):
         old, new = self.growth.grown["d"]
-        copies = Copies(torch.arange(new // old * old) % old)
-        rest = new - len(copies.index)
-        shared = place.role in self.growth.shared
+        copies = Copies(cycle(old, new // old * old), new % old)
+        made = copies.share if place.role in self.growth.shared else copies.repeat
 
         def rows(tensor: Tensor, dim: int) -> Tensor:
-            whole = copies.share(tensor, dim) if shared else tensor.index_select(dim, copies.index)
-            if self.growth.rms or "norm" in place.role:
-                return _extended(whole, dim, torch.zeros_like(tensor.narrow(dim, 0, 1)), rest)
+            if self.growth.rms or place.facts.kind == "norm":
+                return made(tensor, dim)
             weights = self._weights(place, old).to(tensor)
-            mean = (tensor.movedim(dim, -1) @ weights).unsqueeze(dim)
-            return _extended(whole, dim, mean, rest)
+            return copies.repeat(tensor, dim, (tensor.movedim(dim, -1) @ weights).unsqueeze(dim))
 
         def gain(tensor: Tensor, dim: int) -> Tensor:
-            whole = copies.share(tensor, dim) if shared else tensor.index_select(dim, copies.index)
-            if "norm" not in place.role:
-                return _extended(whole, dim, tensor.abs().mean().view(1), rest)
+            if place.facts.kind != "norm":
+                return copies.repeat(tensor, dim, tensor.abs().mean().view(1))
             generator = sub_generator(self.seed, f"lemon gain {place.role} {place.target}")
-            draw = 2 * torch.rand(rest, generator=generator) - 1
-            return torch.cat([whole, draw.to(whole)]) * self.ratio**0.5
+            wide = made(tensor, dim)
+            wide[len(copies.index) :] = 2 * torch.rand(copies.rest, generator=generator) - 1
+            return wide * self.ratio**0.5
 
         def columns(tensor: Tensor, dim: int) -> Tensor:
-            zeros = torch.zeros_like(tensor.narrow(dim, 0, 1))
-            if self.options.mode == "net2net":
-                return _extended(copies.share(tensor, dim), dim, zeros, rest)
-            full = _extended(tensor.index_select(dim, copies.index), dim, zeros, rest)
-            random = self._added(place, full)
-            first, free = random.split([len(copies.index), rest], dim)
-            return torch.cat([copies.share(tensor, dim, lambda _: first), free], dim)
+            even = self.options.mode == "net2net"
+            return copies.share(tensor, dim, None if even else partial(self._added, place))
 
         return {"rows": rows, "gain": gain, "columns": columns}[side]
 
@@ -183,7 +173,7 @@ class _Expansion:
             return False
         if out.dim() > 1 and self.options.depth == "copymix_cancel":
             piece = self.growth.new.blocks[place.target][place.role]
-            copies = self.copying.of(" ".join(piece.axes[1]))
+            copies = self.copying.of(piece.axes[1])
             if copies is not None:
                 zeros = out.new_zeros(len(out), int(copies.index.max()) + 1)
                 out.copy_(copies.share(zeros, 1, lambda even: self._added(place, even)))
@@ -204,10 +194,3 @@ class _Expansion:
         generator = sub_generator(self.seed, f"lemon {place.role} {place.target}")
         fresh_rule(place.role, tuple(even.shape))[1](draw, generator)
         return draw.to(even)
-
-
-def _extended(tensor: Tensor, dim: int, one: Tensor, times: int) -> Tensor:
-    """Return a tensor with a slice of length 1 repeated after its end."""
-    shape = list(tensor.shape)
-    shape[dim] = times
-    return torch.cat([tensor, one.expand(shape)], dim)

@@ -7,10 +7,10 @@ https://arxiv.org/abs/2305.09828. Every layer gets the same rule and noise of it
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import astuple, dataclass
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -18,10 +18,10 @@ from torch import Tensor
 from weightinit import init
 from weightinit.anatomy import Anatomy, ParamSpec, Piece
 from weightinit.errors import ProjectionError
-from weightinit.inherit.fresh import fresh_rule, sub_generator
-from weightinit.plan import Recipe
+from weightinit.inherit.fresh import fresh_part, sub_generator
+from weightinit.plan import Inheritance, Part
 
-__all__ = ["Mimetic", "mimetic_recipes"]
+__all__ = ["Mimetic", "planned_mimetic"]
 
 Positions = Literal["sincos", "fresh"]
 
@@ -60,10 +60,10 @@ class Mimetic:
             raise ProjectionError(f"positions={self.positions!r}: use one of {get_args(Positions)}")
 
 
-def mimetic_recipes(
+def planned_mimetic(
     anatomy: Anatomy, options: Mimetic | None = None, *, seed: int = 0
-) -> list[Recipe]:
-    """Return a recipe for every parameter of a target: closed form, sinusoidal, or fresh by rule.
+) -> Inheritance:
+    """Return a part for every piece of a target: closed form, sinusoidal, or fresh by rule.
 
     Args:
         anatomy: of the target.
@@ -82,7 +82,8 @@ def mimetic_recipes(
             "weightinit.init.mimetic_qk_ and mimetic_vo_"
         )
     composer = _Composer(anatomy, attentions, options or Mimetic(), seed)
-    return [composer.recipe(spec) for spec in anatomy.specs]
+    pieces = (piece for spec in anatomy.specs for piece in anatomy.pieces(spec))
+    return Inheritance({piece: composer.part(piece) for piece in pieces})
 
 
 @dataclass(frozen=True)
@@ -105,17 +106,16 @@ class _Attention:
 
 def _attentions(anatomy: Anatomy) -> list[_Attention]:
     """Return the attentions of all blocks; raise if the weights of one do not fit one another."""
-    blocks = [*anatomy.blocks, *(block for _, block in anatomy.extra_blocks)]
     return [
-        _attention(anatomy, block, role.removesuffix("q.weight"))
-        for block in blocks
-        for role in block
-        if role.endswith(".q.weight")
+        _attention(anatomy, block, piece.facts.parent)
+        for block in anatomy.all_blocks
+        for piece in block.values()
+        if piece.facts.letter == "q" and piece.facts.kind == "matrix"
     ]
 
 
-def _attention(anatomy: Anatomy, block: Mapping[str, Piece], prefix: str) -> _Attention:
-    roles = [f"{prefix}{part}.weight" for part in ("q", "k", "v", "proj")]
+def _attention(anatomy: Anatomy, block: Mapping[str, Piece], parent: str) -> _Attention:
+    roles = [f"{parent}.{part}.weight" for part in ("q", "k", "v", "proj")]
     found = [block[role] for role in roles if role in block]
     if len(found) == len(roles):
         q, k, v, proj = found
@@ -127,7 +127,7 @@ def _attention(anatomy: Anatomy, block: Mapping[str, Piece], prefix: str) -> _At
             and q.size == (group * k.size[0], k.size[1])
             and proj.size == (v.size[1], group * v.size[0])
         ):
-            differential = f"{prefix}sub_norm.weight" in block
+            differential = f"{parent}.sub_norm.weight" in block
             return _Attention(q, k, v, proj, heads * (1 + differential), group)
     listed = ", ".join(f"{p.spec.name} ({p.role}, {p.axes}, {p.size})" for p in found)
     raise ProjectionError(
@@ -136,53 +136,33 @@ def _attention(anatomy: Anatomy, block: Mapping[str, Piece], prefix: str) -> _At
     )
 
 
-class _Part(NamedTuple):
-    """What happens to one part of a parameter."""
-
-    action: Literal["written", "fresh"]
-    source: str
-    fill: Callable[[Tensor], object]
-
-
 class _Composer:
-    """Recipes for one target."""
+    """Parts for one target."""
 
     def __init__(
         self, anatomy: Anatomy, attentions: list[_Attention], options: Mimetic, seed: int
     ) -> None:
         self.anatomy, self.options, self.seed = anatomy, options, seed
-        self.queries = {(p.spec.name, p.role): a for a in attentions for p in (a.q, a.k)}
-        self.values = {(p.spec.name, p.role): a for a in attentions for p in (a.v, a.proj)}
+        self.queries = {p: a for a in attentions for p in (a.q, a.k)}
+        self.values = {p: a for a in attentions for p in (a.v, a.proj)}
         # The weights of one attention follow one another: no earlier ones need be kept.
         self.qk = lru_cache(maxsize=1)(self._qk)
         self.vo = lru_cache(maxsize=1)(self._vo)
 
-    def recipe(self, spec: ParamSpec) -> Recipe:
-        parts = [self._part(spec, role) for role in spec.parts]
-
-        def fill(out: Tensor) -> None:
-            for part, view in zip(parts, self.anatomy.split(spec, out).values(), strict=True):
-                part.fill(view)
-
-        written = any(part.action == "written" for part in parts)
-        sources = "; ".join(dict.fromkeys(part.source for part in parts))
-        return Recipe(spec, "written" if written else "fresh", sources, fill)
-
-    def _part(self, spec: ParamSpec, role: str) -> _Part:
-        options = self.options
-        if queries := self.queries.get((spec.name, role)):
-            source = f"W_Q W_K^T ~ {options.alpha_qk:g} Z + {options.beta_qk:g} I of each head"
-            return _Part(
-                "written", source, lambda out: out.copy_(self.qk(queries, out.dtype)[role])
-            )
-        if values := self.values.get((spec.name, role)):
-            source = f"W_V W_proj ~ {options.alpha_vo:g} Z - {options.beta_vo:g} I"
-            return _Part("written", source, lambda out: out.copy_(self.vo(values, out.dtype)[role]))
-        if role == "pos" and options.positions == "sincos" and (grid := self._grid()):
-            source = f"2-D sinusoidal, {grid[0]}x{grid[1]} grid"
-            return _Part("written", source, lambda out: _sincos_(out, grid))
-        text, rule = fresh_rule(role, spec.shape)
-        return _Part("fresh", text, lambda out: rule(out, self._generator(spec, role)))
+    def part(self, piece: Piece) -> Part:
+        """Return what becomes of one piece."""
+        options, role = self.options, piece.role
+        if queries := self.queries.get(piece):
+            text = f"W_Q W_K^T ~ {options.alpha_qk:g} Z + {options.beta_qk:g} I of each head"
+            return Part("written", text, lambda out: out.copy_(self.qk(queries, out.dtype)[role]))
+        if values := self.values.get(piece):
+            text = f"W_V W_proj ~ {options.alpha_vo:g} Z - {options.beta_vo:g} I"
+            return Part("written", text, lambda out: out.copy_(self.vo(values, out.dtype)[role]))
+        grid = self._grid() if piece.facts.kind == "position" else None
+        if grid is not None and options.positions == "sincos":
+            text = f"2-D sinusoidal, {grid[0]}x{grid[1]} grid"
+            return Part("written", text, lambda out: _sincos_(out, grid))
+        return fresh_part(piece, self.seed)
 
     def _qk(self, attention: _Attention, dtype: torch.dtype) -> dict[str, Tensor]:
         q, k = (torch.empty(piece.size, dtype=dtype) for piece in (attention.q, attention.k))
@@ -218,11 +198,11 @@ class _Composer:
 
     def _grid(self) -> tuple[int, int] | None:
         """Return the grid of the position embedding, or None where its rows are no grid's."""
-        traits: Mapping[str, Any] = self.anatomy.traits
-        if "grid" not in traits:
+        traits = self.anatomy.traits
+        if traits.grid is None:
             return None
-        prefix = self.anatomy.outside["pos"].size[0] - math.prod(traits["grid"])
-        return traits["grid"] if 0 <= prefix <= traits["prefix_tokens"] else None
+        prefix = self.anatomy.outside["pos"].size[0] - math.prod(traits.grid)
+        return traits.grid if 0 <= prefix <= traits.prefix_tokens else None
 
 
 def _sincos_(out: Tensor, grid: tuple[int, int]) -> None:

@@ -7,25 +7,23 @@ https://arxiv.org/abs/1511.05641.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 
-from weightinit.anatomy import Anatomy
-from weightinit.anatomy.layout import Op, along
+from weightinit.anatomy import Anatomy, Labels
 from weightinit.errors import ProjectionError
 from weightinit.inherit.copies import Copying
 from weightinit.inherit.fresh import sub_generator
 from weightinit.inherit.growth import Growth, claim
 from weightinit.inherit.outside import Axis
-from weightinit.inherit.transfer import Place, Source, Transfer, transfer_recipes
-from weightinit.methods.bert2bert import copies_of
-from weightinit.plan import Recipe
+from weightinit.inherit.transfer import Place, Source, Transfer, transfer_parts
+from weightinit.init.operators import Copies, Op, along, scale
+from weightinit.methods.bert2bert import Choice, copies_of
+from weightinit.plan import Inheritance
 
 __all__ = ["Net2Net"]
-
-Choice = Literal["even", "random"]
 
 
 @dataclass(frozen=True)
@@ -68,28 +66,24 @@ class Net2Net:
         if not self.noise >= 0:
             raise ProjectionError(f"noise={self.noise!r}: use 0 or a small number such as 0.01")
 
-    def recipes(
+    def plan(
         self, source: Source, target: Anatomy, *, seed: int = 0, calibration: object = None
-    ) -> list[Recipe]:
-        """Return a recipe for every parameter of a target that is no smaller on any axis."""
+    ) -> Inheritance:
+        """Return a part for every piece of a target that is no smaller on any axis."""
         copying = self._copying(source, target, seed)
         growth = copying.growth
 
-        def axes(label: str, place: Place) -> Axis | None:
-            axis = copying(label, place)
-            if axis is None or not self.noise or label[0] not in "hem" or place.target < 0:
+        def axes(labels: Labels, place: Place) -> Axis | None:
+            axis, copies = copying(labels, place), copying.of(labels)
+            noisy = self.noise and not labels.stream and place.target >= 0
+            if axis is None or copies is None or not noisy:
                 return axis
             generator = sub_generator(seed, f"net2net noise {place.role} {place.target}")
-            rows = _noisy(axis, copying, label, self.noise, generator)
-            return Axis(rows, axis.columns, axis.gain)
+            return Axis(_noisy(axis.rows, copies, self.noise, generator), axis.columns, axis.gain)
 
-        how, _ = claim("Net2Net", self._faults(copying))
+        how, notes = claim("Net2Net", self._faults(copying))
         transfer = Transfer(axes, growth.depth, how, growth.quiet(), growth.silence)
-        return transfer_recipes(source, target, transfer, seed=seed)
-
-    def notes(self, source: Source, target: Anatomy) -> list[str]:
-        """Return whether the function is kept, and if not, why."""
-        return claim("Net2Net", self._faults(self._copying(source, target, 0)))[1]
+        return Inheritance(transfer_parts(source, target, transfer, seed=seed), notes)
 
     def _copying(self, source: Source, target: Anatomy, seed: int) -> Copying:
         def choose(label: str, old: int, new: int) -> Tensor:
@@ -99,28 +93,23 @@ class Net2Net:
 
     def _faults(self, copying: Copying) -> list[str]:
         faults = copying.growth.faults(copying.uneven)
-        if any(label[0] == "d" and copying.uneven(label) for label in copying.growth.grown):
+        grown = [Labels((label,)) for label in copying.growth.grown]
+        if any(labels.stream and copying.uneven(labels) for labels in grown):
             faults.append("method='lemon' keeps the function at any width")
-        if self.noise and any(label[0] in "hem" for label in copying.growth.grown):
+        if self.noise and any(not labels.stream for labels in grown):
             faults.append(f"the copies differ by noise={self.noise:g}")
         return faults
 
 
-def _noisy(
-    axis: Axis, copying: Copying, label: str, noise: float, generator: torch.Generator
-) -> Op:
+def _noisy(rows: Op, copies: Copies, noise: float, generator: torch.Generator) -> Op:
     """Return rows of which all but the first copy of each channel are noisy."""
-    copies = copying.of(label)
-    assert copies is not None
 
-    def rows(tensor: Tensor, dim: int) -> Tensor:
-        out = along(tensor, dim, axis.rows)
+    def op(tensor: Tensor, dim: int) -> Tensor:
+        out = along(tensor, dim, rows)
         if tensor.dim() < 2:
             return out
         draw = torch.randn(out.shape, generator=generator)
         size = noise * tensor.square().mean().sqrt()
-        shape = [-1 if i == dim % out.dim() else 1 for i in range(out.dim())]
-        later = (copies.turns > 0).view(shape)
-        return out + draw.to(out) * size * later
+        return out + scale(draw.to(out) * size, dim, copies.turns > 0)
 
-    return rows
+    return op

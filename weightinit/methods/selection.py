@@ -5,24 +5,24 @@ Xu et al., "Initializing Models with Larger Ones", ICLR 2024, https://arxiv.org/
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from weightinit.anatomy import Anatomy, ParamSpec
-from weightinit.anatomy.layout import along
+from weightinit.anatomy import Anatomy, Difference, Labels, ParamSpec, Piece
 from weightinit.errors import ProjectionError
 from weightinit.inherit.depth import Depth, mixes
-from weightinit.inherit.fresh import fresh_rule, sub_generator
+from weightinit.inherit.fresh import fresh_part, sub_generator
 from weightinit.inherit.outside import Axis
-from weightinit.inherit.transfer import Axes, Place, Source, Transfer, transfer_recipes
-from weightinit.init._select import ELEMENTS, select_indices
-from weightinit.plan import Recipe
+from weightinit.inherit.transfer import Axes, Place, Source, Transfer, transfer_parts
+from weightinit.init.operators import SELECTIONS, along, joint_index, select_indices
+from weightinit.plan import Inheritance, Part
 
-__all__ = ["WeightSelection", "select_indices"]
+__all__ = ["WeightSelection"]
 
 Elements = Literal["uniform", "consecutive", "random"]
 
@@ -56,48 +56,36 @@ class WeightSelection:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        for name, allowed in (("elements", ELEMENTS), ("heads", ("aligned", "flat"))):
+        for name, allowed in (("elements", SELECTIONS), ("heads", ("aligned", "flat"))):
             if getattr(self, name) not in allowed:
                 raise ProjectionError(f"{name}={getattr(self, name)!r}: use one of {allowed}")
 
-    def recipes(
+    def plan(
         self, source: Source, target: Anatomy, *, seed: int = 0, calibration: object = None
-    ) -> list[Recipe]:
-        """Return a recipe for every parameter of a target that is no larger on any axis."""
-        larger = [
-            f"{label} {source.anatomy.sizes[label]} -> {size}"
-            for label, size in target.sizes.items()
-            if label in source.anatomy.sizes
-            and label[0] in "dhkme"
-            and size > source.anatomy.sizes[label]
-        ]
-        if larger or target.depth > source.anatomy.depth:
-            raise ProjectionError(
-                f"weight selection only shrinks, and the target is larger in {larger or 'depth'}: "
-                "use method='auto', which grows too"
-            )
+    ) -> Inheritance:
+        """Return a part for every piece of a target that is no larger on any axis."""
+        Difference(source.anatomy, target).forbid_growth("weight selection")
         if self.heads == "flat":
-            return _flat(self, source, target, seed)
+            return Inheritance(_flat(self, source, target, seed))
         how = f"{self.elements} selection, whole heads"
         transfer = Transfer(
             self._axes(source.anatomy, target, seed),
             mixes(self.depth, source.anatomy, target),
             how,
         )
-        return transfer_recipes(source, target, transfer, seed=seed)
+        return Inheritance(transfer_parts(source, target, transfer, seed=seed))
 
     def _axes(self, old: Anatomy, new: Anatomy, seed: int) -> Axes:
-        known: dict[str, Axis | None] = {}
+        known: dict[Labels, Axis | None] = {}
 
-        def find(label: str, place: Place) -> Axis | None:
-            if label not in known:
-                known[label] = self._axis(label, old, new, seed)
-            return known[label]
+        def find(labels: Labels, place: Place) -> Axis | None:
+            if labels not in known:
+                known[labels] = self._axis(labels, old, new, seed)
+            return known[labels]
 
         return find
 
-    def _axis(self, label: str, old: Anatomy, new: Anatomy, seed: int) -> Axis | None:
-        labels = label.split()
+    def _axis(self, labels: Labels, old: Anatomy, new: Anatomy, seed: int) -> Axis | None:
         if any(part not in old.sizes or part not in new.sizes for part in labels):
             return None
         if all(old.sizes[part] == new.sizes[part] for part in labels):
@@ -107,39 +95,38 @@ class WeightSelection:
         for part in labels:
             size = old.sizes[part], new.sizes[part]
             chosen = select_indices(*size, self.elements, sub_generator(seed, f"select {part}"))
-            index = (index[:, None] * size[0] + chosen).flatten()
+            index = joint_index(index, chosen, size[0])
             scale *= (size[0] / size[1]) ** 0.5
         if not self.rescale:
             return Axis(index, index)
         return Axis(index, lambda tensor, dim: along(tensor, dim, index) * scale)
 
 
-def _flat(method: WeightSelection, source: Source, target: Anatomy, seed: int) -> list[Recipe]:
+def _flat(method: WeightSelection, source: Source, target: Anatomy, seed: int) -> dict[Piece, Part]:
     """Select along stored axes, whatever they hold: the published code."""
     depth = mixes(method.depth, source.anatomy, target)
     stored = dict(_pairs(source.anatomy, target, depth))
     how = f"{method.elements} selection of stored axes, as published"
 
-    def recipe(spec: ParamSpec) -> Recipe:
-        own = stored.get(spec.name)
-        text, rule = fresh_rule(spec.role, spec.shape)
-        generator = sub_generator(seed, spec.key)
-        fits = own is not None and _covers(own.shape, spec.shape)
-        if own is None or not fits or spec.role.startswith("head"):
-            return Recipe(spec, "fresh", text, lambda out: rule(out, generator))
+    @lru_cache(maxsize=1)  # the pieces of a fused parameter follow one another
+    def selected(spec: ParamSpec) -> Mapping[str, Tensor]:
+        own = stored[spec.name]
+        value = _stored(source, own)
+        for dim, (before, after) in enumerate(zip(own.shape, spec.shape, strict=True)):
+            if before != after:
+                draw = sub_generator(seed, f"select {before} {after}")
+                index = select_indices(before, after, method.elements, draw)
+                value = value.index_select(dim, index)
+        return target.split(spec, value)
 
-        def fill(out: Tensor) -> None:
-            value = _stored(source, own)
-            for dim, (before, after) in enumerate(zip(own.shape, spec.shape, strict=True)):
-                if before != after:
-                    draw = sub_generator(seed, f"select {before} {after}")
-                    index = select_indices(before, after, method.elements, draw)
-                    value = value.index_select(dim, index)
-            out.copy_(value)
+    def part(piece: Piece) -> Part:
+        own, spec = stored.get(piece.spec.name), piece.spec
+        if own is None or not _covers(own.shape, spec.shape) or piece.facts.kind == "head":
+            return fresh_part(piece, seed)
+        text = f"{own.name} ({how})"
+        return Part("written", text, lambda out: out.copy_(selected(spec)[piece.role]))
 
-        return Recipe(spec, "written", f"{own.name} ({how})", fill)
-
-    return [recipe(spec) for spec in target.specs]
+    return {piece: part(piece) for spec in target.specs for piece in target.pieces(spec)}
 
 
 def _covers(old: tuple[int, ...], new: tuple[int, ...]) -> bool:
@@ -149,12 +136,7 @@ def _covers(old: tuple[int, ...], new: tuple[int, ...]) -> bool:
 def _stored(source: Source, spec: ParamSpec) -> Tensor:
     """Return a tensor as it is stored, from its parts."""
     old = source.anatomy
-    place = old.outside if spec.block is None else None
-    block = place if place is not None else next(
-        b for b in (*old.blocks, *(b for _, b in old.extra_blocks))
-        if spec.parts[0] in b and b[spec.parts[0]].spec is spec
-    )  # fmt: skip
-    return old.merge(spec, {role: source.part(block[role]) for role in spec.parts})
+    return old.merge(spec, {piece.role: source.part(piece) for piece in old.pieces(spec)})
 
 
 def _pairs(old: Anatomy, new: Anatomy, depth: list[tuple]) -> Iterator[tuple[str, ParamSpec]]:

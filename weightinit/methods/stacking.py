@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from weightinit.anatomy import Anatomy
 from weightinit.errors import ProjectionError
 from weightinit.inherit.depth import Depth, Mix, mixes
-from weightinit.inherit.tables import TABLES
-from weightinit.inherit.transfer import Source, Transfer, transfer_recipes
-from weightinit.plan import Recipe
+from weightinit.inherit.transfer import Source, Transfer, transfer_parts
+from weightinit.plan import Inheritance
 
 __all__ = ["Stacking"]
 
@@ -41,10 +40,10 @@ class Stacking:
 
     depth: Depth = "stack"
 
-    def recipes(
+    def plan(
         self, source: Source, target: Anatomy, *, seed: int = 0, calibration: object = None
-    ) -> list[Recipe]:
-        """Return a recipe for every parameter of a target of the same width.
+    ) -> Inheritance:
+        """Return a part for every piece of a target of the same width.
 
         Raises:
             ProjectionError: if it is shallower, or of another width, head count or MLP.
@@ -63,9 +62,8 @@ class Stacking:
                 "use method='bert2bert' or 'ligo', which grow width and depth"
             )
         how = f"stacked by {self.depth!r}" if isinstance(self.depth, str) else "stacked"
-        return transfer_recipes(
-            source, target, Transfer(lambda label, place: None, depth, how), seed=seed
-        )
+        transfer = Transfer(lambda label, place: None, depth, how)
+        return Inheritance(transfer_parts(source, target, transfer, seed=seed))
 
 
 def _differing(old: Anatomy, new: Anatomy, depth: list[Mix]) -> Iterator[str]:
@@ -80,8 +78,8 @@ def _differing(old: Anatomy, new: Anatomy, depth: list[Mix]) -> Iterator[str]:
         for piece in block.values():
             for index, _ in mix:
                 own = old.blocks[index].get(piece.role)
-                if own is None or own.size == piece.size or TABLES.fullmatch(piece.role):
+                if own is None or own.size == piece.size or piece.facts.kind == "table":
                     continue
                 for labels, before, after in zip(piece.axes, own.size, piece.size, strict=False):
                     if before != after:
-                        yield f"{' '.join(labels)} ({before} -> {after})"
+                        yield f"{labels} ({before} -> {after})"

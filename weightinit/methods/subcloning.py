@@ -13,16 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from weightinit.anatomy import Anatomy, Piece
-from weightinit.anatomy.layout import along
+from weightinit.anatomy import Anatomy, Difference, Labels, Piece, label_of
 from weightinit.errors import ProjectionError
 from weightinit.inherit.depth import Depth, mixes
 from weightinit.inherit.outside import Axis
 from weightinit.inherit.running import Runnable, Running, exact, watching
-from weightinit.inherit.transfer import Axes, Place, Transfer, side, transfer_recipes
-from weightinit.plan import Recipe
+from weightinit.inherit.transfer import Axes, Place, Transfer, transfer_parts
+from weightinit.init.operators import along, joint_index
+from weightinit.plan import Inheritance
 
-__all__ = ["Subcloning", "mean_inputs", "shrinking"]
+__all__ = ["Subcloning", "check_shrinking", "mean_inputs"]
 
 
 @dataclass(frozen=True)
@@ -51,94 +51,95 @@ class Subcloning:
     depth: Depth = "uniform"
     rescale: bool = True
 
-    def recipes(
+    def plan(
         self,
         source: Runnable,
         target: Anatomy,
         *,
         seed: int = 0,
         calibration: Iterable[Any] | None = None,
-    ) -> list[Recipe]:
-        """Return a recipe for every parameter of a target that is no larger on any axis.
+    ) -> Inheritance:
+        """Return a part for every piece of a target that is no larger on any axis.
 
         Raises:
             ProjectionError: if it is larger, differs in what has no ranking, or if there is no
                 calibration.
         """
-        shrinking(source.anatomy, target, "weight subcloning")
+        check_shrinking(source.anatomy, target, "weight subcloning")
         running = Running(source, calibration)
         axes = self._axes(mean_inputs(running), source.anatomy, target)
         depth = mixes(self.depth, source.anatomy, target)
         transfer = Transfer(axes, depth, "ranked by activation")
-        return transfer_recipes(source, target, transfer, seed=seed)
+        return Inheritance(transfer_parts(source, target, transfer, seed=seed))
 
-    def _axes(self, means: Mapping[tuple[int, str], Tensor], old: Anatomy, new: Anatomy) -> Axes:
-        known: dict[tuple[int, str], Axis | None] = {}
+    def _axes(self, means: Mapping[tuple[int, Labels], Tensor], old: Anatomy, new: Anatomy) -> Axes:
+        known: dict[tuple[int, Labels], Axis | None] = {}
 
-        def find(label: str, place: Place) -> Axis | None:
-            key = (-1 if label[0] == "d" else place.source), label
+        def find(labels: Labels, place: Place) -> Axis | None:
+            key = (-1 if labels.stream else place.source), labels
             if key not in known:
-                known[key] = self._axis(means, key, old, new)
+                known[key] = self._axis(means, *key, old, new)
             return known[key]
 
         return find
 
     def _axis(
         self,
-        means: Mapping[tuple[int, str], Tensor],
-        key: tuple[int, str],
+        means: Mapping[tuple[int, Labels], Tensor],
+        index: int,
+        labels: Labels,
         old: Anatomy,
         new: Anatomy,
     ) -> Axis | None:
-        index, label = key
-        parts = label.split()
-        if any(part not in old.sizes or part not in new.sizes for part in parts):
+        if any(label not in old.sizes or label not in new.sizes for label in labels):
             return None
-        if all(old.sizes[part] == new.sizes[part] for part in parts):
+        if all(old.sizes[label] == new.sizes[label] for label in labels):
             return None
-        unit = old.sizes[parts[1]] if len(parts) > 1 else 1
+        unit = old.sizes[labels[1]] if len(labels) > 1 else 1
         # Of heads alone, their tables and gates are chosen as their channels are.
-        name = "h k" if label == "h" else label
+        heads = labels[0] == "h"
+        ranked = Labels(("h", "k")) if heads else labels
         found = [
             mean / mean.mean().clamp_min(torch.finfo(mean.dtype).tiny)
-            for (block, labels), mean in means.items()
-            if labels == name and (label[0] == "d" or block == index)
+            for (block, others), mean in means.items()
+            if others == ranked and (labels.stream or block == index)
         ]
         if not found:
             raise ProjectionError(
-                f"nothing tells which of {label} to keep ({old.sizes[parts[0]]} -> "
-                f"{new.sizes[parts[0]]}): use method='weight_selection', which needs no activations"
+                f"nothing tells which of {labels} to keep ({old.sizes[labels[0]]} -> "
+                f"{new.sizes[labels[0]]}): use method='weight_selection', which needs no "
+                "activations"
             )
         mean = torch.stack(found).mean(0)
-        if name == "h k":
+        if heads:
             mean = mean.view(old.sizes["h"], -1).mean(1)
-        size = new.sizes[parts[0]]
+        size = new.sizes[labels[0]]
         order = mean.sort(descending=True, stable=True).indices[:size]
-        index_ = (order[:, None] * unit + torch.arange(unit)).flatten()
-        scale = (old.sizes[parts[0]] / size) ** 0.5
+        chosen = joint_index(order, torch.arange(unit), unit)
+        scale = (old.sizes[labels[0]] / size) ** 0.5
         if not self.rescale:
-            return Axis(index_, index_)
-        return Axis(index_, lambda tensor, dim: along(tensor, dim, index_) * scale)
+            return Axis(chosen, chosen)
+        return Axis(chosen, lambda tensor, dim: along(tensor, dim, chosen) * scale)
 
 
-def mean_inputs(running: Running) -> dict[tuple[int, str], Tensor]:
+def mean_inputs(running: Running) -> dict[tuple[int, Labels], Tensor]:
     """Return the mean absolute value of each channel of what matrices read, in float64.
 
     Args:
         running: the ancestor.
 
     Returns:
-        From (block of the main stack, or -1 outside, and the axis' labels, ``"m"``, ``"h k"``) to
+        From (block of the main stack, or -1 outside, and the labels of the axis) to
         ``[channels]``, averaged over batches, and over matrices that read the same axis there.
     """
-    totals: dict[tuple[int, str], list[Tensor]] = {}
+    totals: dict[tuple[int, Labels], list[Tensor]] = {}
     seen = running.anatomy
     places = [(-1, piece) for piece in seen.outside.values()]
     places += [(i, piece) for i, block in enumerate(seen.blocks) for piece in block.values()]
     watched: dict[nn.Module, list[tuple[int, Piece]]] = {}
     for index, piece in places:
-        matrix = len(piece.axes) > 1 and side(piece.role, 1, len(piece.axes)) == "columns"
-        if matrix and piece.role != "patch.weight":
+        matrix = len(piece.axes) > 1 and piece.side(1) == "columns"
+        if matrix and not any(label_of(label).kind == "patch" for x in piece.axes for label in x):
             watched.setdefault(running.owner(piece), []).append((index, piece))
 
     def see(module: nn.Module, x: Tensor) -> None:
@@ -150,7 +151,7 @@ def mean_inputs(running: Running) -> dict[tuple[int, str], Tensor]:
             begin = start if start + width <= x.shape[-1] and x.shape[-1] != width else 0
             start = begin + width
             mean = x[..., begin:start].flatten(0, -2).sum(0), x[..., 0].numel()
-            key = index, " ".join(piece.axes[1])
+            key = index, piece.axes[1]
             entry = totals.setdefault(key, [torch.zeros_like(mean[0]), torch.zeros(())])
             entry[0] += mean[0]
             entry[1] += mean[1]
@@ -161,43 +162,32 @@ def mean_inputs(running: Running) -> dict[tuple[int, str], Tensor]:
     return {key: running.check(total / count).cpu() for key, (total, count) in totals.items()}
 
 
-def shrinking(old: Anatomy, new: Anatomy, method: str) -> None:
+def check_shrinking(old: Anatomy, new: Anatomy, method: str) -> None:
     """Raise ProjectionError if a target is larger on some axis, or its heads are of another size.
 
     Args:
         old: anatomy of the ancestor.
-        new: of the target.
-        method: in words.
+        new: anatomy of the target.
+        method: the method in words.
     """
-    sizes = {
-        label: (old.sizes[label], new.sizes[label]) for label in old.sizes if label in new.sizes
-    }
-    sizes["depth"] = old.depth, new.depth
-    larger = [
-        f"{label} {before} -> {after}"
-        for label, (before, after) in sizes.items()
-        if after > before and (label == "depth" or label[0] in "dhkme")
-    ]
-    if larger:
-        raise ProjectionError(
-            f"{method} only shrinks, and the target is larger in {', '.join(larger)}: use "
-            "method='auto', which grows too"
-        )
-    for label in ("k", "e", "j"):
-        before, after = sizes.get(label, (0, 0))
-        if before != after:
+    difference = Difference(old, new)
+    difference.forbid_growth(method)
+    for label, name in _WHOLE.items():
+        before, after = (seen.sizes.get(label) or seen.widths.get(label) for seen in (old, new))
+        if before is not None and after is not None and before != after:
             raise ProjectionError(
-                f"{method} keeps whole heads, and {_NAMES[label]} {before} -> {after} differs: "
+                f"{method} keeps whole heads, and {name} {before} -> {after} differs: "
                 "keep the ancestor's in the target, or use method='weight_selection'"
             )
-    if "e" in sizes and sizes["h"][0] != sizes["h"][1]:
+    if "e" in difference.widths and "h" in difference.shrunk:
         raise ProjectionError(
             f"{method} keeps whole heads, and the ancestor's share keys and values: keep its "
-            f"{sizes['h'][0]} heads in the target"
+            f"{old.sizes['h']} heads in the target"
         )
 
 
-_NAMES = {
+#: What a head consists of.
+_WHOLE = {
     "k": "the head dim (embed_dim / num_heads)",
     "e": "the number of key heads",
     "j": "the head dim of a map",

@@ -1,22 +1,44 @@
-"""Bundles of weight templates."""
+"""Bundles of weight templates: what their tensors must be, and what no file may expand to."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping, Set
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from weightinit.anatomy import Anatomy
-from weightinit.files.bundle import Bundle
+from weightinit.errors import BundleError
+from weightinit.files.bundle import Bundle, Wanted, copies
+from weightinit.files.checks import Shape, some
 from weightinit.files.config import BundleConfig
 from weightinit.files.locate import names
-from weightinit.inherit.outside import collect
-from weightinit.templates import checks
 from weightinit.templates.config import TemplateConfig
 
-__all__ = ["TemplateBundle", "as_bundle", "list_templates"]
+__all__ = ["TemplateBundle", "as_bundle", "fitted_index", "list_templates", "size_key"]
+
+#: A bundle may describe models of 64 times its own bytes, or of 2 GiB where that is more: scalers
+#: fitted for a ViT-L over templates of width 64 take 2 MB and describe 1.2 GB of float32.
+MAX_EXPANSION = 64
+EXPANSION_FLOOR = 2 * 2**30
+MAX_KINDS = 256
+#: The axes of one part of a kind, by module; "a" is the width inside attention, h times k. A bias
+#: has the first. Other kinds may have any shape.
+KIND_AXES = {
+    "attn.qkv": "a d", "attn.proj": "d a", "mlp.fc1": "m d", "mlp.fc2": "d m", "norm1": "d",
+    "norm2": "d",
+}  # fmt: skip
+#: Those of tensors outside the blocks; "_" is any size. Families and users have more roles, which
+#: only need a well-formed name.
+OUTSIDE_AXES = {
+    "patch": "d c p q", "pos": "t d", "token.cls": "_ d", "token.dist": "_ d", "token.reg": "_ d",
+    "norm_pre": "d", "norm": "d", "head": "n _", "head_dist": "n _",
+}  # fmt: skip
+ROLE = re.compile(r"[a-z][a-z0-9_]*(\.[a-z0-9_]+)*")
 
 
 class TemplateBundle(Bundle):
@@ -62,17 +84,185 @@ class TemplateBundle(Bundle):
     @property
     def template_config(self) -> TemplateConfig:
         """The template set: its kinds, their number and shapes."""
-        return checks.template_config(self.config)
+        return _template_config(self.config)
 
-    _check_tensors = staticmethod(checks.check_tensors)
-    _check_expansion = staticmethod(checks.check_expansion)
+    @classmethod
+    def wanted(cls, config: BundleConfig) -> Mapping[str, Wanted]:
+        """Return the templates, and the scalers of methods that train them."""
+        template = _template_config(config)
+        shapes: dict[str, Wanted] = {}
+        for kind, spec in template.kinds.items():
+            shapes[f"templates.{kind}"] = (spec.number, *spec.shape)
+            if template.method == "wave":
+                shapes[f"scalers.{kind}"] = _scalers(config, template, kind)
+        return shapes
+
+    @classmethod
+    def optional(cls, config: BundleConfig, names: Set[str]) -> Mapping[str, Wanted]:
+        """Return closed forms' scalers, scalers fitted for other sizes, tensors outside blocks."""
+        template = _template_config(config)
+        shapes: dict[str, Wanted] = {}
+        for kind, spec in template.kinds.items():
+            shapes[f"scalers.{kind}"] = _scalers(config, template, kind)
+            for i, entry in enumerate(config.fitted):
+                shapes[f"fitted.{i}.{kind}"] = (entry["depth"], spec.number, *_any(spec.shape))
+        for name in names:
+            role = name.removeprefix("outside.")
+            if role != name and ROLE.fullmatch(role):
+                shapes[name] = (
+                    tuple(config.sizes.get(a, a) for a in _axes(OUTSIDE_AXES, role)) or None
+                )
+        return {name: shape for name, shape in shapes.items() if name in names}
+
+    @classmethod
+    def check(cls, config: BundleConfig, shapes: Mapping[str, Shape]) -> None:
+        """Raise BundleError unless the tensors are those that the config calls for."""
+        super().check(config, shapes)
+        template = _template_config(config)
+        for kind, spec in template.kinds.items():
+            size = _auxiliary_size(config, kind)
+            if f"scalers.{kind}" in shapes or size is None:
+                continue
+            if math.prod(template.scaler_shape(kind, size)) > 1:
+                raise BundleError(
+                    f"templates.{kind} of shape {list(spec.shape)} does not span a whole part of "
+                    f"size {list(size)}, and there are no scalers.{kind}: add them"
+                )
+        models = {_model(name)[0] for name in shapes}
+        lost = [f"fitted.{i}" for i in range(len(config.fitted)) if f"fitted.{i}" not in models]
+        if lost:
+            raise BundleError(
+                f"the bundle lacks tensors [{some(f'{model}.<kind>' for model in lost)}]: its "
+                "config and its weights are not of one bundle"
+            )
+
+    @classmethod
+    def check_expansion(
+        cls, config: BundleConfig, shapes: Mapping[str, Shape], nbytes: int, max_bytes: int
+    ) -> None:
+        """Raise BundleError if ``nbytes`` of tensors describe a model out of all proportion."""
+        allowed = min(max(MAX_EXPANSION * nbytes, EXPANSION_FLOOR), max_bytes)
+        kinds = _template_config(config).kinds
+        for kind, spec in kinds.items():
+            # The scalers of any target are N / (w1 w2) times its size, whatever the scalers here.
+            if spec.number > MAX_EXPANSION * math.prod(spec.shape):
+                raise BundleError(
+                    f"the bundle is an expansion bomb: kind {kind} has {spec.number} templates of "
+                    f"{math.prod(spec.shape)} values, allowed are {MAX_EXPANSION} for each value. "
+                    "Do not use this bundle"
+                )
+        described: Counter[str] = Counter()
+        for name, shape in shapes.items():
+            model, kind = _model(name)
+            if model not in ("templates", "outside"):
+                values = shape[0] * math.prod(shape[2:]) * math.prod(kinds[kind].shape)
+                described[model] += 4 * values
+        for model, size in described.items():
+            if size > allowed:
+                raise BundleError(
+                    f"the bundle is an expansion bomb: its tensors take {nbytes} bytes, and "
+                    f"{model} expand them to {size}, over the limit of {allowed} "
+                    f"({MAX_EXPANSION} times the file or {EXPANSION_FLOOR}, and max_bytes="
+                    f"{max_bytes}). Do not use this bundle"
+                )
+
+    @classmethod
+    def about(cls, config: BundleConfig, name: str) -> tuple[str, str, str]:
+        """Return the card's own words: a model that is filled, and the sizes that were trained."""
+        sizes = _named(config.sizes)
+        lines = [f"Learned with an auxiliary model of {config.depth} blocks, sizes {sizes}."]
+        if config.fitted:
+            lines += ["", "## Fitted sizes", ""]
+        for entry in config.fitted:
+            sizes = _named(entry["sizes"])
+            lines.append(f"- scalers fitted for depth {entry['depth']}, {sizes}")
+        code = (
+            "import timm, weightinit as wi\n"
+            'model = timm.create_model("vit_small_patch16_224", depth=9, num_classes=100)\n'
+            f"wi.init_from_templates(model, {name})"
+        )
+        return f"Weight templates ({config.method})", code, "\n".join(lines)
+
+
+def _template_config(config: BundleConfig) -> TemplateConfig:
+    """Return the template set that a bundle's options describe, or raise BundleError."""
+    kinds = config.options.get("kinds")
+    if isinstance(kinds, Mapping) and len(kinds) > MAX_KINDS:
+        raise BundleError(f"the bundle has {len(kinds)} kinds: allowed are {MAX_KINDS}")
+    template = TemplateConfig.from_dict(config.options)
+    entries = config.options["kinds"].items()
+    odd = [kind for kind, entry in entries if set(entry) != {"number", "shape", "parts"}]
+    if odd or not entries:
+        raise BundleError(
+            f"options of the bundle have {len(entries)} kinds, of which [{some(odd)}] have unknown "
+            "entries: use one kind or more, each of number, shape and parts"
+        )
+    if config.method != template.method:
+        raise BundleError(
+            f"method is {config.method!r} in the bundle's config and {template.method!r} in its "
+            "options: they must agree"
+        )
+    width = config.sizes.get("d", template.width)
+    if width < template.width:
+        raise BundleError(
+            f"width of the templates is {template.width}, and the auxiliary model's is {width}: "
+            "templates must not be wider than the model they were trained in"
+        )
+    return template
+
+
+def _model(name: str) -> tuple[str, str]:
+    """Split a tensor's name into what it belongs to, such as ``fitted.0``, and its kind or role."""
+    words = name.split(".")
+    number = 2 if words[0] == "fitted" else 1
+    return ".".join(words[:number]), ".".join(words[number:])
+
+
+def _scalers(config: BundleConfig, template: TemplateConfig, kind: str) -> Wanted:
+    spec, size = template.kinds[kind], _auxiliary_size(config, kind)
+    if size is not None and len(size) != len(spec.shape):
+        raise BundleError(
+            f"templates of kind {kind} have {len(spec.shape)} axes, and what they make has "
+            f"{len(size)}: they must agree"
+        )
+    covered = _any(spec.shape) if size is None else template.scaler_shape(kind, size)
+    return (config.depth, spec.number, *covered)
+
+
+def _any(shape: Shape) -> tuple[str, ...]:
+    return tuple(f"s{i}" for i in range(len(shape)))
+
+
+def _axes(known: Mapping[str, str], role: str) -> list[str]:
+    """Return the axes of a role in a table; none if it is not there."""
+    module, _, which = role.rpartition(".")
+    axes = known.get(module if which in ("weight", "bias") else role, "").split()
+    return axes[:1] if which == "bias" else axes
+
+
+def _auxiliary_size(config: BundleConfig, kind: str) -> Shape | None:
+    """Return the size of one part of a kind in the auxiliary model; None for rarer kinds."""
+    axes = _axes(KIND_AXES, kind)
+    labels = " ".join(axes).replace("a", "h k").split()
+    absent = [label for label in labels if label not in config.sizes]
+    if absent:
+        raise BundleError(
+            f"sizes of the bundle lack {some(absent)}, which kind {kind} needs: save the sizes of "
+            "the auxiliary model with it"
+        )
+    sizes = {**config.sizes, "a": config.sizes.get("h", 0) * config.sizes.get("k", 0)}
+    return tuple(sizes[axis] for axis in axes) or None
+
+
+def _named(sizes: Mapping[str, int]) -> str:
+    return " ".join(f"{label}={size}" for label, size in sizes.items())
 
 
 def as_bundle(
     anatomy: Anatomy,
     config: TemplateConfig,
     tensors: Mapping[str, Tensor],
-    parameters: Mapping[str, Tensor],
+    outside: Mapping[str, Tensor],
     *,
     depth: int,
     licence: str,
@@ -82,37 +272,51 @@ def as_bundle(
     """Return a bundle of templates, and of what a model has outside its blocks.
 
     Args:
-        anatomy: of the model.
-        config: of the templates.
+        anatomy: anatomy of the model.
+        config: the template set.
         tensors: ``templates.<kind>`` and ``scalers.<kind>``.
-        parameters: the model's by name; those of its blocks may be missing.
-        depth: of the auxiliary model.
+        outside: the model's tensors outside its blocks, by canonical role.
+        depth: number of blocks of the auxiliary model.
         licence: SPDX identifier.
-        provenance: of the training, plain JSON.
-        dtype: of the bundle's tensors.
+        provenance: provenance of the training, plain JSON.
+        dtype: dtype of the bundle's tensors.
     """
-    outside = {f"outside.{role}": v for role, v in collect(anatomy, parameters).items()}
+    named = {**tensors, **{f"outside.{role}": value for role, value in outside.items()}}
     return TemplateBundle(
         BundleConfig(
-            kind="templates",
+            kind=TemplateBundle.kind,
             method=config.method,
             options=config.to_dict(),
             sizes=dict(anatomy.sizes),
             depth=depth,
             licence=licence,
-            traits={"family": anatomy.family, **anatomy.traits, "depths": (depth,)},
+            traits={"family": anatomy.family, **anatomy.traits.to_dict(), "depths": [depth]},
             provenance=dict(provenance),
         ),
-        {k: v.detach().cpu().to(dtype).clone() for k, v in {**tensors, **outside}.items()},
+        copies(named, dtype),
     )
 
 
+def size_key(anatomy: Anatomy) -> dict[str, int]:
+    """Return what tells two sizes apart for fitted scalers: depth, width, heads, MLP."""
+    return {"depth": anatomy.depth, **{label: anatomy.sizes[label] for label in "dhkm"}}
+
+
+def fitted_index(bundle: TemplateBundle, anatomy: Anatomy) -> int | None:
+    """Return which of the bundle's fitted scalers belong to a target's size, if any."""
+    key = size_key(anatomy)
+    for index, entry in enumerate(bundle.config.fitted):
+        if {"depth": entry["depth"], **entry["sizes"]} == key:
+            return index
+    return None
+
+
 def list_templates() -> list[str]:
-    """Return the names of the template bundles that ship with weightinit or are known on the Hub.
+    """Return the names of the template bundles that ship with weightinit.
 
     Examples:
         >>> from weightinit.templates.bundle import list_templates
         >>> isinstance(list_templates(), list)
         True
     """
-    return names("templates")
+    return names(TemplateBundle.kind)

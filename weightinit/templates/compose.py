@@ -8,191 +8,231 @@ and belong to one size. Axes are in stored orientation, out x in, throughout.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from weightinit.anatomy import Anatomy, ParamSpec, Piece
+from weightinit.errors import ProjectionError
+from weightinit.inherit.depth import WRITING, damping
+from weightinit.inherit.fresh import sub_generator
 from weightinit.kernels import kron_sum
-from weightinit.templates.config import TemplateConfig, kind_roles
+from weightinit.templates.bundle import TemplateBundle, fitted_index, size_key
+from weightinit.templates.config import TemplateConfig, kind_of, kind_roles
+from weightinit.templates.scalers import (
+    Cover,
+    closed_form,
+    interpolate_depth,
+    linear_scalers,
+    stretch_depth,
+    widen_scalers,
+)
 
-__all__ = ["HeadDims", "compose", "compose_into", "folding", "inner_size", "scaler_shape"]
+__all__ = ["Composer"]
 
-#: The axis of a kind that runs over heads and head dims; where the head dim of target and templates
-#: differ, it is composed in copies of the templates' head dim.
-HEAD_AXIS = {"attn.qkv.weight": 0, "attn.qkv.bias": 0, "attn.proj.weight": 1}
+#: Relative size of the zero-sum noise that tells the copies of one input apart.
+NOISE = 0.1
 
 
 @dataclass(frozen=True)
-class HeadDims:
-    """Head dim of the templates' auxiliary model and of the target."""
-
-    source: int
-    target: int
-
-    @property
-    def copies(self) -> int:
-        """How many copies of the source's head dim cover the target's."""
-        return math.ceil(self.target / self.source)
-
-    @property
-    def full(self) -> int:
-        """How many of them are whole."""
-        return self.target // self.source
-
-    @property
-    def gain(self) -> float:
-        """The factor on q and on k that keeps q k / sqrt(head_dim) as it was."""
-        kept = self.full or self.target / self.source
-        return math.sqrt(math.sqrt(self.target / self.source) / kept)
-
-
-def folding(kind: str, heads: HeadDims | None) -> tuple[HeadDims | None, int | None]:
-    """Return the head dims and the axis to fold, or Nones where a kind has or needs no folding."""
-    axis = HEAD_AXIS.get(kind)
-    if heads is None or axis is None or heads.source == heads.target:
-        return None, None
-    return heads, axis
-
-
-def inner_size(size: tuple[int, ...], heads: HeadDims | None, axis: int | None) -> tuple[int, ...]:
-    """Return the size of one copy: the target's heads at the templates' head dim."""
-    if heads is None:
-        return size
-    return tuple(n // heads.target * heads.source if i == axis else n for i, n in enumerate(size))
-
-
-def scaler_shape(
-    config: TemplateConfig, kind: str, size: tuple[int, ...], heads: HeadDims | None = None
-) -> tuple[int, ...]:
-    """Return the shape of one template's scaler for a parameter of ``size``."""
-    heads, axis = folding(kind, heads)
-    shape = config.scaler_shape(kind, inner_size(size, heads, axis))
-    copies = heads.copies if heads else 1
-    return tuple(n * copies if i == axis else n for i, n in enumerate(shape))
-
-
-def compose(
-    config: TemplateConfig,
-    kind: str,
-    templates: Tensor,
-    scalers: Tensor,
-    sizes: Mapping[str, tuple[int, ...]],
-    *,
-    heads: HeadDims | None = None,
-) -> dict[str, Tensor]:
-    """Compose the parameters of one kind, differentiably, for any number of blocks at once.
+class Composer:
+    """Composes the blocks of one target from the templates of one set.
 
     Args:
         config: the template set.
-        kind: its kind, e.g. ``"attn.qkv.weight"``, whose roles are q, k and v.
-        templates: ``[N, *shape]``.
-        scalers: ``[..., N, *scaler_shape]``; the leading axes (blocks) are batched.
-        sizes: from canonical role to the size it must get, e.g. ``(h k, d)``; what a whole number
-            of templates exceeds is cropped.
-        heads: head dims, where the target's may differ from the templates'.
-
-    Returns:
-        From canonical role to ``[..., *size]``.
+        target: anatomy of the model whose blocks are composed.
+        head_dim: head dim of the templates' auxiliary model; None is the target's own.
     """
-    roles = kind_roles(kind)
-    spec = config.kinds[kind]
-    axis = scalers.dim() - len(spec.shape)
-    if spec.parts == 1:
-        pieces = [
-            kron_sum(templates, part, order=config.order)
-            for part in scalers.unflatten(axis, (len(roles), -1)).unbind(axis)
-        ]
-    else:
-        pieces = [
-            kron_sum(part, scalers, order=config.order)
-            for part in templates.unflatten(1, (len(roles), -1)).unbind(1)
-        ]
-    return {
-        role: _fit(piece, kind, role, sizes[role], heads)
-        for role, piece in zip(roles, pieces, strict=True)
-        if role in sizes
-    }
 
+    config: TemplateConfig
+    target: Anatomy
+    head_dim: int | None = None
 
-def compose_into(
-    config: TemplateConfig,
-    kind: str,
-    templates: Tensor,
-    scalers: Tensor,
-    views: Mapping[str, Tensor],
-    *,
-    heads: HeadDims | None = None,
-) -> None:
-    """Compose one block's parameters of one kind into ``views``, without a copy where sizes divide.
+    @classmethod
+    def of(cls, bundle: TemplateBundle, target: Anatomy) -> Composer:
+        """Return the composer of a bundle's templates for a target."""
+        return cls(bundle.template_config, target, bundle.config.sizes.get("k"))
 
-    Args:
-        config: the template set.
-        kind: its kind.
-        templates: ``[N, *shape]``.
-        scalers: ``[N, *scaler_shape]``, of one block.
-        views: from canonical role to the tensor to write, in canonical orientation.
-        heads: head dims, where the target's may differ from the templates'.
-    """
-    roles = kind_roles(kind)
-    spec = config.kinds[kind]
-    unit = (spec.shape[0] // spec.parts, *spec.shape[1:])
-    for index, role in enumerate(roles):
-        if role not in views:
-            continue
-        view = views[role]
-        part, tiles = templates, scalers
-        if spec.parts > 1:
-            part = templates.unflatten(1, (len(roles), -1))[:, index]
-        elif len(roles) > 1:
-            tiles = scalers.unflatten(1, (len(roles), -1))[:, index]
-        whole = tuple(n * w for n, w in zip(tiles.shape[1:], unit, strict=True))
-        folded, _ = folding(kind, heads)
-        if folded is None and whole == tuple(view.shape):
-            kron_sum(part, tiles, order=config.order, out=view)
-        elif folded is not None and folded.copies == folded.full:
-            piece = kron_sum(part, tiles * _gain(role, folded), order=config.order)
-            source, axis = _fold(piece, kind, tuple(view.shape), folded)
-            shape = source.shape[axis : axis + 3]
-            view.unflatten(axis, shape).copy_(_crop(source, view.unflatten(axis, shape).shape))
+    @cached_property
+    def pieces(self) -> dict[str, Piece]:
+        """The first parameter of every kind that the blocks have: all are alike in size."""
+        blocks = self.target.blocks
+        first = {
+            kind: next((b[role] for b in blocks for role in kind_roles(kind) if role in b), None)
+            for kind in self.config.kinds
+        }
+        return {kind: piece for kind, piece in first.items() if piece is not None}
+
+    def covers(self, piece: Piece) -> tuple[Cover, ...]:
+        """Return how templates cover the axes of a parameter."""
+        head_dim = self.target.sizes.get("k", 1)
+        heads = (self.head_dim or head_dim, head_dim)
+        unit = self.config.kinds[kind_of(piece.role)].unit
+        return tuple(
+            Cover(n, w, heads) if len(axis) == 2 and axis[1] == "k" else Cover(n, w)
+            for n, w, axis in zip(piece.size, unit, piece.axes, strict=True)
+        )
+
+    def scaler_shape(self, kind: str) -> tuple[int, ...]:
+        """Return the shape of one template's scaler."""
+        covers = self.covers(self.pieces[kind])
+        return self.config.scaler_shape(kind, tuple(cover.length for cover in covers))
+
+    def start(
+        self, bundle: TemplateBundle, scalers: str = "interpolate", *, seed: int = 0
+    ) -> dict[str, Tensor]:
+        """Return the scalers that a bundle gives to the target.
+
+        Args:
+            bundle: holds the scalers of the auxiliary model, and those that were fitted.
+            scalers: ``"interpolate"``, ``"linear"`` (Eq. B.1) or ``"fitted"``.
+            seed: base seed for all random draws.
+
+        Returns:
+            By kind, ``[depth, N, *scaler_shape]``.
+
+        Raises:
+            ProjectionError: if the bundle has no fitted scalers of this size, or the value is
+                unknown.
+        """
+        starts = {"interpolate": self._interpolate, "linear": self._linear, "fitted": self._fitted}
+        if scalers not in starts:
+            raise ProjectionError(f"scalers={scalers!r} is not one of {tuple(starts)}")
+        if scalers == "linear" and self.config.method != "wave":
+            raise ProjectionError(
+                f"scalers='linear' is WAVE's Eq. B.1; {self.config.method} templates are whole "
+                "layers: use 'interpolate', which takes the method's own closed form"
+            )
+        return {
+            kind: starts[scalers](bundle, kind, sub_generator(seed, f"scalers.{kind}"))
+            for kind in self.pieces
+        }
+
+    def _linear(self, bundle: TemplateBundle, kind: str, generator: torch.Generator) -> Tensor:
+        """Return WAVE's Eq. B.1."""
+        number, shape = self.config.kinds[kind].number, self.scaler_shape(kind)
+        return linear_scalers(number, shape, self.target.depth, generator=generator)
+
+    def _interpolate(self, bundle: TemplateBundle, kind: str, generator: torch.Generator) -> Tensor:
+        """Return the auxiliary model's, or its method's closed form, tiled over width."""
+        spec, depth = self.config.kinds[kind], self.target.depth
+        if self.config.method == "wave":
+            trained = bundle.config.traits.get("trained_depths")
+            several = isinstance(trained, (list, tuple)) and len(trained) > 1
+            move = interpolate_depth if several else stretch_depth
+            scalers = move(bundle.tensors[f"scalers.{kind}"].double(), depth)
+            if kind in WRITING:
+                scalers = scalers * damping(depth, bundle.config.depth)
         else:
-            piece = kron_sum(part, tiles, order=config.order)
-            view.copy_(_fit(piece, kind, role, tuple(view.shape), heads))
+            scalers = closed_form(self.config.method, spec.number, depth).double()
+            scalers = scalers.view(depth, spec.number, *(1,) * len(spec.shape))
+        piece, sizes = self.pieces[kind], bundle.config.sizes
+        source = [math.prod(sizes[label] for label in axis) for axis in piece.axes]
+        parts = scalers.unflatten(2, (len(kind_roles(kind)) // spec.parts, -1))
+        wide = widen_scalers(parts, source, self.covers(piece), noise=NOISE, generator=generator)
+        return wide.flatten(2, 3)
+
+    def _fitted(self, bundle: TemplateBundle, kind: str, generator: torch.Generator) -> Tensor:
+        """Return those that the bundle has for exactly this size."""
+        index = fitted_index(bundle, self.target)
+        if index is None:
+            raise ProjectionError(
+                f"the bundle has no scalers fitted for {size_key(self.target)}: fit them with "
+                "weightinit.fit_scalers, or use scalers='interpolate'"
+            )
+        scalers = bundle.tensors.get(f"fitted.{index}.{kind}")
+        wanted = (self.target.depth, self.config.kinds[kind].number, *self.scaler_shape(kind))
+        shape = None if scalers is None else tuple(scalers.shape)
+        if scalers is None or shape != wanted:
+            raise ProjectionError(
+                f"fitted scalers of {kind} have shape {shape} and the model needs "
+                f"{wanted}: fit them anew with weightinit.fit_scalers"
+            )
+        return scalers.double()
+
+    def compose(
+        self, piece: Piece, templates: Tensor, scalers: Tensor, *, out: Tensor | None = None
+    ) -> Tensor:
+        """Compose one role, differentiably and for any number of blocks at once, or into ``out``.
+
+        Args:
+            piece: the parameter: its role, size and axes. What whole templates exceed is cropped.
+            templates: templates of its kind, ``[N, *shape]``.
+            scalers: ``[..., N, *scaler_shape]``; the leading axes (blocks) are batched.
+            out: where to write one block's parameter, of any strides; nothing is copied in between
+                where sizes divide.
+
+        Returns:
+            ``[..., *piece.size]``, or ``out``.
+        """
+        kind, order = kind_of(piece.role), self.config.order
+        roles, spec = kind_roles(kind), self.config.kinds[kind]
+        part, axes = roles.index(piece.role), len(spec.shape)
+        if spec.parts > 1:
+            templates = templates.unflatten(1, (len(roles), -1))[:, part]
+        elif len(roles) > 1:
+            scalers = scalers.unflatten(-axes, (len(roles), -1)).select(-axes - 1, part)
+        covers = self.covers(piece)
+        axis = next((axis for axis, cover in enumerate(covers) if cover.folded), None)
+        if axis is None:
+            if out is not None and all(cover.length == cover.size for cover in covers):
+                return kron_sum(templates, scalers, order=order, out=out)
+            value = _crop(kron_sum(templates, scalers, order=order), piece.size)
+            return value if out is None else out.copy_(value)
+        query, key = (piece.role.startswith(f"attn.{name}.") for name in "qk")
+        scalers = scalers * covers[axis].gain if query or key else scalers
+        value = kron_sum(templates, scalers, order=order)
+        dim = value.dim() - axes + axis
+        value = _fold(value, dim, covers[axis], cut_to_zero=query)
+        # The axis is split: heads, and their head dim or whole copies of the templates'.
+        split = value.shape[dim : value.dim() - axes + axis + 1]
+        value = _crop(value, (*piece.size[:axis], *split, *piece.size[axis + 1 :]))
+        if out is None:
+            return value.flatten(dim, dim + len(split) - 1)
+        out.unflatten(axis, split).copy_(value)
+        return out
+
+    def joint(self, spec: ParamSpec) -> bool:
+        """Return whether a parameter is one Kronecker sum, just as it is stored."""
+        pieces, layout = self.target.pieces(spec), spec.layout
+        kind = kind_of(pieces[0].role)
+        stacked = layout.fused in (-1, 0) and all(view.plain for view in layout.parts)
+        if not stacked or spec.parts != kind_roles(kind):
+            return False
+        covers = [cover for piece in pieces for cover in self.covers(piece)]
+        if any(cover.folded or cover.length != cover.size for cover in covers):
+            return False
+        # The paper's order and templates that span several roles interleave the rows of roles.
+        templates = self.config.kinds[kind]
+        apart = templates.parts == 1 or covers[0].size == templates.unit[0]
+        return len(pieces) == 1 or (apart and self.config.order == "block")
 
 
-def _gain(role: str, heads: HeadDims) -> float:
-    return heads.gain if role.startswith(("attn.q.", "attn.k.")) else 1.0
+def _fold(value: Tensor, dim: int, cover: Cover, *, cut_to_zero: bool) -> Tensor:
+    """Turn copies of all heads into heads of copies: ``[.., heads, copies, head dim, ..]``.
+
+    Where the last copy is cut, the copies of a head are joined, ``[.., heads, head dim, ..]``, and
+    ``cut_to_zero`` makes the cut one zero: q meets a cut copy of k there, and the logits stay those
+    of the whole copies.
+    """
+    (old, new), heads = cover.head_dims, cover.heads
+    value = value.unflatten(dim, (cover.copies, -1)).narrow(dim + 1, 0, heads * old)
+    value = value.unflatten(dim + 1, (heads, old)).transpose(dim, dim + 1)
+    if cover.full == cover.copies:
+        return value
+    value = value.flatten(dim + 1, dim + 2).narrow(dim + 1, 0, new)
+    if cut_to_zero and cover.full:
+        whole = torch.arange(new, device=value.device) < cover.full * old
+        value = value * whole.view(-1, *(1,) * (value.dim() - dim - 2))
+    return value
 
 
-def _fold(piece: Tensor, kind: str, size: tuple[int, ...], heads: HeadDims) -> tuple[Tensor, int]:
-    """View copies of all heads as heads of copies: ``[.., count, copies, head dim, ..]``."""
-    axis = HEAD_AXIS[kind]
-    dim = piece.dim() - len(size) + axis
-    count = size[axis] // heads.target
-    piece = piece.unflatten(dim, (heads.copies, -1)).narrow(dim + 1, 0, count * heads.source)
-    return piece.unflatten(dim + 1, (count, heads.source)).transpose(dim, dim + 1), dim
-
-
-def _crop(piece: Tensor, size: tuple[int, ...]) -> Tensor:
-    first = piece.dim() - len(size)
-    for offset, length in enumerate(size):
-        if piece.shape[first + offset] != length:
-            piece = piece.narrow(first + offset, 0, length)
-    return piece
-
-
-def _fit(
-    piece: Tensor, kind: str, role: str, size: tuple[int, ...], heads: HeadDims | None
-) -> Tensor:
-    """Crop a composed parameter to its size, and fold copies of the head dim into each head."""
-    heads, axis = folding(kind, heads)
-    if heads is not None and axis is not None:
-        piece, dim = _fold(piece * _gain(role, heads), kind, size, heads)
-        piece = piece.flatten(dim + 1, dim + 2).narrow(dim + 1, 0, heads.target)
-        if role.startswith("attn.q.") and 0 < heads.full < heads.copies:
-            # A cut copy of k has no q to meet: the logits stay those of the whole copies.
-            mask = torch.arange(heads.target, device=piece.device) < heads.full * heads.source
-            piece = piece * mask.view(-1, *(1,) * (len(size) - 1 - axis))
-        piece = piece.flatten(dim, dim + 1)
-    return _crop(piece, size)
+def _crop(value: Tensor, size: Sequence[int]) -> Tensor:
+    """Cut the last axes of a tensor to a size."""
+    for dim, length in enumerate(size, start=value.dim() - len(size)):
+        if value.shape[dim] != length:
+            value = value.narrow(dim, 0, length)
+    return value

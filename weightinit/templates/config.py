@@ -12,13 +12,14 @@ from weightinit.errors import BundleError
 if TYPE_CHECKING:
     from weightinit.anatomy import Anatomy
 
-__all__ = ["KIND_PARTS", "TemplateConfig", "TemplateKind"]
+__all__ = ["TemplateConfig", "TemplateKind", "kind_of", "kind_roles"]
 
-#: The canonical roles that a kind covers, where they are more than its own.
-KIND_PARTS: dict[str, tuple[str, ...]] = {
+#: The canonical roles of kinds that cover more than their own, in the order of their rows.
+_ROLES: dict[str, tuple[str, ...]] = {
     f"attn.qkv.{which}": tuple(f"attn.{part}.{which}" for part in "qkv")
     for which in ("weight", "bias")
 }
+_KINDS = {role: kind for kind, roles in _ROLES.items() for role in roles}
 METHODS = ("wave", "tleg", "share", "heur_lg", "auto_lg")
 ORDERS = ("block", "paper")
 
@@ -29,9 +30,9 @@ class TemplateKind:
 
     Args:
         number: N, how many templates are summed.
-        shape: of one template, ``(w1, w2)`` for matrices (stored orientation, out x in) and
+        shape: template shape, ``(w1, w2)`` for matrices (stored orientation, out x in) and
             ``(w,)`` for vectors.
-        parts: how many of the kind's parts one template spans: 1 where q, k and v each take blocks
+        parts: how many of the kind's roles one template spans: 1 where q, k and v each take blocks
             of their own, 3 for WAVE's qkv bias, whose templates are 3 w long.
     """
 
@@ -39,16 +40,21 @@ class TemplateKind:
     shape: tuple[int, ...]
     parts: int = 1
 
+    @property
+    def unit(self) -> tuple[int, ...]:
+        """The shape of what one template gives to one role."""
+        return (self.shape[0] // self.parts, *self.shape[1:])
+
 
 @dataclass(frozen=True)
 class TemplateConfig:
     """A template set, by kind of parameter; :meth:`wave` is the published one.
 
     Args:
-        method: one of ``wave``, ``tleg``, ``share``, ``heur_lg``, ``auto_lg``: where the scalers
-            come from (trained, or the closed forms of WAVE's appendix A).
-        width: the embed_dim of the auxiliary model.
-        kinds: from kind (``"attn.qkv.weight"``) to its templates.
+        method: ``wave``, ``tleg``, ``share``, ``heur_lg`` or ``auto_lg``: where the scalers come
+            from (trained, or the closed forms of WAVE's appendix A).
+        width: embed_dim of the auxiliary model.
+        kinds: templates by kind (``"attn.qkv.weight"``).
         order: ``"block"`` concatenates scaled templates (block (a, b) of W is S[a, b] T);
             ``"paper"`` is the literal T (x) S of Eq. 4, which interleaves them.
 
@@ -97,17 +103,13 @@ class TemplateConfig:
             head_dim: rows of its contextual relative-position tables, used where a model has them.
             buckets: their columns.
         """
-        square = {
-            "attn.qkv.weight": 6,
-            "attn.proj.weight": 2,
-            "mlp.fc1.weight": 2 * mlp_ratio,
-            "mlp.fc2.weight": 2 * mlp_ratio,
-        }
-        kinds = {name: TemplateKind(number, (width, width)) for name, number in square.items()}
-        kinds["attn.qkv.bias"] = TemplateKind(4, (3 * width,), parts=3)
-        kinds["mlp.fc1.bias"] = TemplateKind(4, (mlp_ratio * width,))
-        for name in ("attn.proj.bias", "mlp.fc2.bias", *_NORMS):
-            kinds[name] = TemplateKind(4, (width,))
+        kinds = {}
+        for name, units in _layer(mlp_ratio).items():
+            kinds[name] = (
+                TemplateKind(4, (units[0] * width,), len(kind_roles(name)))
+                if len(units) == 1
+                else TemplateKind(2 * math.prod(units), (width, width))
+            )
         for part, shape in (
             ("q", (head_dim, buckets)),
             ("k", (head_dim, buckets)),
@@ -126,19 +128,10 @@ class TemplateConfig:
             number: how many layers the set holds.
             mlp_ratio: hidden size of its MLP over ``width``.
         """
-        w, m = width, mlp_ratio * width
-        shapes = {
-            "attn.proj.weight": (w, w),
-            "mlp.fc1.weight": (m, w),
-            "mlp.fc2.weight": (w, m),
-            "attn.proj.bias": (w,),
-            "mlp.fc1.bias": (m,),
-            "mlp.fc2.bias": (w,),
-            **dict.fromkeys(_NORMS, (w,)),
+        kinds = {
+            name: TemplateKind(number, tuple(n * width for n in units), len(kind_roles(name)))
+            for name, units in _layer(mlp_ratio).items()
         }
-        kinds = {name: TemplateKind(number, shape) for name, shape in shapes.items()}
-        kinds["attn.qkv.weight"] = TemplateKind(number, (3 * w, w), parts=3)
-        kinds["attn.qkv.bias"] = TemplateKind(number, (3 * w,), parts=3)
         return cls(method, width, kinds)
 
     def restricted_to(self, anatomy: Anatomy) -> TemplateConfig:
@@ -162,10 +155,10 @@ class TemplateConfig:
         """
         total = 0
         for name, kind in self.kinds.items():
-            for roles in anatomy.blocks:
-                role = next((r for r in kind_roles(name) if r in roles), None)
-                if role is not None:
-                    total += kind.number * math.prod(self.scaler_shape(name, roles[role].size))
+            for block in anatomy.blocks:
+                sizes = [block[role].size for role in kind_roles(name) if role in block]
+                if sizes:
+                    total += kind.number * math.prod(self.scaler_shape(name, sizes[0]))
         return total
 
     def scaler_shape(self, kind: str, size: tuple[int, ...]) -> tuple[int, ...]:
@@ -173,12 +166,11 @@ class TemplateConfig:
 
         Args:
             kind: name of the kind.
-            size: of one part of the parameter in canonical orientation, e.g. ``(h k, d)``.
+            size: size of one role's parameter in canonical orientation, e.g. ``(h k, d)``.
         """
         spec = self.kinds[kind]
-        copies = len(kind_roles(kind)) // spec.parts
-        first = copies * math.ceil(size[0] / (spec.shape[0] // spec.parts))
-        return (first, *(math.ceil(n / w) for n, w in zip(size[1:], spec.shape[1:], strict=True)))
+        rows, *columns = (math.ceil(n / w) for n, w in zip(size, spec.unit, strict=True))
+        return (len(kind_roles(kind)) // spec.parts * rows, *columns)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values, the ``options`` of a bundle's config."""
@@ -203,9 +195,26 @@ class TemplateConfig:
             ) from error
 
 
-_NORMS = tuple(f"norm{i}.{which}" for i in (1, 2) for which in ("weight", "bias"))
-
-
 def kind_roles(kind: str) -> tuple[str, ...]:
     """Return the canonical roles that a kind covers, in the order of its rows."""
-    return KIND_PARTS.get(kind, (kind,))
+    return _ROLES.get(kind, (kind,))
+
+
+def kind_of(role: str) -> str:
+    """Return the kind whose templates a canonical role is composed from."""
+    return _KINDS.get(role, role)
+
+
+def _layer(mlp_ratio: int) -> dict[str, tuple[int, ...]]:
+    """Return the sizes of the kinds of one layer, in units of its width."""
+    return {
+        "attn.qkv.weight": (3, 1),
+        "attn.proj.weight": (1, 1),
+        "mlp.fc1.weight": (mlp_ratio, 1),
+        "mlp.fc2.weight": (1, mlp_ratio),
+        "attn.qkv.bias": (3,),
+        "mlp.fc1.bias": (mlp_ratio,),
+        "attn.proj.bias": (1,),
+        "mlp.fc2.bias": (1,),
+        **{f"norm{i}.{which}": (1,) for i in (1, 2) for which in ("weight", "bias")},
+    }

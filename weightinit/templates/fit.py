@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import os
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -13,10 +12,11 @@ from torch import Tensor, nn
 
 from weightinit.anatomy import anatomy
 from weightinit.errors import ProjectionError
+from weightinit.inherit.fitting import fit
 from weightinit.plan import Plan
-from weightinit.templates.bundle import TemplateBundle
+from weightinit.templates.bundle import TemplateBundle, size_key
+from weightinit.templates.compose import Composer
 from weightinit.templates.constrain import constrain
-from weightinit.templates.scalers import head_dims, size_key, start_scalers
 from weightinit.templates.wave import template_recipes
 
 __all__ = ["fit_scalers"]
@@ -66,8 +66,6 @@ def fit_scalers(
         >>> bundle.config.fitted[0]["depth"]
         2
     """
-    from tqdm import tqdm
-
     bundle = (
         templates
         if isinstance(templates, TemplateBundle)
@@ -78,37 +76,28 @@ def fit_scalers(
             f"scalers of {bundle.config.method} are a closed form: use a bundle of method 'wave'"
         )
     work = copy.deepcopy(model)
-    seen = anatomy(work)
-    recipes = template_recipes(bundle, seen, scalers=scalers, seed=0)
+    target = anatomy(work)
+    composer = Composer.of(bundle, target)
+    recipes = template_recipes(bundle, target, scalers=scalers, seed=0)
     fresh = {r.spec.name for r in recipes if r.action == "fresh" and r.spec.block is None}
-    Plan(work, seen, recipes, source=bundle.source).commit()
-    held = bundle.tensors
+    Plan(work, target, recipes, source=bundle.source).commit()
     constrained = constrain(
         work,
-        bundle.template_config,
-        templates={k: held[f"templates.{k}"].float() for k in bundle.template_config.kinds},
-        scalers=start_scalers(bundle, seen, scalers),
+        composer.config,
+        templates={
+            kind: bundle.tensors[f"templates.{kind}"].float() for kind in composer.config.kinds
+        },
+        scalers=composer.start(bundle, scalers),
         train="scalers",
-        heads=head_dims(bundle, seen),
+        head_dim=composer.head_dim,
     )
     for name, parameter in constrained.model.named_parameters():
         parameter.requires_grad_(name in fresh)
     trained = [p for p in constrained.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    constrained.train()
-    shown = sys.stderr.isatty() if progress is None else progress
-    for step in tqdm(range(steps), disable=not shown, unit="step"):
-        loss = train_step(constrained)
-        if not torch.isfinite(loss):
-            raise ProjectionError(
-                f"the loss is {float(loss.detach())} at step {step}: use a lower lr than {lr}"
-            )
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    return _with_fitted(bundle, size_key(seen), constrained.scaler_values())
+    fit(constrained, train_step, optimizer, schedule, steps=steps, progress=progress)
+    return _with_fitted(bundle, size_key(target), constrained.scaler_values())
 
 
 def _with_fitted(

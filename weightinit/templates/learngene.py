@@ -18,40 +18,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from weightinit.anatomy import anatomy
+from weightinit.ancestor.ancestor import Ancestor
 from weightinit.errors import ProjectionError
 from weightinit.templates.bundle import TemplateBundle, as_bundle
-from weightinit.templates.config import TemplateConfig, kind_roles
+from weightinit.templates.config import TemplateConfig
+from weightinit.templates.extract import kind_values
 
-__all__ = ["auto_lg", "closed_form", "heur_lg"]
-
-
-def closed_form(method: str, number: int, depth: int) -> Tensor:
-    """Return the scalers that a method gives to its layers, ``[depth, number]``.
-
-    Args:
-        method: ``tleg``, ``share``, ``heur_lg`` or ``auto_lg``.
-        number: of template layers.
-        depth: L of the target.
-
-    Returns:
-        One row a block; a row of zeros is a block that the method leaves random.
-
-    Examples:
-        >>> closed_form("tleg", 2, 4)[:, 1].tolist()
-        [0.0, 0.25, 0.5, 0.75]
-        >>> closed_form("heur_lg", 2, 3).tolist()
-        [[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]
-    """
-    if method == "tleg":
-        return torch.stack([torch.ones(depth), torch.arange(depth) / depth], 1)
-    if method == "share":
-        return torch.ones(depth, 1)
-    first = depth - number if method == "heur_lg" else 0
-    return (torch.arange(depth)[:, None] - first == torch.arange(number)).float()
+__all__ = ["auto_lg", "heur_lg"]
 
 
 def heur_lg(ancestor: nn.Module, *, layers: int = 3) -> TemplateBundle:
@@ -76,38 +51,25 @@ def auto_lg(ancestor: nn.Module, *, layers: int = 4) -> TemplateBundle:
 
 def _cut(ancestor: nn.Module, method: str, layers: int) -> TemplateBundle:
     """Return the first or last blocks of an ancestor, and what is outside its blocks."""
-    seen = anatomy(ancestor)
-    if not 1 <= layers <= seen.depth:
+    source = Ancestor.open(ancestor)
+    anatomy = source.anatomy
+    if not 1 <= layers <= anatomy.depth:
         raise ProjectionError(
-            f"layers={layers} cannot be taken from {seen.depth} blocks: use 1 to {seen.depth}"
+            f"layers={layers} cannot be taken from {anatomy.depth} blocks: use 1 to {anatomy.depth}"
         )
-    config = TemplateConfig.layers(method, seen.sizes["d"], layers)
-    chosen = seen.blocks[-layers:] if method == "heur_lg" else seen.blocks[:layers]
-    values = dict(ancestor.named_parameters())
+    config = TemplateConfig.layers(method, anatomy.sizes["d"], layers).restricted_to(anatomy)
+    blocks = anatomy.blocks[-layers:] if method == "heur_lg" else anatomy.blocks[:layers]
     kinds, tensors = {}, {}
     for kind, spec in config.kinds.items():
-        roles = [role for role in kind_roles(kind) if role in seen.blocks[0]]
-        if not roles:
-            continue
-        stacked = torch.stack(
-            [
-                torch.cat(
-                    [
-                        seen.split(block[role].spec, values[block[role].spec.name].detach())[role]
-                        for role in roles
-                    ]
-                )
-                for block in chosen
-            ]
-        )
-        kinds[kind] = replace(spec, shape=tuple(stacked.shape[1:]))
-        tensors[f"templates.{kind}"] = stacked
+        whole = kind_values(source, kind, blocks).flatten(1, 2)
+        kinds[kind] = replace(spec, shape=tuple(whole.shape[1:]))
+        tensors[f"templates.{kind}"] = whole
     return as_bundle(
-        seen,
+        anatomy,
         replace(config, kinds=kinds),
         tensors,
-        values,
-        depth=seen.depth,
+        {role: source.part(piece) for role, piece in anatomy.outside.items()},
+        depth=anatomy.depth,
         licence="other",
         provenance={"ancestor": type(ancestor).__name__, "layers": layers},
     )

@@ -1,42 +1,81 @@
-"""Weight scalers for a target of any size: fitted, linear padding, or the auxiliary model's.
+"""Weight scalers of a target's depth and width: moved from an auxiliary model, or by a formula.
 
-The default interpolates the auxiliary model's over depth (all of them where they were trained at
-several depths, the upper half where not), damps them in a much deeper target, and tiles them over
-width so that growing by an integer factor leaves the function unchanged.
+Over depth, all scalers are interpolated where they were trained at several depths, the upper half
+where not. Over width they are tiled, so that growing by an integer factor leaves the function
+unchanged.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from weightinit.anatomy import Anatomy, Piece
-from weightinit.errors import ProjectionError
-from weightinit.inherit.depth import WRITING, damping
-from weightinit.inherit.fresh import sub_generator
-from weightinit.templates.bundle import TemplateBundle
-from weightinit.templates.compose import HeadDims, folding, inner_size, scaler_shape
-from weightinit.templates.config import TemplateConfig, kind_roles
-from weightinit.templates.learngene import closed_form
-
 __all__ = [
-    "fitted_index",
-    "head_dims",
+    "Cover",
+    "closed_form",
     "interpolate_depth",
     "linear_scalers",
-    "size_key",
-    "start_scalers",
     "stretch_depth",
     "widen_scalers",
 ]
 
-Scalers = Literal["interpolate", "linear", "fitted"]
-#: Relative size of the zero-sum noise that tells the copies of one input apart.
-NOISE = 0.1
+
+@dataclass(frozen=True)
+class Cover:
+    """How templates, side by side, cover one axis of a parameter.
+
+    Heads of another head dim than the templates' are made of copies: the axis is covered once for
+    each copy, then every head is put together of its copies, the last of which may be cut.
+
+    Args:
+        size: length of the axis.
+        unit: length of one template along it.
+        head_dims: head dim of the templates and of the target; 1 and 1 where they do not matter.
+    """
+
+    size: int
+    unit: int
+    head_dims: tuple[int, int] = (1, 1)
+
+    @property
+    def folded(self) -> bool:
+        """Whether heads are made of copies."""
+        return self.head_dims[0] != self.head_dims[1]
+
+    @property
+    def heads(self) -> int:
+        """How many heads the axis has."""
+        return self.size // self.head_dims[1]
+
+    @property
+    def copies(self) -> int:
+        """How many copies of the templates' head dim cover the target's."""
+        return math.ceil(self.head_dims[1] / self.head_dims[0])
+
+    @property
+    def full(self) -> int:
+        """How many of the copies are whole."""
+        return self.head_dims[1] // self.head_dims[0]
+
+    @property
+    def inner(self) -> int:
+        """The length of one copy: the target's heads at the templates' head dim."""
+        return self.heads * self.head_dims[0]
+
+    @property
+    def length(self) -> int:
+        """The length of what whole templates cover: at least that of the axis."""
+        return self.copies * math.ceil(self.inner / self.unit) * self.unit
+
+    @property
+    def gain(self) -> float:
+        """The factor on q and on k that keeps q k / sqrt(head_dim) as it was."""
+        ratio = self.head_dims[1] / self.head_dims[0]
+        return math.sqrt(math.sqrt(ratio) / (self.full or ratio))
 
 
 def interpolate_depth(scalers: Tensor, depth: int) -> Tensor:
@@ -44,7 +83,7 @@ def interpolate_depth(scalers: Tensor, depth: int) -> Tensor:
 
     Args:
         scalers: ``[L, ...]`` of the auxiliary model.
-        depth: of the target.
+        depth: number of blocks of the target.
 
     Returns:
         ``[depth, ...]``.
@@ -70,7 +109,7 @@ def stretch_depth(scalers: Tensor, depth: int) -> Tensor:
 
     Args:
         scalers: ``[L, ...]`` of the auxiliary model.
-        depth: of the target.
+        depth: number of blocks of the target.
 
     Returns:
         ``[depth, ...]``.
@@ -86,123 +125,33 @@ def stretch_depth(scalers: Tensor, depth: int) -> Tensor:
     return torch.cat([scalers[:half], interpolate_depth(scalers[half:], depth - half)])
 
 
-def start_scalers(
-    bundle: TemplateBundle,
-    anatomy: Anatomy,
-    scalers: str = "interpolate",
-    *,
-    seed: int = 0,
-    noise: float = NOISE,
-) -> dict[str, Tensor]:
-    """Return the scalers that a bundle gives to a target of any size.
+def closed_form(method: str, number: int, depth: int) -> Tensor:
+    """Return the scalers that a method of WAVE's appendix A gives to its layers.
 
     Args:
-        bundle: the templates.
-        anatomy: of the target.
-        scalers: ``"interpolate"``, ``"linear"`` (Eq. B.1) or ``"fitted"``.
-        seed: of the noise.
-        noise: see :func:`widen_scalers`.
+        method: ``tleg``, ``share``, ``heur_lg`` or ``auto_lg``.
+        number: how many template layers there are.
+        depth: L, number of blocks of the target.
 
     Returns:
-        From kind to ``[depth, N, *scaler_shape]``, for the kinds that the target has.
+        ``[depth, number]``; a row of zeros is a block that the method leaves random.
 
-    Raises:
-        ProjectionError: if the bundle has no fitted scalers of this size, or the value is unknown.
+    Examples:
+        >>> closed_form("tleg", 2, 4)[:, 1].tolist()
+        [0.0, 0.25, 0.5, 0.75]
+        >>> closed_form("heur_lg", 2, 3).tolist()
+        [[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]
     """
-    if scalers not in get_args(Scalers):
-        raise ProjectionError(f"scalers={scalers!r} is not one of {get_args(Scalers)}")
-    config = bundle.template_config
-    if scalers == "linear" and config.method != "wave":
-        raise ProjectionError(
-            f"scalers='linear' is WAVE's Eq. B.1; {config.method} templates are whole layers: use "
-            "'interpolate', which takes the method's own closed form"
-        )
-    heads = head_dims(bundle, anatomy)
-    fitted = fitted_index(bundle, anatomy)
-    if scalers == "fitted" and fitted is None:
-        raise ProjectionError(
-            f"the bundle has no scalers fitted for {size_key(anatomy)}: fit them with "
-            "weightinit.fit_scalers, or use scalers='interpolate'"
-        )
-    found: dict[str, Tensor] = {}
-    for kind in config.kinds:
-        piece = _first_piece(anatomy, kind)
-        if piece is None:
-            continue
-        generator = sub_generator(seed, f"scalers.{kind}")
-        if scalers == "fitted":
-            values = bundle.tensors.get(f"fitted.{fitted}.{kind}")
-            number = config.kinds[kind].number
-            wanted = (anatomy.depth, number, *scaler_shape(config, kind, piece.size, heads))
-            found_shape = None if values is None else tuple(values.shape)
-            if values is None or found_shape != wanted:
-                raise ProjectionError(
-                    f"fitted scalers of {kind} have shape {found_shape} and the model needs "
-                    f"{wanted}: fit them anew with weightinit.fit_scalers"
-                )
-            found[kind] = values.double()
-        elif scalers == "linear":
-            shape = scaler_shape(config, kind, piece.size, heads)
-            found[kind] = linear_scalers(config, kind, shape, anatomy.depth, generator=generator)
-        else:
-            found[kind] = widen_scalers(
-                config,
-                kind,
-                _auxiliary_scalers(bundle, kind, anatomy.depth),
-                tuple(
-                    math.prod(bundle.config.sizes[label] for label in axis) for axis in piece.axes
-                ),
-                piece.size,
-                heads=heads,
-                noise=noise,
-                generator=generator,
-            )
-    return found
-
-
-def _auxiliary_scalers(bundle: TemplateBundle, kind: str, depth: int) -> Tensor:
-    """Return scalers at the auxiliary model's width and the target's depth."""
-    config = bundle.template_config
-    if config.method == "wave":
-        trained = bundle.config.traits.get("trained_depths")
-        several = isinstance(trained, (list, tuple)) and len(trained) > 1
-        move = interpolate_depth if several else stretch_depth
-        scalers = move(bundle.tensors[f"scalers.{kind}"].double(), depth)
-        return scalers * damping(depth, bundle.config.depth) if kind in WRITING else scalers
-    spec = config.kinds[kind]
-    values = closed_form(config.method, spec.number, depth).double()
-    return values.view(depth, spec.number, *(1,) * len(spec.shape))
-
-
-def _first_piece(anatomy: Anatomy, kind: str) -> Piece | None:
-    """Return the first parameter of a kind in a target's blocks: all blocks are alike in size."""
-    roles = kind_roles(kind)
-    pieces = (block[role] for block in anatomy.blocks for role in roles if role in block)
-    return next(pieces, None)
-
-
-def head_dims(bundle: TemplateBundle, anatomy: Anatomy) -> HeadDims:
-    """Return the head dims of a bundle's auxiliary model and of a target."""
-    return HeadDims(bundle.config.sizes["k"], anatomy.sizes["k"])
-
-
-def size_key(anatomy: Anatomy) -> dict[str, int]:
-    """Return what tells two sizes apart for fitted scalers: depth, width, heads, MLP."""
-    return {"depth": anatomy.depth, **{label: anatomy.sizes[label] for label in "dhkm"}}
-
-
-def fitted_index(bundle: TemplateBundle, anatomy: Anatomy) -> int | None:
-    """Return which of the bundle's fitted scalers belong to a target's size, if any."""
-    key = size_key(anatomy)
-    for index, entry in enumerate(bundle.config.fitted):
-        if {"depth": entry["depth"], **entry["sizes"]} == key:
-            return index
-    return None
+    if method == "tleg":
+        return torch.stack([torch.ones(depth), torch.arange(depth) / depth], 1)
+    if method == "share":
+        return torch.ones(depth, 1)
+    first = depth - number if method == "heur_lg" else 0
+    return (torch.arange(depth)[:, None] - first == torch.arange(number)).float()
 
 
 def linear_scalers(
-    config: TemplateConfig,
-    kind: str,
+    number: int,
     shape: tuple[int, ...],
     depth: int,
     *,
@@ -215,58 +164,29 @@ def linear_scalers(
     i = floor(((t - 1) mod s1 s2) / s2) and j = (t - 1) mod s2 in the paper's orientation, in x out.
 
     Args:
-        config: the template set.
-        kind: its kind.
-        shape: of one scaler, out x in.
-        depth: L of the target.
-        epsilon: of the noise (the paper gives no mean and variance: 0 and 1 here).
-        generator: of the noise.
+        number: N, how many templates there are.
+        shape: shape of one scaler, out x in.
+        depth: L, number of blocks of the target.
+        epsilon: size of the noise (the paper gives no mean and variance: 0 and 1 here).
+        generator: draws the noise.
 
     Returns:
         ``[depth, N, *shape]``.
     """
-    number = config.kinds[kind].number
     scalers = epsilon * torch.randn(depth, number, *shape, generator=generator)
-    s2, s1 = shape if len(shape) == 2 else (shape[0], 1)
     layers = torch.arange(1, depth + 1) / depth
-    for t in range(1, number + 1):
-        i, j = (t - 1) % (s1 * s2) // s2, (t - 1) % s2
-        place = (j, i) if len(shape) == 2 else (j,)
-        scalers[(slice(None), t - 1, *place)] += 1.0 if t <= number / 2 else layers
+    for t in range(number):
+        column, row = divmod(t % math.prod(shape), shape[0])
+        place = (row, column)[: len(shape)]
+        scalers[(slice(None), t, *place)] += 1.0 if t + 1 <= number / 2 else layers
     return scalers
 
 
-@dataclass(frozen=True)
-class _Tiling:
-    """Which auxiliary scaler stands where along one axis of a target, and its share as an input."""
-
-    source: Tensor  # [s'] index of the auxiliary scaler
-    whole: Tensor  # [s'] whether it belongs to a whole copy of the auxiliary axis
-    count: int  # of whole copies
-    gain: float  # for what a narrower target leaves out
-
-
-def _tile(blocks: int, width: int, length: int, target: int, heads: HeadDims | None) -> _Tiling:
-    """Tile ``blocks`` scalers (``length`` long in the auxiliary model) over ``target``."""
-    place = torch.arange(math.ceil(target / width))
-    copies, full, gain = 1, 1, 1.0
-    if heads is not None:
-        copies, full = heads.copies, max(heads.full, 1)
-        gain = max(1.0, math.sqrt(heads.source / heads.target))
-    whole = (place // blocks < max(target // length, 1)) & (torch.arange(copies) < full)[:, None]
-    gain *= max(1.0, math.sqrt(length / target))
-    count = max(target // length, 1) * full
-    return _Tiling(place.repeat(copies) % blocks, whole.flatten(), count, gain)
-
-
 def widen_scalers(
-    config: TemplateConfig,
-    kind: str,
     scalers: Tensor,
-    source: tuple[int, ...],
-    target: tuple[int, ...],
+    source: Sequence[int],
+    covers: Sequence[Cover],
     *,
-    heads: HeadDims | None = None,
     noise: float = 0.0,
     generator: torch.Generator | None = None,
 ) -> Tensor:
@@ -278,47 +198,45 @@ def widen_scalers(
     function. An input copied in part is not read at first; a narrower input is rescaled.
 
     Args:
-        config: the template set.
-        kind: its kind.
-        scalers: ``[depth, N, s1, s2]`` (or ``[depth, N, s]``) of the auxiliary model.
-        source: size of the parameter there, ``(out, in)`` of one part.
-        target: size of the parameter in the target.
-        heads: head dims, where they may differ.
+        scalers: ``[depth, N, parts, s1, s2]`` (or ``[depth, N, parts, s]``) of the auxiliary model.
+        source: size of one part there, ``(out, in)``.
+        covers: the axes of one part in the target.
         noise: standard deviation of the zero-sum noise, relative to the scalers' own.
-        generator: of the noise.
+        generator: draws the noise.
 
     Returns:
-        ``[depth, N, *scaler_shape(target)]``.
+        ``[depth, N, parts, s1', s2']`` that cover the target.
     """
-    spec = config.kinds[kind]
-    heads, head_axis = folding(kind, heads)
-    inner = inner_size(target, heads, head_axis)
-    parts = len(kind_roles(kind)) // spec.parts
     scale = noise * float(scalers.square().mean().sqrt())
-    tilings = [
-        _tile(
-            scalers.shape[2 + axis] // (parts if axis == 0 else 1),
-            spec.shape[axis] // (spec.parts if axis == 0 else 1),
-            source[axis],
-            inner[axis],
-            heads if axis == head_axis else None,
-        )
-        for axis in range(len(target))
-    ]
-    wide = scalers.unflatten(2, (parts, -1)).index_select(3, tilings[0].source)
-    if len(target) == 2:
-        columns = tilings[1]
-        wide = wide.index_select(4, columns.source)
-        if scale and heads is not None and head_axis == 0 and heads.full > 1:
-            # Copies of q meet identical copies of k: noise that sums to zero cancels in the logits.
-            copies = wide[:, :, 0].unflatten(2, (heads.copies, -1))[:, :, : heads.full]
-            copies += scale * _zero_sum(copies, 2, generator)
-        if scale and columns.count > 1:
-            for block in range(scalers.shape[3]):
-                same = torch.nonzero((columns.source == block) & columns.whole).flatten()
-                wide[..., same] += scale * _zero_sum(wide[..., same], -1, generator)
-        wide *= columns.whole.to(wide) * (columns.gain / columns.count)
-    return wide.flatten(2, 3)
+    rows = covers[0]
+    wide = scalers.index_select(3, _tiled(scalers.shape[3], rows))
+    if len(covers) == 1:
+        return wide
+    columns, length = covers[1], source[1]
+    blocks = scalers.shape[4]
+    tiled = _tiled(blocks, columns)
+    wide = wide.index_select(4, tiled)
+    if scale and rows.full > 1:
+        # Copies of q meet identical copies of k: noise that sums to zero cancels in the logits.
+        copies = wide[:, :, 0].unflatten(2, (rows.copies, -1))[:, :, : rows.full]
+        copies += scale * _zero_sum(copies, 2, generator)
+    # Whole copies of the auxiliary model's inputs, in whole copies of its head dim, are read.
+    repeats, heads = max(columns.inner // length, 1), max(columns.full, 1)
+    place = torch.arange(len(tiled) // columns.copies)
+    whole = (place // blocks < repeats) & (torch.arange(columns.copies) < heads)[:, None]
+    whole = whole.flatten()
+    if scale and repeats * heads > 1:
+        for block in range(blocks):
+            same = torch.nonzero((tiled == block) & whole).flatten()
+            wide[..., same] += scale * _zero_sum(wide[..., same], -1, generator)
+    old, new = columns.head_dims
+    gain = max(1.0, math.sqrt(old / new)) * max(1.0, math.sqrt(length / columns.inner))
+    return wide.mul_(whole.to(wide) * (gain / (repeats * heads)))
+
+
+def _tiled(blocks: int, cover: Cover) -> Tensor:
+    """Return which of an auxiliary model's ``blocks`` scalers stands where along one axis."""
+    return torch.arange(math.ceil(cover.inner / cover.unit)).repeat(cover.copies) % blocks
 
 
 def _zero_sum(like: Tensor, dim: int, generator: torch.Generator | None) -> Tensor:

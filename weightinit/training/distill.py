@@ -14,8 +14,10 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from weightinit.anatomy import anatomy
 from weightinit.errors import WeightInitError
 from weightinit.templates.bundle import TemplateBundle
+from weightinit.templates.compose import Composer
 from weightinit.templates.config import TemplateConfig
 from weightinit.templates.constrain import ConstrainedModel, constrain
 from weightinit.training.checkpoint import load_checkpoint
@@ -91,11 +93,11 @@ def build_auxiliary(preset: Preset, data: ImageData, method: str, seed: int) -> 
     )
     # Blocks enough for the deepest; the scalers are those of the auxiliary model's own depth.
     largest = preset.auxiliary_at(max(depth, *preset.depths, 0)).build(data, seed)
-    templates, scalers = (
+    given = (
         {kind: held[kind.replace(".", "_")] for kind in start.config.kinds}
         for held in (start.templates, start.scalers)
     )
-    mixed = MixedModel(largest, config, templates=templates, scalers=scalers)
+    mixed = MixedModel(largest, Composer(start.config, anatomy(largest)), *given)
     mixed.pools, mixed.depths = preset.pools, preset.depths
     return mixed
 

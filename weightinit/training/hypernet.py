@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from weightinit.ancestor.ancestor import Ancestor
 from weightinit.errors import WeightInitError
-from weightinit.hypernet.network import Hypernet
+from weightinit.hypernet.network import GraphHyperNetwork
 from weightinit.hypernet.samplers import Sampler, get_sampler, sample
 from weightinit.inherit.running import captured
 from weightinit.training.checkpoint import History
@@ -31,7 +31,7 @@ __all__ = ["MetaRecipe", "guidance", "listed", "meta_train"]
 
 
 def meta_train(
-    hypernet: Hypernet,
+    hypernet: GraphHyperNetwork,
     data: Data | Sequence[Data],
     recipe: MetaRecipe,
     *,
@@ -127,7 +127,7 @@ def listed(ancestor: AncestorLike | Sequence[AncestorLike] | None) -> list[Ances
 
 
 @contextmanager
-def _frozen(hypernet: Hypernet, frozen: bool) -> Iterator[None]:
+def _frozen(hypernet: GraphHyperNetwork, frozen: bool) -> Iterator[None]:
     """Take the encoder's layers, but for FiLM, out of the training, and put them back."""
     layers = [
         parameter

@@ -53,11 +53,10 @@ class HyperPreset:
 _MICRO = MetaRecipe(
     steps=2000, batch_size=96, lr=3e-3, warmup_steps=100, label_smoothing=0.0, precision="bf16"
 )
-#: P and Q of whole matrices give weights that are not finite soon.
 _SLOW = {"lr": 1e-3}
 _GUIDE = {"guide": 0.2}
 _FROZEN = {"frozen": True}
-_FULL: dict[str, Any] = {"separate": True, "expansion": "both", "heads_apart": True}
+_FULL: dict[str, Any] = {"separate": True, "expansion": "both"}
 _ANCESTOR: dict[str, Any] = {
     "ancestor": Network("vit_tiny_patch16_224", micro(64, 6)),
     "ancestor_recipe": Recipe(steps=6000, lr=3e-3, warmup_steps=500),

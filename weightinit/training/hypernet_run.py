@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from weightinit.ancestor.ancestor import Ancestor
 from weightinit.errors import WeightInitError
 from weightinit.hypernet.files import HyperNetwork
-from weightinit.hypernet.network import Hypernet
+from weightinit.hypernet.network import GraphHyperNetwork
 from weightinit.hypernet.samplers import get_sampler
 from weightinit.training.contexts import seeded
 from weightinit.training.data import load_data
@@ -40,7 +40,7 @@ def train_hypernet(
     data: Sequence[str | os.PathLike[str] | Data] = (),
     *,
     ancestor: AncestorLike | Sequence[AncestorLike] | None = None,
-    start: str | os.PathLike[str] | Hypernet | None = None,
+    start: str | os.PathLike[str] | GraphHyperNetwork | None = None,
     **run: Any,
 ) -> HyperNetwork:
     """Train a hypernetwork and save it.
@@ -90,7 +90,7 @@ def train_hypernet(
         embeddings = torch.stack([task_embedding(teacher.module, task) for task in teacher.tasks])
         config = replace(config, task_dim=embeddings.shape[1])
     with seeded(given.seed):
-        hypernet = Hypernet(config)
+        hypernet = GraphHyperNetwork(config)
     card: dict[str, Any] = {} if start is None else {"start": warm_start(hypernet, start)}
     history = meta_train(
         hypernet,
@@ -127,7 +127,9 @@ def train_hypernet(
     return bundle
 
 
-def warm_start(hypernet: Hypernet, start: str | os.PathLike[str] | Hypernet) -> dict[str, Any]:
+def warm_start(
+    hypernet: GraphHyperNetwork, start: str | os.PathLike[str] | GraphHyperNetwork
+) -> dict[str, Any]:
     """Copy the weights of equal name and shape into ``hypernet``, in place.
 
     Args:
@@ -140,7 +142,7 @@ def warm_start(hypernet: Hypernet, start: str | os.PathLike[str] | Hypernet) -> 
     Raises:
         WeightInitError: if there is no such bundle, or nothing fits.
     """
-    if isinstance(start, Hypernet):
+    if isinstance(start, GraphHyperNetwork):
         name, given = "memory", start.state_dict()
     else:
         name = Path(start).name

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from weightinit.errors import WeightInitError
-from weightinit.inherit.fit import run
+from weightinit.inherit.fitting import run
 from weightinit.training.checkpoint import History, load_checkpoint, save_checkpoint
 from weightinit.training.contexts import seeded, subseed
 from weightinit.training.recipe import Recipe

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from weightinit.anatomy import Anatomy, Piece, anatomy
 from weightinit.ancestor.ancestor import Ancestor
 from weightinit.hypernet.graph import Graph, graph_of
-from weightinit.hypernet.network import Hypernet
+from weightinit.hypernet.network import GraphHyperNetwork
 from weightinit.hypernet.predict import Prediction
-from weightinit.hypernet.rule import Rule
+from weightinit.hypernet.refinement import ClosedForm
 from weightinit.training.images import Split
 from weightinit.training.tasks import Data
 
@@ -39,7 +39,7 @@ class Target:
     model: nn.Module
     anatomy: Anatomy
     graph: Graph
-    rule: Rule | None = None
+    rule: ClosedForm | None = None
 
 
 class Targets:
@@ -52,7 +52,7 @@ class Targets:
     """
 
     def __init__(
-        self, hypernet: Hypernet, ancestor: Ancestor | None = None, guide: int = 0
+        self, hypernet: GraphHyperNetwork, ancestor: Ancestor | None = None, guide: int = 0
     ) -> None:
         self.hypernet, self.guide = hypernet, guide
         self.ancestor = ancestor if hypernet.config.kind == "pith" else None
@@ -71,7 +71,7 @@ class Targets:
                 _unfuse(model)
             config, target, rule = self.hypernet.config, anatomy(model), None
             if self.ancestor is not None and config.start == "rule":
-                rule = Rule(target, self.ancestor, device=self.device)
+                rule = ClosedForm(target, self.ancestor, device=self.device)
             extra = {GUIDE: (self.guide, target.sizes["d"])} if self.guide else None
             graph = graph_of(target, softmax=config.softmax, extra=extra)
             self._built[key] = Target(model, target, graph, rule)
@@ -106,7 +106,7 @@ class Targets:
 
 
 def zero_shot(
-    hypernet: Hypernet,
+    hypernet: GraphHyperNetwork,
     kwargs: Mapping[str, Any],
     data: Data,
     *,

@@ -1,6 +1,7 @@
 """Hugging Face's BERT and RoBERTa: post-norm blocks, so norm1 and norm2 follow their branches."""
 
 from weightinit.anatomy.rules.rule import Family, Rule, Stack
+from weightinit.anatomy.traits import look_config
 
 W = r"(?P<w>weight|bias)"
 
@@ -60,5 +61,7 @@ FAMILIES = (
         STACKS,
         OUTSIDE,
         r"embeddings\.(?:position_ids|token_type_ids)",
+        form="post_norm",
+        look=look_config,
     ),
 )

@@ -1,6 +1,9 @@
 """timm's ConvNeXt and ConvNeXt V2: every stage s has a width d<s> and a hidden size m<s>."""
 
+from typing import Any
+
 from weightinit.anatomy.rules.rule import Family, Rule, Stack
+from weightinit.anatomy.traits import Look, look_mlp, type_name
 
 W = r"(?P<w>weight|bias)"
 # A stage takes over the width of the one before it; timm's models have four.
@@ -50,6 +53,17 @@ OUTSIDE = (
 
 STACKS = (Stack("stages.{s}", r"stages\.(?P<s>\d+)\.blocks\.(?P<block>\d+)\.", BLOCK),)
 
+
+def _look(module: Any, found: Look) -> None:
+    block = next((b for stage in module.stages for b in stage.blocks), None)
+    look_mlp(found, getattr(block, "mlp", None))
+    pool = getattr(getattr(module, "head", None), "global_pool", None)
+    found.traits.update(
+        pool=getattr(pool, "pool_type", None),
+        norm=type_name(getattr(block, "norm", None)),
+    )
+
+
 FAMILIES = (
     Family(
         "convnext",
@@ -58,5 +72,6 @@ FAMILIES = (
         STACKS,
         OUTSIDE,
         flags=(("pre_logits", r"head\.pre_logits\..*"),),
+        look=_look,
     ),
 )

@@ -1,6 +1,7 @@
 """Hugging Face's GPT-2: its Conv1D stores matrices transposed, in x out."""
 
 from weightinit.anatomy.rules.rule import Family, Rule, Stack
+from weightinit.anatomy.traits import look_config
 
 W = r"(?P<w>weight|bias)"
 QKV_WEIGHT = ("attn.q.weight", "attn.k.weight", "attn.v.weight")
@@ -36,5 +37,8 @@ FAMILIES = (
         STACKS,
         OUTSIDE,
         r"h\.\d+\.attn\.(?:bias|masked_bias)",
+        form="pre_norm",
+        look=look_config,
+        proven=True,
     ),
 )

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
+
+from weightinit.anatomy.traits import Form, Look
 
 __all__ = ["Family", "Rule", "Stack"]
 
@@ -71,6 +75,9 @@ class Family:
         outside: rules for everything else.
         buffers: regular expression of state-dict entries that are no parameters.
         flags: flags for ``Rule.when``, each with a regular expression: set if some name is matched.
+        form: where the norms of its blocks are, if they are there in all models of the family.
+        look: notes what a module of the family says of itself, where names and shapes are silent.
+        proven: whether tests prove that its models grow without loss.
     """
 
     name: str
@@ -80,3 +87,6 @@ class Family:
     outside: tuple[Rule, ...]
     buffers: str = r"(?!)"
     flags: tuple[tuple[str, str], ...] = ()
+    form: Form | None = None
+    look: Callable[[Any, Look], None] = lambda module, found: None
+    proven: bool = False

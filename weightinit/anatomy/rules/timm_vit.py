@@ -1,6 +1,14 @@
 """timm's plain ViTs: vision_transformer, hybrid, deit, beit, eva, naflexvit, relpos, sam, cait."""
 
+from typing import Any
+
+from torch import nn
+
 from weightinit.anatomy.rules.rule import Family, Rule, Stack
+from weightinit.anatomy.traits import Look, look_mlp, type_name
+from weightinit.errors import AnatomyError
+
+_BRANCH_NORM = ("ResPostBlock", "ResPostRelPosBlock", "EvaBlockPostNorm")
 
 W = r"(?P<w>weight|bias)"
 QKV_WEIGHT = ("attn.q.weight", "attn.k.weight", "attn.v.weight")
@@ -184,8 +192,70 @@ BUFFERS = (
     r"|num_batches_tracked|rp_bucket)|rope\.(?!freqs).*"
 )
 
+
+def _look(module: Any, found: Look) -> None:
+    blocks = [
+        block
+        for stack in ("blocks", "blocks_token_only")
+        for block in getattr(module, stack, nn.ModuleList()).children()
+    ]
+    _look_heads(found, blocks)
+    pool = getattr(module, "attn_pool", None)
+    pool_heads = getattr(pool, "num_heads", None)
+    if pool_heads:
+        found.sizes["hp"] = pool_heads
+    stem = getattr(module, "patch_embed", None)
+    embeds = getattr(module, "embeds", None)
+    if embeds is not None:
+        found.sizes["p"], found.sizes["q"] = embeds.patch_size
+        found.flags["channels_last"] = bool(getattr(embeds, "channels_last", False))
+        stem = embeds
+    grid = getattr(stem, "grid_size", None)
+    if grid:
+        found.traits["grid"] = tuple(grid)
+    first = blocks[0] if blocks else None
+    mlp = getattr(first, "mlp", None)
+    look_mlp(found, mlp if mlp is not None else first)
+    found.traits.update(
+        prefix_tokens=int(getattr(module, "num_prefix_tokens", 0)),
+        pool=getattr(module, "global_pool", None),
+        no_embed_class=bool(getattr(module, "no_embed_class", False)),
+        form="branch_norm" if type(first).__name__ in _BRANCH_NORM else "pre_norm",
+        norm=type_name(getattr(first, "norm1", None) or getattr(first, "in_norm", None)),
+        rope=type_name(getattr(module, "rope", None)) or "none",
+    )
+
+
+def _look_heads(found: Look, blocks: list[Any]) -> None:
+    seen = []
+    for block in blocks:
+        branches = getattr(block, "attns", None)
+        # A parallel-scaling block is its own attention.
+        attn = branches[0].attn if branches else getattr(block, "attn", block)
+        # Differential attention calls the width of one of a head's two maps its head dim.
+        maps = 2 if hasattr(attn, "sub_norm") else 1
+        seen.append((getattr(attn, "num_heads", None), maps * getattr(attn, "head_dim", 0)))
+    heads = {h for h, _ in seen if h}
+    dims = {k for _, k in seen if k}
+    if len(heads) > 1 or len(dims) > 1:
+        raise AnatomyError(
+            f"the blocks differ in heads {sorted(heads)} or head dim {sorted(dims)}: "
+            "pass a model whose blocks are alike"
+        )
+    found.sizes.update([*(("h", h) for h in heads), *(("k", k) for k in dims)])
+
+
 FAMILIES = (
-    Family("vit", "timm", r"patch_embed\.backbone\.", STACKS, (*STEM, *OUTSIDE), BUFFERS),
+    Family(
+        "vit",
+        "timm",
+        r"patch_embed\.backbone\.",
+        STACKS,
+        (*STEM, *OUTSIDE),
+        BUFFERS,
+        look=_look,
+        proven=True,
+    ),
     Family(
         "vit",
         "timm",
@@ -193,5 +263,7 @@ FAMILIES = (
         STACKS,
         OUTSIDE,
         BUFFERS,
+        look=_look,
+        proven=True,
     ),
 )

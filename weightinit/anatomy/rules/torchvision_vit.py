@@ -1,6 +1,9 @@
 """torchvision's VisionTransformer."""
 
+from typing import Any
+
 from weightinit.anatomy.rules.rule import Family, Rule, Stack
+from weightinit.anatomy.traits import Look
 
 W = r"(?P<w>weight|bias)"
 QKV_WEIGHT = ("attn.q.weight", "attn.k.weight", "attn.v.weight")
@@ -34,6 +37,19 @@ OUTSIDE = (
 
 STACKS = (Stack("blocks", r"encoder\.layers\.encoder_layer_(?P<block>\d+)\.", BLOCK),)
 
+
+def _look(module: Any, found: Look) -> None:
+    found.sizes["h"] = module.encoder.layers[0].self_attention.num_heads
+    side = module.image_size // module.patch_size
+    found.traits.update(
+        prefix_tokens=1,
+        grid=(side, side),
+        pool="token",
+        act="GELU",
+        glu="none",
+    )
+
+
 FAMILIES = (
     Family(
         "vit",
@@ -42,5 +58,8 @@ FAMILIES = (
         STACKS,
         OUTSIDE,
         flags=(("pre_logits", r"heads\.pre_logits\..*"),),
+        form="pre_norm",
+        look=_look,
+        proven=True,
     ),
 )

@@ -1,6 +1,9 @@
 """Hugging Face's ViT and DeiT, with the names of transformers 5 and of 4 (and its checkpoints)."""
 
+from typing import Any
+
 from weightinit.anatomy.rules.rule import Family, Rule, Stack
+from weightinit.anatomy.traits import Look, look_config
 
 W = r"(?P<w>weight|bias)"
 
@@ -45,6 +48,14 @@ OUTSIDE = (
 
 STACKS = (Stack("blocks", r"(?:layers|encoder\.layer)\.(?P<block>\d+)\.", BLOCK),)
 
+
+def _look(module: Any, found: Look) -> None:
+    look_config(module, found)
+    model_type = getattr(getattr(module, "config", None), "model_type", None)
+    if model_type in ("vit", "deit"):
+        found.traits.update(prefix_tokens=1 + (model_type == "deit"), pool="token")
+
+
 FAMILIES = (
     Family(
         "vit",
@@ -52,5 +63,8 @@ FAMILIES = (
         r"(?:layers|encoder\.layer)\.\d+\.layernorm_before\.",
         STACKS,
         OUTSIDE,
+        form="pre_norm",
+        look=_look,
+        proven=True,
     ),
 )

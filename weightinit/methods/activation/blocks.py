@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from weightinit.anatomy import Anatomy
+from weightinit.anatomy import Anatomy, facts
 from weightinit.errors import ProjectionError
 from weightinit.inherit.running import Running, exact, watching
 from weightinit.methods.activation.keep import Keep
@@ -139,7 +139,7 @@ class _Group:
             after.append(x)
         for role, moments in hidden.items():
             self.running.check(moments.centred()[0])
-            self.keep.choose(role.partition(".")[0], moments)
+            self.keep.choose(facts(f"{role}.weight").branch, moments)
         return after
 
     def attention(self, ours: list[Tensor]) -> None:
@@ -229,15 +229,17 @@ class _Group:
                 self._play(batch)(y)
         except _EnoughError:
             pass
-        kept = self.keep.kept.get(role.partition(".")[0])
+        fact = facts(f"{role}.weight")
+        kept = self.keep.kept[fact.branch] if fact.end else None
         return seen[0] if kept is None else exact(seen[0])[..., : len(kept)]
 
     def _read(self, branch: str, norm: str, moments: list[Moments]) -> None:
         """Fit what reads the stream after a norm, whose gain and bias it takes over."""
+        inside = {r: piece for r, piece in self.pieces.items() if piece.facts.branch == branch}
         biases = {
-            role: role.removesuffix("weight") + "bias"
-            for role, piece in self.pieces.items()
-            if role.startswith(branch) and piece.axes[1:] == (("d",),)
+            role: piece.facts.bias_role
+            for role, piece in inside.items()
+            if piece.axes[1:] == (("d",),)
         }
         both = self.pieces.keys() & self.wanted.keys()
         gain, free = f"{norm}.weight", f"{norm}.bias" in both
@@ -262,9 +264,8 @@ class _Group:
             self._set(role, matrix, matrix @ self.stream.write)
             self._set(biases[role], offsets[role] - matrix @ shift)
         done = {*biases, *biases.values()}
-        for role in self.pieces:
-            other = role in done or role.rpartition(".")[0] in SCALES
-            if role.startswith(branch) and not other:
+        for role, piece in inside.items():
+            if role not in done and not piece.facts.end:
                 self._set(role, self.keep.keep(role, [parts[role] for parts in self.parts]))
 
     def _write(self, role: str, moments: Moments) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -14,11 +13,7 @@ from weightinit.methods.activation.blocks import Values, absorbed
 from weightinit.methods.activation.leastsquares import Moments
 from weightinit.methods.activation.stream import Stream
 
-__all__ = ["FINAL", "READS", "fit_head", "readers"]
-
-#: Outside the blocks: the norms after them, and what reads the stream then.
-FINAL = re.compile(r"(norm|fc_norm)\.(weight|bias)")
-READS = re.compile(r"(head|head_dist|pre_logits|pool\.fc)\.(weight|bias)")
+__all__ = ["fit_head", "readers"]
 
 
 def readers(old: Anatomy, new: Anatomy) -> dict[str, Piece]:
@@ -26,7 +21,7 @@ def readers(old: Anatomy, new: Anatomy) -> dict[str, Piece]:
     return {
         role: piece
         for role, piece in old.outside.items()
-        if READS.fullmatch(role)
+        if piece.facts.place == "reads"
         and piece.axes[1:] == (("d",),)
         and not piece.spec.tied
         and role in new.outside
@@ -60,9 +55,9 @@ def fit_head(
     outside = running.anatomy.outside
     found = {role: outside[role] for role in features}
     gain = torch.ones_like(stream.write[0])
-    for role, piece in outside.items():
-        if FINAL.fullmatch(role):
-            part, scales = running.part(piece), role.endswith("weight")
+    for piece in outside.values():
+        if piece.facts.place == "final norm":
+            part, scales = running.part(piece), piece.facts.gain
             gain = exact(part).clone() if scales else gain
             part.fill_(float(scales))
     moments = {role: Moments() for role in found}
@@ -80,7 +75,7 @@ def fit_head(
     values: Values = {}
     bare: list[tuple[Tensor, Tensor]] = []
     for role, piece in found.items():
-        bias = role.removesuffix("weight") + "bias"
+        bias = piece.facts.bias_role
         weight, offset = moments[role].fit(gain[:, None] * stream.read, ridge=ridge)
         matrix = exact(running.part(piece))
         values[role], missing = matrix @ weight, matrix @ offset
@@ -89,7 +84,7 @@ def fit_head(
         else:
             bare.append((values[role], missing))
     shift = absorbed(bare, stream)
-    for role in found:
-        if (bias := role.removesuffix("weight") + "bias") in values:
+    for role, piece in found.items():
+        if (bias := piece.facts.bias_role) in values:
             values[bias] = values[bias] - values[role] @ shift
     return {role: running.check(value).cpu() for role, value in values.items()}, shift.cpu()

@@ -66,12 +66,13 @@ class Keep:
 
     def keep(self, role: str, values: Sequence[Tensor]) -> Tensor:
         """Return what is kept of a part, given that of every block."""
-        kept = self.kept[role.partition(".")[0]]
-        axes = self.pieces[role].axes
+        piece = self.pieces[role]
+        kept, axes = self.kept[piece.facts.branch], piece.axes
         dim = next((n for n, axis in enumerate(axes) if {"h", "m"} & {*axis}), None)
-        unit = self.old.sizes["k"] if role.startswith("attn.") else 1
+        attention = piece.facts.branch == "attn"
+        unit = self.old.sizes["k"] if attention else 1
         if dim is None:
-            total = self.old.sizes["h"] * unit if role.startswith("attn.") else self.old.sizes["m"]
+            total = self.old.sizes["h"] * unit if attention else self.old.sizes["m"]
             return values[int(kept[0]) // total]
         unit = unit if axes[dim] == ("h",) else 1
         return torch.cat(list(values), dim).index_select(
@@ -82,7 +83,7 @@ class Keep:
         """Return a role that acts on all heads or neurons together, or nothing."""
         for role, piece in self.pieces.items():
             axes = [axis for axis in piece.axes if label in axis]
-            norm = role in ("attn.norm.weight", "mlp.norm.weight")
+            norm = piece.facts.kind == "norm" and piece.facts.gain
             shares = label == "h" and any("e" in axis for axis in piece.axes)
             if len(axes) > 1 or (axes and norm) or shares:
                 return role
@@ -91,4 +92,4 @@ class Keep:
     @staticmethod
     def _shared(piece: Piece) -> bool:
         labels = {label for axis in piece.axes for label in axis}
-        return piece.role.startswith("attn.") and not labels & {"h", "d"}
+        return piece.facts.branch == "attn" and not labels & {"h", "d"}

@@ -6,36 +6,33 @@ et al., https://arxiv.org/abs/2401.15024), one matrix for all blocks here, and l
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from weightinit.anatomy import Anatomy
-from weightinit.anatomy.layout import along
+from weightinit.anatomy import Anatomy, Labels, Piece, facts
 from weightinit.errors import ProjectionError
 from weightinit.inherit.depth import Mix
 from weightinit.inherit.outside import Axis
 from weightinit.inherit.running import Runnable, Running, exact, watching
-from weightinit.inherit.tables import TABLES
-from weightinit.inherit.transfer import Place, Transfer, transfer_recipes
+from weightinit.inherit.transfer import Place, Transfer, transfer_parts
+from weightinit.init.operators import along
 from weightinit.methods.activation.blocks import Blocks, Values
-from weightinit.methods.activation.head import FINAL, READS, fit_head, readers
+from weightinit.methods.activation.head import fit_head, readers
 from weightinit.methods.activation.stream import Stream, centres, groups_of, normalise, principal
-from weightinit.methods.subcloning import shrinking
-from weightinit.plan import Recipe
+from weightinit.methods.subcloning import check_shrinking
+from weightinit.plan import Inheritance, Part
 
 __all__ = ["ActivationAware", "suits"]
 
-#: What a block must hold, and what it may.
+#: What a block must hold; all else must belong to one of its two branches.
 NEEDED = {f"{role}.weight" for role in ("norm1", "norm2", "attn.proj", "mlp.fc1", "mlp.fc2")}
-KNOWN = re.compile(r"norm[12]\..*|ls[12]|attn\..*|mlp\.(fc1|up|fc2|norm)\..*")
-#: Outside the blocks: what may write the stream.
-WRITES = re.compile(r"(patch|stem\.(proj|\d+\.conv))\.(weight|bias)|pos(\..*)?|token\..*|embed\..*")
+#: Where outside the blocks a parameter may touch a stream that is rotated.
+PLACES = ("before", "final norm", "reads")
 
 
 @dataclass(frozen=True)
@@ -77,44 +74,42 @@ class ActivationAware:
         if not self.ridge > 0:
             raise ProjectionError(f"ridge={self.ridge}: pass a positive number, such as 1e-2")
 
-    def recipes(
+    def plan(
         self,
         source: Runnable,
         target: Anatomy,
         *,
         seed: int = 0,
         calibration: Iterable[Any] | None = None,
-    ) -> list[Recipe]:
-        """Return a recipe for every parameter of a target that is no larger on any axis.
+    ) -> Inheritance:
+        """Return a part for every piece of a target that is no larger on any axis.
 
         Raises:
             ProjectionError: if it is larger, if the blocks are of another kind, or if there is no
                 calibration.
         """
         old = source.anatomy
-        shrinking(old, target, "activation-aware projection")
+        check_shrinking(old, target, "activation-aware projection")
         _check(old, target)
         found = _Shrinking(Running(source, calibration), target, self.ridge).found()
         narrower = old.sizes["d"] != target.sizes["d"]
         read, write = found.stream.read.T.cpu(), found.stream.write.cpu()
 
-        def axes(label: str, place: Place) -> Axis | None:
-            if label != "d":
+        def axes(labels: Labels, place: Place) -> Axis | None:
+            if not labels.stream:
                 return None
-            if found.shift is not None and FINAL.fullmatch(place.role):
+            if found.shift is not None and place.facts.place == "final norm":
                 return Axis(_constant(found.shift), read, _constant(torch.ones_like(found.shift)))
             return Axis(_cast(write), _cast(read)) if narrower else None
 
         depth: list[Mix] = [((group[0], 1.0),) for group in found.groups]
         transfer = Transfer(axes, depth, "principal directions")
-        values = {piece.spec.name: ("", found.head) for piece in target.outside.values()}
-        for group, block, part in zip(found.groups, target.blocks, found.blocks, strict=True):
-            text = f" of block{'s' * (len(group) > 1)} {', '.join(map(str, group))}"
-            values |= {piece.spec.name: (text, part) for piece in block.values()}
-        return [
-            _fitted(recipe, target, *values[recipe.spec.name])
-            for recipe in transfer_recipes(source, target, transfer, seed=seed)
-        ]
+        parts = transfer_parts(source, target, transfer, seed=seed)
+        parts |= _fitted(target.outside, found.head, "")
+        for group, block, values in zip(found.groups, target.blocks, found.blocks, strict=True):
+            where = f" of block{'s' * (len(group) > 1)} {', '.join(map(str, group))}"
+            parts |= _fitted(block, values, where)
+        return Inheritance(parts)
 
 
 def _constant(values: Tensor) -> Callable[[Tensor, int], Tensor]:
@@ -125,21 +120,14 @@ def _cast(matrix: Tensor) -> Callable[[Tensor, int], Tensor]:
     return lambda tensor, dim: along(tensor, dim, matrix.to(tensor))
 
 
-def _fitted(recipe: Recipe, target: Anatomy, where: str, values: Values) -> Recipe:
-    """Return the recipe of a parameter whose values were found, or else its own."""
-    spec, before = recipe.spec, recipe.fill
-    known = [role for role in spec.parts if role in values]
-    if not known:
-        return recipe
+def _fitted(pieces: Mapping[str, Piece], values: Values, where: str) -> dict[Piece, Part]:
+    """Return the parts of the pieces whose values were found."""
 
-    def fill(out: Tensor) -> None:
-        if before is not None and len(known) < len(spec.parts):  # a bias of keys alone, say
-            before(out)
-        for role in known:
-            target.split(spec, out)[role].copy_(values[role])
+    def part(role: str) -> Part:
+        text = f"{role}{where} (fitted on calibration batches)"
+        return Part("written", text, lambda out: out.copy_(values[role]))
 
-    text = f"{', '.join(known)}{where} (fitted on calibration batches)"
-    return replace(recipe, action="written", source=text, fill=fill)
+    return {piece: part(role) for role, piece in pieces.items() if role in values}
 
 
 def suits(old: Anatomy, new: Anatomy) -> bool:
@@ -148,23 +136,24 @@ def suits(old: Anatomy, new: Anatomy) -> bool:
         _check(old, new)
     except ProjectionError:
         return False
-    shared = any(
-        "e" in axis for block in old.blocks for piece in block.values() for axis in piece.axes
-    )
     # Tables of relative positions are neither resampled nor, where all blocks share one, chosen.
-    tables = any(TABLES.fullmatch(role) for role in (*old.blocks[0], *old.outside))
-    same = old.traits.get("grid") == new.traits.get("grid")
-    alike = same and ("rel_pos.table" not in old.outside or old.sizes["h"] == new.sizes["h"])
-    return old.sizes["k"] == new.sizes["k"] and not shared and (alike or not tables)
+    own, shared = (
+        any(piece.facts.kind == "table" for piece in pieces.values())
+        for pieces in (old.blocks[0], old.outside)
+    )
+    alike = old.traits.grid == new.traits.grid
+    alike = alike and (not shared or old.sizes["h"] == new.sizes["h"])
+    grouped = "e" in old.widths
+    return old.sizes["k"] == new.sizes["k"] and not grouped and (alike or not (own or shared))
 
 
 def _check(old: Anatomy, new: Anatomy) -> None:
     """Raise ProjectionError if blocks or stream are of a kind that P cannot be put into."""
     roles = {role for block in (*old.blocks, *new.blocks) for role in block}
-    wrong = sorted(role for role in roles if not KNOWN.fullmatch(role))
+    wrong = sorted(role for role in roles if facts(role).serves not in ("attn", "mlp"))
     wrong += [f"no {role}" for role in sorted(NEEDED - roles)]
     wrong += sorted({stack for stack, _ in (*old.extra_blocks, *new.extra_blocks)})
-    if old.traits.get("post_norm"):
+    if old.traits.form not in (None, "pre_norm"):
         wrong.append("norms after attention and MLP")
     if wrong:
         raise ProjectionError(
@@ -173,12 +162,10 @@ def _check(old: Anatomy, new: Anatomy) -> None:
         )
     if old.sizes["d"] == new.sizes["d"]:
         return
-    kinds = (WRITES, FINAL, READS)
     wrong = [
         role
         for role, piece in old.outside.items()
-        if any("d" in axis for axis in piece.axes)
-        and not any(kind.fullmatch(role) for kind in kinds)
+        if any(labels.stream for labels in piece.axes) and piece.facts.place not in PLACES
     ] + [f"tied {role}" for role, piece in old.outside.items() if piece.spec.tied]
     if wrong:
         raise ProjectionError(
@@ -257,8 +244,8 @@ class _Shrinking:
             for index, block in enumerate(self.old.blocks)
             for norm in ("norm1", "norm2")
         }
-        for role, piece in self.old.outside.items():
-            if FINAL.fullmatch(role):
+        for piece in self.old.outside.values():
+            if piece.facts.place == "final norm":
                 norms[running.owner(piece)] = None
         watched: dict[nn.Module, Callable[[Tensor], None]] = {
             norm: partial(see, norm, index) for norm, index in norms.items()

@@ -88,7 +88,7 @@ def fit_fine(
     source, _ = folded(Ancestor.open(ancestor), seen)
     check_pair(source.anatomy, seen)
     started = replace(options, factors=Spectra(options, source, seen).all())
-    plan = Plan(work, seen, started.recipes(source, seen), source="FINE")
+    plan = Plan(work, seen, started.plan(source, seen).recipes(seen), source="FINE")
     fresh = {name for name, recipe in plan.recipes.items() if recipe.action == "fresh"}
     composed = _Composed(plan.commit(), seen, Spectra(started, source, seen))
     for name, parameter in composed.model.named_parameters():

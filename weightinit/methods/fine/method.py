@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from weightinit.anatomy import Anatomy, Piece
+from weightinit.anatomy import Anatomy, Difference, Piece
 from weightinit.errors import ProjectionError
+from weightinit.files.operator import Operator, OperatorBundle
 from weightinit.inherit.depth import mixes
-from weightinit.inherit.transfer import Place, Source, Transfer, transfer_recipes
-from weightinit.plan import Recipe
+from weightinit.inherit.transfer import Place, Source, Transfer, transfer_parts
+from weightinit.plan import Inheritance
 
 __all__ = ["FINE", "Factors", "Spectra", "factorize", "matrices"]
 
@@ -25,6 +27,8 @@ SWEEPS = 50
 GAIN = 1e-3
 #: Below this ratio of its least eigenvalue to its largest, a Gram matrix says too little.
 FULL = 1e-4
+#: What :class:`Factors` holds, in order.
+PARTS = ("left", "right", "spectra")
 
 
 @dataclass(frozen=True)
@@ -106,15 +110,22 @@ def _polar(matrix: Tensor) -> Tensor:
     return u @ vh
 
 
+class FINEBundle(OperatorBundle):
+    """FINE's factors as files."""
+
+    kind, method = "fine", "FINE"
+
+
 @dataclass(frozen=True)
-class FINE:
+class FINE(Operator):
     """Options of FINE, and its factors once their spectra are fitted.
 
     Every matrix of the ancestor's blocks is replaced by its part of U diag(s_l) V^T
     (:func:`factorize`); for another depth the spectra are interpolated, and so are biases and
     norms, which the paper does not mention. FINE learns U and V under that constraint; of a network
     trained without it they explain about a third, so that a target is of little use before
-    :func:`weightinit.fit_fine` has fitted its spectra. Depth only.
+    :func:`weightinit.fit_fine` has fitted its spectra. Depth only. Fitted factors are a bundle for
+    :meth:`save_pretrained`, :meth:`from_pretrained` and :meth:`push_to_hub`.
 
     Args:
         rank: of U and V; None is all of the smaller side.
@@ -135,6 +146,8 @@ class FINE:
         16
     """
 
+    bundle: ClassVar[type[OperatorBundle]] = FINEBundle
+
     rank: int | None = None
     factors: Mapping[str, Factors] | None = field(default=None, repr=False, compare=False)
 
@@ -143,10 +156,10 @@ class FINE:
         if self.rank is not None and self.rank < 1:
             raise ProjectionError(f"rank={self.rank}: use a positive number, or None for all")
 
-    def recipes(
+    def plan(
         self, source: Source, target: Anatomy, *, seed: int = 0, calibration: object = None
-    ) -> list[Recipe]:
-        """Return a recipe for every parameter of a target of the ancestor's widths."""
+    ) -> Inheritance:
+        """Return a part for every piece of a target of the ancestor's widths."""
         spectra = Spectra(self, source, target)
         fitted = "" if self.factors is None else ", fitted spectra"
         transfer = Transfer(
@@ -155,7 +168,30 @@ class FINE:
             f"shared singular vectors of rank {self.rank or 'all'}{fitted}",
             finish=spectra.finish,
         )
-        return transfer_recipes(source, target, transfer, seed=seed)
+        return Inheritance(transfer_parts(source, target, transfer, seed=seed))
+
+    def contents(self) -> tuple[dict[str, Any], Mapping[str, Tensor], int]:
+        """Return the rank and each matrix's error, the factors, and the depth of a stage."""
+        if self.factors is None:
+            raise ProjectionError("there are no factors to save: fit some with fit_fine")
+        own = {"rank": self.rank, "errors": {key: f.error for key, f in self.factors.items()}}
+        tensors = {
+            f"{key}.{part}": getattr(factors, part)
+            for key, factors in self.factors.items()
+            for part in PARTS
+        }
+        return own, tensors, max((len(f.spectra) for f in self.factors.values()), default=1)
+
+    @classmethod
+    def of_contents(cls, own: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> FINE:
+        """Return the rank with factors."""
+        factors = {}
+        for key, error in own["errors"].items():
+            parts = [tensors[f"{key}.{part}"] for part in PARTS]
+            if len({part.shape[1] for part in parts}) != 1:
+                raise ValueError(f"the ranks of {key} differ")
+            factors[key] = Factors(*parts, error=float(error))
+        return cls(own["rank"], factors)
 
 
 def matrices(seen: Anatomy) -> dict[str, dict[int, Piece]]:
@@ -167,11 +203,11 @@ def matrices(seen: Anatomy) -> dict[str, dict[int, Piece]]:
     Returns:
         From key to the piece of each block that has it, by the block's index.
     """
-    stacks = list(dict.fromkeys(next(iter(b.values())).spec.stack for b in seen.blocks))
+    stacks = seen.traits.main_stacks
     found: dict[str, dict[int, Piece]] = {}
     for index, block in enumerate(seen.blocks):
         for role, piece in block.items():
-            if role.endswith(".weight") and len(piece.size) == 2:
+            if piece.facts.kind == "matrix" and len(piece.size) == 2:
                 stage = f"{stacks.index(piece.spec.stack)}." if len(stacks) > 1 else ""
                 found.setdefault(stage + role, {})[index] = piece
     return found
@@ -245,13 +281,9 @@ class Spectra:
 
 
 def _check_widths(old: Anatomy, new: Anatomy) -> None:
-    wider = [
-        f"{label} {old.sizes[label]} -> {size}"
-        for label, size in new.sizes.items()
-        if label[0] in "dhkm" and old.sizes.get(label, size) != size
-    ]
+    wider = Difference(old, new).wider
     if wider:
         raise ProjectionError(
-            f"FINE changes depth only, and the target differs in {', '.join(wider)}: use a target "
-            "of the ancestor's widths, or method='auto'"
+            f"FINE changes depth only, and the target differs in {Difference.text(wider)}: use a "
+            "target of the ancestor's widths, or method='auto'"
         )

@@ -93,7 +93,8 @@ def fit_ligo(
     source, _ = folded(Ancestor.open(ancestor), seen)
     check_pair(source.anatomy, seen)
     started = options.start(source.anatomy, seen, seed=seed)
-    plan = Plan(work, seen, started.recipes(source, seen, seed=seed), source="LiGO")
+    recipes = started.plan(source, seen, seed=seed).recipes(seen)
+    plan = Plan(work, seen, recipes, source="LiGO")
     fresh = {name for name, recipe in plan.recipes.items() if recipe.action == "fresh"}
     grown = _Grown(plan.commit(), source, started, fresh)
     for name, parameter in grown.model.named_parameters():
@@ -149,7 +150,7 @@ class _Grown(nn.Module):
         options = replace(options, operator=self.operator)
         mixed = Mixed(source, seen, self.operator, device=device, hold=True)
         self._recipes: list[Recipe] = [
-            recipe for recipe in options.grown(source, seen, held=mixed)
+            recipe for recipe in options.grown(source, seen, held=mixed).recipes(seen)
             if recipe.spec.name not in fresh
         ]  # fmt: skip
         self._like = dict(model.named_parameters())

@@ -7,40 +7,51 @@ https://arxiv.org/abs/2303.00980 (Eq. 8): W'_l = B (sum_j w_lj W_j) A^T for ever
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
-from weightinit.anatomy import Anatomy, ParamSpec, Piece
+from weightinit.anatomy import Anatomy, Piece
 from weightinit.errors import BundleError, ProjectionError
-from weightinit.inherit.transfer import Source, Transfer, transfer_recipes
+from weightinit.files.bundle import copies
+from weightinit.files.checks import opened
+from weightinit.files.operator import Operator, OperatorBundle
+from weightinit.files.writing import atomic
+from weightinit.inherit.transfer import Source, Transfer, transfer_parts
 from weightinit.methods.ligo.operator import (
     DEPTH_INITS,
     WIDTH_INITS,
-    Level,
     draw_operator,
     levels,
     operator_axes,
     operator_shapes,
 )
-from weightinit.plan import Recipe
+from weightinit.plan import Inheritance
 
 __all__ = ["LiGO", "Mixed"]
 
 FORMAT = "weightinit-ligo-1"
 
 
+class LiGOBundle(OperatorBundle):
+    """LiGO's operator as files."""
+
+    kind, method = "ligo", "LiGO"
+
+
 @dataclass(frozen=True)
-class LiGO:
+class LiGO(Operator):
     """Options of LiGO, and the operator once it is trained.
 
     Every expansion matrix is [I; C]: the old channels stay, and those added are mixtures of all of
     them, across heads too. Nothing is preserved; what the method is worth comes from training the
-    operator for a hundred steps, with :func:`weightinit.fit_ligo`. It only grows.
+    operator for a hundred steps, with :func:`weightinit.fit_ligo`. It only grows. What was trained
+    is a bundle for :meth:`save_pretrained`, :meth:`from_pretrained` and :meth:`push_to_hub`.
 
     Args:
         depth_init: how the weights of the ancestor's blocks start: ``"stackbert"`` (one-hot at l
@@ -67,6 +78,8 @@ class LiGO:
         >>> wi.project_from(old, new, method=LiGO(width_init="sel")) is new
         True
     """
+
+    bundle: ClassVar[type[OperatorBundle]] = LiGOBundle
 
     depth_init: str = "stackbert_noisy"
     width_init: str = "rand"
@@ -104,16 +117,16 @@ class LiGO:
             )
         return self
 
-    def recipes(
+    def plan(
         self, source: Source, target: Anatomy, *, seed: int = 0, calibration: object = None
-    ) -> list[Recipe]:
-        """Return a recipe for every parameter of a target that is no smaller in any way."""
+    ) -> Inheritance:
+        """Return a part for every piece of a target that is no smaller in any way."""
         return self.start(source.anatomy, target, seed=seed).grown(source, target, seed=seed)
 
     def grown(
         self, source: Source, target: Anatomy, *, seed: int = 0, held: Mixed | None = None
-    ) -> list[Recipe]:
-        """Return the recipes of the operator that is held.
+    ) -> Inheritance:
+        """Return what the operator that is held makes of a target.
 
         Args:
             source: of the weights.
@@ -128,35 +141,41 @@ class LiGO:
             [((index, 1.0),) for index in range(target.depth)],
             "LiGO",
         )
-        blocks = {piece.spec.name for block in target.blocks for piece in block.values()}
-        return [
-            replace(recipe, source=f"{recipe.spec.role} of all blocks, mixed and widened (LiGO)")
-            if recipe.spec.name in blocks and recipe.action == "written"
-            else recipe
-            for recipe in transfer_recipes(mixed, target, transfer, seed=seed)
-        ]
+        parts = transfer_parts(mixed, target, transfer, seed=seed)
+        for piece in (piece for block in target.blocks for piece in block.values()):
+            if parts[piece].action == "written":
+                text = f"{piece.role} of all blocks, mixed and widened (LiGO)"
+                parts[piece] = replace(parts[piece], text=text)
+        return Inheritance(parts)
+
+    def contents(self) -> tuple[dict[str, Any], Mapping[str, Tensor], int]:
+        """Return the options, the operator, and the number of blocks that it makes."""
+        operator = self._held()
+        blocks = {name.split(".")[1] for name in operator if name.startswith("depth.")}
+        own = {name: getattr(self, name) for name in ("depth_init", "width_init", "tied", "noise")}
+        return own, operator, len(blocks) or 1
+
+    @classmethod
+    def of_contents(cls, own: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> LiGO:
+        """Return the options with an operator."""
+        inits = own["depth_init"], own["width_init"]
+        return cls(*inits, bool(own["tied"]), tensors, float(own["noise"]))
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the options and the operator into a safetensors file, whole or not at all.
+        """Write options and operator into one file, as before :meth:`save_pretrained` was there.
 
         Raises:
             ProjectionError: if no operator is held.
             BundleError: if the file cannot be written.
         """
-        from safetensors.torch import save_file
-
-        if self.operator is None:
-            raise ProjectionError("there is no operator to save: train one with fit_ligo")
-        file = Path(path)
+        operator, file = self._held(), Path(path)
         options = {
             "format": FORMAT, "depth_init": self.depth_init, "width_init": self.width_init,
             "tied": str(self.tied), "noise": repr(self.noise),
         }  # fmt: skip
-        tensors = {k: v.detach().cpu().contiguous() for k, v in self.operator.items()}
         try:
-            with tempfile.TemporaryDirectory(prefix=".saving-", dir=file.parent) as folder:
-                save_file(tensors, Path(folder, file.name), options)
-                Path(folder, file.name).replace(file)
+            with atomic(file) as part:
+                save_file(copies(operator), part, options)
         except OSError as error:
             raise BundleError(
                 f"cannot save the operator to {file} ({error}): choose a place that can be "
@@ -171,20 +190,23 @@ class LiGO:
         Raises:
             BundleError: if it is not such a file.
         """
-        from safetensors import SafetensorError, safe_open
-
         try:
-            with safe_open(path, "pt") as file:
+            with opened(Path(path)) as file:
                 told = file.metadata() or {}
                 operator = {name: file.get_tensor(name) for name in file.keys()}
             if told.get("format") != FORMAT:
                 raise ValueError(f"its format is {told.get('format')!r}")
             tied, noise = {"True": True, "False": False}[told["tied"]], float(told["noise"])
             return cls(told["depth_init"], told["width_init"], tied, operator, noise)
-        except (OSError, SafetensorError, KeyError, ValueError, ProjectionError) as error:
+        except (BundleError, KeyError, ValueError, ProjectionError) as error:
             raise BundleError(
                 f"{path} holds no LiGO operator ({error}): pass a file that LiGO.save wrote"
             ) from error
+
+    def _held(self) -> Mapping[str, Tensor]:
+        if self.operator is None:
+            raise ProjectionError("there is no operator to save: train one with fit_ligo")
+        return self.operator
 
 
 class Mixed:
@@ -211,29 +233,22 @@ class Mixed:
         self._levels = levels(source.anatomy, target)
         self._device, self._held = device, ({} if hold else None)
         #: Of the ancestor, with as many blocks as the target has.
-        self.anatomy = self._deepened(source.anatomy)
-
-    def _deepened(self, old: Anatomy) -> Anatomy:
-        stacks = [_stack(old, level) for level in self._levels]
-        specs = [spec for spec in old.specs if spec.stack not in stacks]
-        for block, (stack, level) in enumerate(zip(stacks, self._levels, strict=True)):
-            like: dict[str, ParamSpec] = {}
-            for spec in old.specs:
-                if spec.stack == stack:
-                    like.setdefault(spec.role, spec)
-            specs += [
-                replace(spec, name=f"{block}/{spec.name}", key=f"{block}/{spec.key}", tied=(),
-                        block=level.index)
-                for spec in like.values()
-            ]  # fmt: skip
-        return replace(old, specs=tuple(specs), depth=len(self._levels))
+        old = source.anatomy
+        self.anatomy = old.reshaped({}, target.stages)
+        self._others = {
+            (spec.stack, spec.block, piece.role): piece
+            for spec in old.specs
+            if old.index(spec) is None
+            for piece in old.pieces(spec)
+        }
 
     def part(self, piece: Piece) -> Tensor:
         """Return a canonical part of the mixture; it has a gradient where the operator has one."""
-        block, _, name = piece.spec.name.partition("/")
-        if not name:
-            return self._keep((piece.spec.name, piece.role), lambda: self._source.part(piece))
-        level = self._levels[int(block)]
+        block = self.anatomy.index(piece.spec)
+        if block is None:
+            own = self._others[piece.spec.stack, piece.spec.block, piece.role]
+            return self._keep((piece.spec.name, piece.role), lambda: self._source.part(own))
+        level = self._levels[block]
         theirs = self._source.anatomy.blocks[level.first : level.first + level.old]
         chosen = [i for i, other in enumerate(theirs) if piece.role in other]
         stacked = self._keep(
@@ -249,7 +264,3 @@ class Mixed:
         if key not in self._held:
             self._held[key] = read().detach().to(self._device)
         return self._held[key]
-
-
-def _stack(old: Anatomy, level: Level) -> str:
-    return next(iter(old.blocks[level.first].values())).spec.stack

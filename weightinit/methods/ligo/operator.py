@@ -13,12 +13,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from weightinit.anatomy import Anatomy, Piece
-from weightinit.anatomy.layout import Op
+from weightinit.anatomy import Anatomy, Labels, Piece, Role
+from weightinit.anatomy.roles import Side
 from weightinit.errors import ProjectionError
 from weightinit.inherit.fresh import sub_generator
 from weightinit.inherit.outside import Axis
-from weightinit.inherit.transfer import Axes, Place, side
+from weightinit.inherit.transfer import Axes, Place
+from weightinit.init.operators import Op, along
 
 __all__ = [
     "DEPTH_INITS",
@@ -35,8 +36,6 @@ DEPTH_INITS = (
     "rand", "rand_softmax", "stackbert", "stackbert_noisy", "interlace", "interlace_noisy",
 )  # fmt: skip
 WIDTH_INITS = ("rand", "rand_softmax", "sel", "sel_noisy")
-#: First letters of the labels that may grow; of them, those of one map for all layers.
-GROWING, STREAMS = "dhkmez", "dz"
 
 
 @dataclass(frozen=True)
@@ -62,14 +61,11 @@ def levels(old: Anatomy, new: Anatomy) -> list[Level]:
     Raises:
         ProjectionError: if the two have other numbers of stages, or a stage is to become shallower.
     """
-    before, after = [
-        [next(iter(b.values())).spec.stack for b in seen.blocks] for seen in (old, new)
-    ]
-    counts = [[stacks.count(s) for s in dict.fromkeys(stacks)] for stacks in (before, after)]
+    counts = old.stages, new.stages
     if len(counts[0]) != len(counts[1]) or any(a > b for a, b in zip(*counts, strict=True)):
         raise ProjectionError(
-            f"LiGO only grows, and the ancestor's stages of {counts[0]} blocks cannot become "
-            f"{counts[1]}: use method='weight_selection' or 'auto', which shrink"
+            f"LiGO only grows, and the ancestor's stages of {[*counts[0]]} blocks cannot become "
+            f"{[*counts[1]]}: use method='weight_selection' or 'auto', which shrink"
         )
     found, first = [], 0
     for was, is_now in zip(*counts, strict=True):
@@ -90,8 +86,7 @@ def expand(tensor: Tensor, dim: int, added: Tensor) -> Tensor:
         >>> expand(torch.tensor([1.0, 2.0]), 0, torch.tensor([[0.5, 0.5]]))
         tensor([1.0000, 2.0000, 1.5000])
     """
-    mixed = tensor.movedim(dim, -1) @ added.to(tensor).T
-    return torch.cat([tensor, mixed.movedim(-1, dim)], dim)
+    return torch.cat([tensor, along(tensor, dim, added.to(tensor))], dim)
 
 
 def operator_shapes(old: Anatomy, new: Anatomy, *, tied: bool = True) -> dict[str, tuple[int, ...]]:
@@ -117,12 +112,11 @@ def operator_shapes(old: Anatomy, new: Anatomy, *, tied: bool = True) -> dict[st
     def widths(piece: Piece, before: Sequence[int], block: int) -> None:
         lengths = zip(piece.axes, before, piece.size, strict=True)
         for dim, (labels, was, length) in enumerate(lengths):
-            label = " ".join(labels)
-            if was == length or label[0] not in GROWING:
+            if was == length or not labels.channel:
                 continue
             if length < was:
-                smaller[f"{label} {was} -> {length}"] = None
-            where = name(label, piece.role, block, side(piece.role, dim, len(piece.size)))
+                smaller[f"{labels} {was} -> {length}"] = None
+            where = name(labels, piece.facts, block, piece.side(dim))
             shapes[where] = (length - was, was)
 
     for block, (level, pieces) in enumerate(zip(levels(old, new), new.blocks, strict=True)):
@@ -164,25 +158,22 @@ class _Names:
         # A head that shares the embedding's weights reads the residual stream's channels.
         self.transformed = {"pre_logits.weight", "head.weight"} <= target.outside.keys()
 
-    def __call__(self, label: str, role: str, block: int, of: str) -> str:
-        """Return a name; ``of`` is ``"rows"``, ``"gain"`` or ``"columns"``, see :func:`side`."""
-        module = role.removesuffix(".weight").removesuffix(".bias")
+    def __call__(self, labels: Labels, role: Role, block: int, side: Side) -> str:
+        """Return the name of the matrix that acts along an axis of a role, on one side of it."""
         layer = f"{block}." if block >= 0 else ""
         if not self.tied:
-            return f"width.{layer}{module}.{'in' if of == 'columns' else 'out'}:{label}"
-        if label[0] in STREAMS:
-            classifier = role == "head.weight" or (
-                role.startswith("pre_logits") and of != "columns"
-            )
-            return "width.head" if label == "d" and classifier and self.transformed else (
-                f"width.{label}"
-            )  # fmt: skip
-        branch, _, part = module.rpartition(".")
-        if " " not in label:
-            return f"width.{layer}{branch}:{label}"
+            end = "in" if side == "columns" else "out"
+            return f"width.{layer}{role.module}.{end}:{labels}"
+        if labels.shared:
+            weight = role.kind == "head" and not role.bias
+            classifier = weight or (role.representation and side != "columns")
+            own = labels.stream and classifier and self.transformed
+            return "width.head" if own else f"width.{labels}"
+        if len(labels) == 1:
+            return f"width.{layer}{role.parent}:{labels}"
         # What follows the values, their projection first, reads them as they were made.
-        part = part if part in ("q", "k") else "v"
-        return f"width.{layer}{branch}.{part}" + (":e" if label == "e k" else "")
+        part = role.letter if role.letter in ("q", "k") and role.kind != "norm" else "v"
+        return f"width.{layer}{role.parent}.{part}" + (":e" if labels == ("e", "k") else "")
 
 
 def operator_axes(operator: Mapping[str, Tensor], target: Anatomy, *, tied: bool) -> Axes:
@@ -198,8 +189,9 @@ def operator_axes(operator: Mapping[str, Tensor], target: Anatomy, *, tied: bool
     def acting(where: str) -> Op:
         return lambda tensor, dim: expand(tensor, dim, operator[where])
 
-    def axes(label: str, place: Place) -> Axis | None:
-        rows, columns = (name(label, place.role, place.target, of) for of in ("rows", "columns"))
+    def axes(labels: Labels, place: Place) -> Axis | None:
+        rows = name(labels, place.facts, place.target, "rows")
+        columns = name(labels, place.facts, place.target, "columns")
         if rows not in operator and columns not in operator:
             return None
         return Axis(acting(rows), acting(columns))

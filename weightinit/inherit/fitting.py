@@ -1,16 +1,61 @@
-"""The one training loop: of the three fitted methods, and of everything in training/."""
+"""Models whose weights follow from other parameters; the one training loop, and fits by it."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from weightinit.errors import ProjectionError
 
-__all__ = ["fit", "run"]
+__all__ = ["ComposedModel", "fit", "run"]
+
+
+class ComposedModel(nn.Module):
+    """A model some of whose weights follow from other parameters at every forward.
+
+    The weights stay in the inner model as plain tensors until the next forward, for activation
+    checkpointing computes them again in the backward pass. ``torch.func.functional_call`` would
+    take them back before, and costs a fortyfold of the time.
+
+    Args:
+        model: the inner model; it loses the parameters that follow from others.
+        names: names of these parameters.
+    """
+
+    def __init__(self, model: nn.Module, names: Iterable[str]) -> None:
+        super().__init__()
+        self.model = model
+        self._places: dict[str, tuple[nn.Module, str]] = {}
+        for name in names:
+            path, _, leaf = name.rpartition(".")
+            module = model.get_submodule(path)
+            del module._parameters[leaf]
+            self._places[name] = module, leaf
+
+    def weights(self) -> Mapping[str, Tensor]:
+        """Return the weights that follow from other parameters, by their names."""
+        raise NotImplementedError
+
+    def compose(self) -> None:
+        """Compose the weights and put them into the inner model."""
+        for name, weight in self.weights().items():
+            module, leaf = self._places[name]
+            module.__dict__[leaf] = weight
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Compose the weights, then call the inner model."""
+        self.compose()
+        return self.model(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what is copied and pickled: not the composed weights, which belong to a graph."""
+        for module, leaf in self._places.values():
+            module.__dict__.pop(leaf, None)
+        return self.__dict__
 
 
 def run(
@@ -66,30 +111,30 @@ def fit(
     schedule: torch.optim.lr_scheduler.LRScheduler,
     *,
     steps: int,
-    clip_grad: float = 0.0,
+    max_norm: float | None = None,
     progress: bool | None = None,
 ) -> None:
-    """Train a module in place on a user's loss.
+    """Train a module for a few steps.
 
     Args:
-        module: put in training mode.
+        module: module to train.
         train_step: maps the module to a scalar loss on a batch of its own choosing.
-        optimizer: of the parameters that are trained.
-        schedule: of the learning rate, moved on after each step.
+        optimizer: holds what is trained.
+        schedule: its learning rate, stepped with it.
         steps: number of optimizer steps.
-        clip_grad: largest norm of the gradient; 0 for no limit.
+        max_norm: norm to which gradients are clipped; None leaves them.
         progress: whether to show a bar; None shows it on a terminal.
 
     Raises:
         ProjectionError: if the loss is not finite.
     """
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
 
     def step(_: int) -> Tensor:
         loss = train_step(module)
         loss.backward()
-        if clip_grad:
-            nn.utils.clip_grad_norm_(parameters, clip_grad)
+        if max_norm is not None:
+            nn.utils.clip_grad_norm_(trained, max_norm)
         return loss
 
     module.train()

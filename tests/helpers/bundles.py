@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import torch
 
@@ -84,3 +85,26 @@ def make_bundle(*, depth=3, dtype=torch.float32, fitted=(), seed=0, **sizes):
 
 def nbytes(bundle):
     return sum(math.prod(t.shape) * t.element_size() for t in bundle.tensors.values())
+
+
+def files_of(bundle, folder):
+    """Save a bundle, and return its files as bytes."""
+    bundle.save_pretrained(folder)
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def contents(folder):
+    """Return every file below a folder, hidden ones included, with its bytes."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(Path(folder).rglob("*"))
+        if path.is_file()
+    }
+
+
+def assert_equal(one, other):
+    """Two bundles hold the same tensors, dtypes included."""
+    assert set(one.tensors) == set(other.tensors)
+    for name, tensor in one.tensors.items():
+        assert other.tensors[name].dtype == tensor.dtype
+        assert torch.equal(other.tensors[name], tensor)

@@ -4,12 +4,12 @@ import sys
 
 import torch
 import torch.distributed as dist
-from conftest import make_bundle, vit
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 import weightinit as wi
+from helpers.models import make_bundle, vit
 from weightinit.errors import ProjectionError
 
 OPTIONS = {"embed_dim": 32, "num_heads": 4, "num_classes": 9}

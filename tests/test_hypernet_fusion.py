@@ -3,17 +3,17 @@
 import pytest
 import timm
 import torch
-from conftest import vit
-from hypernet_reference import hypernet, torchvision_vit
+from helpers.hypernet_reference import hypernet, torchvision_vit
+from helpers.models import vit
 
 import weightinit as wi
 from weightinit.ancestor.ancestor import Ancestor
 from weightinit.errors import ProjectionError
+from weightinit.hypernet.fusion import Fusion
 from weightinit.hypernet.graph import graph_of
-from weightinit.hypernet.inherit import Inherited
 from weightinit.hypernet.network import Pass
 from weightinit.hypernet.predict import Prediction
-from weightinit.methods.selection import select_indices
+from weightinit.init.operators import select_indices
 
 
 def fused(net, target, ancestor, **options):
@@ -75,37 +75,9 @@ def test_p_and_q_are_crops_of_one_matrix_unless_separate():
         assert torch.allclose(p, q) != separate
 
 
-def test_heads_are_projected_apart():
-    net = hypernet("pith", heads_apart=True)
-    old, new = vit(depth=1, embed_dim=32, num_heads=4), vit(depth=1, embed_dim=18, num_heads=3)
-    before, seen = wi.anatomy(old), wi.anatomy(new)
-    found, other = fused(net, new, old).weights, original(net, seen)
-    a, source = torch.sigmoid(net.fusion_weight).detach(), Ancestor.open(old)
-    chosen = select_indices(4, 3).tolist()
-    p, q = dense_pq(net, seen, (0, "attn.q.weight"), (54, 8), (32, 18))
-    for part, name in enumerate("qkv"):
-        whole = source.part(before.blocks[0][f"attn.{name}.weight"])
-        rows = []
-        for head, took in enumerate(chosen):
-            block = p[part * 18 + head * 6 : part * 18 + head * 6 + 6]
-            rows.append(block @ whole[took * 8 : took * 8 + 8] @ q)
-        own = other[0, f"attn.{name}.weight"]
-        expected = a * (2 / 18) ** 0.5 * torch.cat(rows) + (1 - a) * own
-        torch.testing.assert_close(found[0, f"attn.{name}.weight"], expected, atol=1e-6, rtol=1e-4)
-    whole = source.part(before.blocks[0]["attn.proj.weight"])
-    p, q = dense_pq(net, seen, (0, "attn.proj.weight"), (18, 32), (8, 18))
-    columns = [
-        p @ whole[:, took * 8 : took * 8 + 8] @ q[:, head * 6 : head * 6 + 6]
-        for head, took in enumerate(chosen)
-    ]
-    expected = a * (2 / 18) ** 0.5 * torch.cat(columns, 1) + (1 - a) * other[0, "attn.proj.weight"]
-    torch.testing.assert_close(found[0, "attn.proj.weight"], expected, atol=1e-6, rtol=1e-4)
-
-
 @pytest.mark.parametrize("heads", [1, 2, 4, 8])
-@pytest.mark.parametrize("apart", [True, False])
-def test_any_number_of_heads(heads, apart):
-    net = hypernet("pith", heads_apart=apart)
+def test_any_number_of_heads(heads):
+    net = hypernet("pith")
     model = vit(depth=2, embed_dim=24 if heads != 1 else 20, num_heads=min(heads, 4))
     values = fused(net, model, vit(depth=2, embed_dim=48, num_heads=heads)).parameters()
     assert all(value.isfinite().all() for value in values.values())
@@ -139,10 +111,10 @@ def test_tokens_and_their_positions_are_projected():
     torch.testing.assert_close(values["cls_token"], old.cls_token.detach() @ around)
     torch.testing.assert_close(values["reg_token"], old.reg_token.detach() @ around)
     torch.testing.assert_close(values["pos_embed"][:, :3], old.pos_embed.detach()[:, :3] @ around)
-    texts = {recipe.spec.name: recipe.source for recipe in found.recipes()}
+    texts = {recipe.spec.name: recipe.source for recipe in found.plan().recipes(found.target)}
     assert "projected for tokens" in texts["pos_embed"] and "projected" in texts["cls_token"]
     bare = fused(net, new, vit(embed_dim=32))
-    texts = {recipe.spec.name: recipe.source for recipe in bare.recipes()}
+    texts = {recipe.spec.name: recipe.source for recipe in bare.plan().recipes(bare.target)}
     assert "zeros for tokens" in texts["pos_embed"] and "trunc_normal" in texts["cls_token"]
 
 
@@ -181,7 +153,7 @@ def test_depth():
     def blocks(old, new, **options):
         target = wi.anatomy(vit(depth=new))
         source = Ancestor.open(vit(depth=old))
-        return Inherited(net, graph_of(target), target, source, **options).blocks
+        return Fusion(net, graph_of(target), target, source, **options).blocks
 
     assert blocks(6, 3) == select_indices(6, 3).tolist()
     assert blocks(2, 4) == [0, 0, 1, 1]
@@ -235,42 +207,8 @@ def test_the_ancestor_is_not_changed():
     assert all(torch.equal(before[name], value) for name, value in old.state_dict().items())
 
 
-def test_alignments():
-    old, new = vit(depth=5, embed_dim=32), vit(depth=2)
-    source, seen = Ancestor.open(old), wi.anatomy(new)
-    nets = {name: hypernet("pith", alignment=name) for name in ("uniform", "first", "learned")}
-    nets["learned"].load_state_dict(nets["uniform"].state_dict(), strict=False)
-    blocks = {
-        name: Inherited(net, graph_of(seen), seen, source).blocks for name, net in nets.items()
-    }
-    assert blocks == {"uniform": [0, 4], "first": [0, 1], "learned": [0, 4]}
-    with torch.no_grad():
-        nets["learned"].precision.fill_(20.0)
-        nets["learned"].place.weight.zero_()
-        nets["learned"].place.bias.zero_()
-    exact, sharp = (fused(nets[name], new, old).parameters() for name in ("uniform", "learned"))
-    for name, value in exact.items():
-        torch.testing.assert_close(sharp[name], value, msg=name)
-    nets["learned"].place.bias.data.fill_(-1.0)  # one block earlier
-    moved = fused(nets["learned"], new, old).parameters()
-    assert not torch.equal(moved["blocks.1.attn.qkv.weight"], exact["blocks.1.attn.qkv.weight"])
-
-
-def test_a_learned_place_is_a_mix_and_learns():
-    net, old, new = hypernet("pith", alignment="learned"), vit(depth=3), vit(depth=2)
-    source, graph = Ancestor.open(old), graph_of(wi.anatomy(new))
-    inherited = Inherited(net, graph, wi.anatomy(new), source)
-    index = next(
-        i for i, n in enumerate(graph.nodes) if n.block == 1 and "mlp.fc1.weight" in n.roles
-    )
-    x = net.encode(graph)[index]
-    place, precision = 2 + net.place(x).detach(), net.precision.detach().exp()
-    weights = [float(torch.exp(-precision * (b - place) ** 2)) for b in range(3)]
-    wanted = sum(
-        weight / sum(weights) * source.part(block["mlp.fc1.weight"])
-        for weight, block in zip(weights, source.anatomy.blocks, strict=True)
-    )
-    torch.testing.assert_close(inherited._mixed(x, graph.nodes[index])[0], wanted)
-    found = Prediction(net, wi.anatomy(new), ancestor=source).parameters()
-    sum(value.square().sum() for value in found.values()).backward()
-    assert net.place.weight.grad.any() and net.precision.grad
+def test_the_first_blocks_as_released():
+    old, seen = Ancestor.open(vit(depth=5, embed_dim=32)), wi.anatomy(vit(depth=2))
+    net = hypernet("pith", alignment="first")
+    assert Fusion(net, graph_of(seen), seen, old).blocks == [0, 1]
+    assert Fusion(hypernet("pith"), graph_of(seen), seen, old).blocks == [0, 4]

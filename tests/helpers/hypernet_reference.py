@@ -11,9 +11,9 @@ from torchvision.models import VisionTransformer
 
 from weightinit.ancestor.ancestor import Ancestor
 from weightinit.hypernet.config import HyperConfig
-from weightinit.hypernet.network import Hypernet
+from weightinit.hypernet.network import GraphHyperNetwork
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 KINDS = ("ghn3", "logah", "tal", "pith")
 
 
@@ -43,7 +43,7 @@ def hypernet(kind="logah", *, seed=0, **changes):
     """A network whose every parameter is random: those that begin at zero hide mistakes."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = Hypernet(config(kind, **changes))
+        net = GraphHyperNetwork(config(kind, **changes))
         for parameter in net.parameters():
             if parameter.dim() and not parameter.detach().any():
                 torch.nn.init.normal_(parameter, std=0.05)
@@ -81,7 +81,7 @@ class Golden:
             changes |= {"rank": own["lora_r"], "max_ck": own["max_ck_lora"]}
         if kind == "tal":
             changes |= {"task_dim": len(self.tensors["in/task_embedding"]), "dead_layer": False}
-        self.net = Hypernet(config(kind, **changes))
+        self.net = GraphHyperNetwork(config(kind, **changes))
         self.net.load_state_dict(self.part("hyper"))
         self.target = VisionTransformer(**json.loads(meta["target_arch"]))
         self.task = self.tensors.get("in/task_embedding")

@@ -2,15 +2,15 @@
 
 import pytest
 import torch
-from conftest import vit
-from hypernet_reference import hypernet
+from helpers.hypernet_reference import hypernet
+from helpers.models import vit
 
 import weightinit as wi
 from weightinit.ancestor.ancestor import Ancestor
 from weightinit.hypernet.graph import graph_of
 from weightinit.hypernet.network import Pass
 from weightinit.hypernet.predict import Prediction
-from weightinit.hypernet.rule import Rule
+from weightinit.hypernet.refinement import ClosedForm
 
 PAIRS = {
     "same": {},
@@ -63,7 +63,7 @@ def test_what_is_added(pair, changes):
         net.gates.copy_(torch.tensor([0.3, 0.5, 0.7]))
         found = predicted(net, new, old)
         seen = wi.anatomy(new)
-        rule, graph = Rule(seen, Ancestor.open(old)), graph_of(seen)
+        rule, graph = ClosedForm(seen, Ancestor.open(old)), graph_of(seen)
         run, other = Pass(net, net.encode(graph)), net(graph)
     for index, node in enumerate(graph.nodes):
         if node.block < 0 or node.op != "conv":
@@ -100,7 +100,7 @@ def test_every_gate_learns():
 
 def test_a_known_rule_is_used_again():
     old, new = Ancestor.open(vit()), wi.anatomy(vit(depth=2))
-    rule, net = Rule(new, old), ruled()
+    rule, net = ClosedForm(new, old), ruled()
     first = Prediction(net, new, ancestor=old).parameters()
     again = Prediction(net, new, ancestor=old, rule=rule).parameters()
     assert all(torch.equal(first[name], again[name]) for name in first)
@@ -109,6 +109,6 @@ def test_a_known_rule_is_used_again():
 
 def test_reports_name_both():
     found = Prediction(ruled(), wi.anatomy(vit()), ancestor=Ancestor.open(vit(depth=2)))
-    texts = {recipe.spec.name: recipe.source for recipe in found.recipes()}
+    texts = {recipe.spec.name: recipe.source for recipe in found.plan().recipes(found.target)}
     assert "block 1" in texts["blocks.2.mlp.fc1.weight"]
-    assert texts["blocks.2.mlp.fc1.weight"].endswith("and what is generated")
+    assert texts["blocks.2.mlp.fc1.weight"].endswith(", refined")

@@ -1,0 +1,94 @@
+"""How two models differ: one object that every method and every message uses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from weightinit.anatomy.core import Anatomy
+from weightinit.errors import ProjectionError
+
+__all__ = ["Difference"]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How a target differs in size from an ancestor.
+
+    Args:
+        old: anatomy of the ancestor.
+        new: anatomy of the target.
+
+    Examples:
+        >>> import timm, weightinit as wi
+        >>> old, new = (
+        ...     wi.anatomy(timm.create_model("vit_tiny_patch16_224", depth=n, embed_dim=d))
+        ...     for n, d in ((3, 96), (2, 192)))
+        >>> difference = Difference(old, new)
+        >>> difference.grown, difference.shrunk
+        ({'k': (32, 64), 'd': (96, 192), 'm': (384, 768)}, {'depth': (3, 2)})
+    """
+
+    old: Anatomy
+    new: Anatomy
+
+    @cached_property
+    def widths(self) -> Mapping[str, tuple[int, int]]:
+        """Sizes of the channels that both have, before and after."""
+        old, new = self.old.widths, self.new.widths
+        return {label: (old[label], new[label]) for label in new if label in old}
+
+    @cached_property
+    def sizes(self) -> Mapping[str, tuple[int, int]]:
+        """The widths and the depth, before and after."""
+        return {**self.widths, "depth": (self.old.depth, self.new.depth)}
+
+    @cached_property
+    def grown(self) -> Mapping[str, tuple[int, int]]:
+        """What is larger in the target."""
+        return {label: (a, b) for label, (a, b) in self.sizes.items() if b > a}
+
+    @cached_property
+    def shrunk(self) -> Mapping[str, tuple[int, int]]:
+        """What is smaller in the target."""
+        return {label: (a, b) for label, (a, b) in self.sizes.items() if b < a}
+
+    @cached_property
+    def wider(self) -> Mapping[str, tuple[int, int]]:
+        """The channels that are of another number in the target."""
+        return {label: (a, b) for label, (a, b) in self.widths.items() if a != b}
+
+    def forbid_growth(self, method: str) -> None:
+        """Raise ProjectionError if the target is larger anywhere.
+
+        Args:
+            method: what only shrinks, in words.
+        """
+        if self.grown:
+            raise ProjectionError(
+                f"{method} only shrinks, and the target is larger in {self.text(self.grown)}: use "
+                "method='auto', which grows too"
+            )
+
+    def forbid_shrinking(self, method: str) -> None:
+        """Raise ProjectionError if the target is smaller anywhere.
+
+        Args:
+            method: what only grows, in words.
+        """
+        if self.shrunk:
+            raise ProjectionError(
+                f"{method} only grows, and the target is smaller in {self.text(self.shrunk)}: use "
+                "method='auto', which shrinks too"
+            )
+
+    @staticmethod
+    def text(sizes: Mapping[str, tuple[int, int]]) -> str:
+        """Return sizes in words.
+
+        Examples:
+            >>> Difference.text({"d": (96, 192), "depth": (3, 2)})
+            'd 96 -> 192, depth 3 -> 2'
+        """
+        return ", ".join(f"{label} {old} -> {new}" for label, (old, new) in sizes.items())
