@@ -33,7 +33,7 @@ class ComposedModel(nn.Module):
         for name in names:
             path, _, leaf = name.rpartition(".")
             module = model.get_submodule(path)
-            del module._parameters[leaf]
+            module._parameters.pop(leaf, None)  # modules may be shared
             self._places[name] = module, leaf
 
     def weights(self) -> Mapping[str, Tensor]:
