@@ -16,8 +16,8 @@ from torch import Tensor
 from weightinit.anatomy import Anatomy, Labels, Piece, Role
 from weightinit.anatomy.roles import Side
 from weightinit.errors import ProjectionError
+from weightinit.inherit.axis import Axis
 from weightinit.inherit.fresh import sub_generator
-from weightinit.inherit.outside import Axis
 from weightinit.inherit.transfer import Axes, Place
 from weightinit.init.operators import Op, along
 
