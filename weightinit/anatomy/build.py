@@ -31,7 +31,7 @@ def anatomy(
     Args:
         model_or_state_dict: on any device, meta included; wrapped by DDP, torch.compile, FSDP2 or
             not. Head counts and the like are read from a module.
-        rules: of the caller, tried before the built-in ones.
+        rules: the caller's rules, which are tried before the built-in ones.
         sizes: known axis sizes that neither shapes nor a module tell: ``{"h": 6}`` for the head
             count of a bare state dict.
 

@@ -142,14 +142,14 @@ def _part(
 def layout(
     pattern: str, shape: Sequence[int], sizes: Mapping[str, int], parts: int = 1, to: str = ""
 ) -> Layout:
-    """Return the layout of a stored tensor: cached, and cheap for the blocks of one stack.
+    """Return the layout of a stored tensor, which is cached.
 
     Args:
-        pattern: of the stored tensor.
-        shape: of the stored tensor.
-        sizes: of its labels; those that the shape determines may be missing.
-        parts: how many parts a fused axis holds.
-        to: canonical pattern of each part, if it is not the stored order less the axes of length 1.
+        pattern: pattern of the stored tensor.
+        shape: shape of the stored tensor.
+        sizes: sizes of the labels; those that the shape determines may be missing.
+        parts: number of parts along a fused axis.
+        to: canonical pattern of each part; by default the stored one without axes of length 1.
     """
     labels = parse(pattern).labels
     known = tuple((f, sizes[f]) for f in sorted(labels) if f in sizes and f not in LOCAL_LABELS)

@@ -50,18 +50,7 @@ class Pattern:
 
 @cache
 def parse(pattern: str) -> Pattern:
-    """Parse an axis pattern.
-
-    Args:
-        pattern: e.g. ``"(3 h k) d"``.
-
-    Raises:
-        AnatomyError: if the pattern is malformed, or adds up along more than one axis.
-
-    Examples:
-        >>> parse("d (h k)").axes
-        ((('d',),), (('h', 'k'),))
-    """
+    """Parse an axis pattern; AnatomyError if it is malformed, or adds up along several axes."""
     axes: list[tuple[Group, ...]] = []
     for token in _TOKEN.finditer(pattern):
         group, factor = token.groups()
@@ -78,19 +67,10 @@ def parse(pattern: str) -> Pattern:
 
 
 def solve(pattern: str, shape: Sequence[int], sizes: Mapping[str, int]) -> dict[str, int] | None:
-    """Return the sizes of the labels that a shape determines, beyond those known.
+    """Return the sizes of further labels that a shape determines, or None if they contradict it.
 
-    Args:
-        pattern: of the tensor.
-        shape: of the tensor.
-        sizes: labels known already.
-
-    Returns:
-        The newly solved labels (some may stay open), or None where shape and sizes contradict.
-
-    Examples:
-        >>> solve("(3 h k) d", (576, 192), {"h": 3})
-        {'k': 64, 'd': 192}
+    For ``"(3 h k) d"`` of shape ``(576, 192)`` with 3 heads they are ``{"k": 64, "d": 192}``. Some
+    labels may stay open.
     """
     axes = parse(pattern).axes
     if len(axes) != len(shape):

@@ -67,17 +67,17 @@ class Role:
 
     Args:
         name: the role.
-        kind: of tensor.
+        kind: kind of tensor.
         bias: whether it is the bias of a layer or of a norm.
-        branch: branch of the block that it lies in: ``"attn"``, ``"mlp"``, ``"attns.0"``, ...;
+        branch: the branch of a block that holds it: ``"attn"``, ``"mlp"``, ``"attns.0"``, ...;
             ``""`` outside the branches.
-        serves: the branch that it lies in, or whose norm or layer scale it is.
+        serves: the branch that holds it, or whose norm or layer scale it is.
         end: whether it belongs to the last layer of a branch, whose rows are the stream.
         letter: ``"q"``, ``"k"`` or ``"v"`` of an attention, else ``""``.
-        place: outside the blocks: ``"before"`` them it writes into the stream, as ``"first norm"``
-            it normalises what was written, behind them it is the ``"final norm"`` or ``"reads"``
-            what that gives; else ``""``.
-        essential: whether a whole checkpoint holds it if the target does.
+        place: its place outside the blocks: ``"before"`` them it writes into the stream, which the
+            ``"first norm"`` normalises; after them stands the ``"final norm"``, whose result
+            another ``"reads"``; else ``""``.
+        essential: whether every whole checkpoint holds it if the target does.
         proven: whether tests prove that its growth keeps the function.
     """
 
@@ -157,11 +157,7 @@ class Role:
         return ("token.cls",) if self.name == "token.dist" else ()
 
     def side(self, dim: int, dims: int) -> Side:
-        """Return how it stands to one of its axes: it makes it, reads it, or scales it.
-
-        Args:
-            dim: axis of the canonical part, from 0.
-            dims: how many axes the canonical part has.
+        """Return whether it makes (rows), reads (columns) or scales (gain) one of its axes.
 
         Examples:
             >>> [facts("attn.proj.weight").side(dim, 2) for dim in (0, 1)]
@@ -177,12 +173,7 @@ class Role:
 
 @lru_cache(maxsize=4096)
 def facts(role: str) -> Role:
-    """Return what is true of a role.
-
-    Examples:
-        >>> facts("mlp.fc2.bias").end, facts("ls1").neutral, facts("head_dist.weight").kind
-        (True, 1.0, 'head')
-    """
+    """Return what is true of a role."""
     inside, around, letter = (pattern.fullmatch(role) for pattern in (_BRANCH, _AROUND, _LETTER))
     branch = inside[1] if inside else ""
     return Role(
@@ -217,16 +208,7 @@ def _place(role: str) -> Literal["", "before", "first norm", "final norm", "read
 
 
 def scale_of(role: str, block: Mapping[str, T]) -> T | None:
-    """Return the layer scale behind the layer that a parameter belongs to, or None.
-
-    Args:
-        role: role of the parameter.
-        block: what a block has, by role.
-
-    Examples:
-        >>> scale_of("mlp.fc2.bias", {"ls1": 1, "ls2": 2}), scale_of("mlp.fc1.bias", {"ls2": 2})
-        (2, None)
-    """
+    """Return the layer scale of the layer that a role belongs to, looked up in a block, or None."""
     fact = facts(role)
     if not fact.end:
         return None

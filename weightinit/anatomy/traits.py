@@ -28,7 +28,7 @@ class Traits:
         depths: number of blocks of each of them.
         grid: rows and columns of patches.
         prefix_tokens: number of tokens before the patches.
-        pos_prefix: how many of them have a row of their own among the positions.
+        pos_prefix: number of them that have a row among the positions.
         no_embed_class: whether positions are added before the tokens are.
         pool: how tokens become features.
         act: name of the activation.
@@ -94,16 +94,7 @@ class Look:
 
 
 def look(module: nn.Module, library: str, read: Callable[[Any, Look], None]) -> Look:
-    """Return what a module of a library says of itself.
-
-    Args:
-        module: the module inside its wrappers.
-        library: name of the library whose it is.
-        read: notes what models of its family have.
-
-    Raises:
-        AnatomyError: if it lacks what models of that library have.
-    """
+    """Return what ``read`` notes of a module, which must be like its library's models."""
     found = Look(traits={"library": library})
     try:
         read(module, found)
@@ -116,13 +107,7 @@ def look(module: nn.Module, library: str, read: Callable[[Any, Look], None]) -> 
 
 
 def infer(traits: dict[str, Any], sizes: Mapping[str, int], prefix: int) -> None:
-    """Fill in what follows from sizes: the grid of the positions and the prefix rows inside them.
-
-    Args:
-        traits: to complete, in place.
-        sizes: solved.
-        prefix: number of prefix tokens, counted from their parameters.
-    """
+    """Complete traits in place: the grid of the positions and the prefix rows among them."""
     prefix = traits.setdefault("prefix_tokens", prefix)
     if {"gh", "gw"} <= sizes.keys():
         traits.update(grid=(sizes["gh"], sizes["gw"]), pos_prefix=0)

@@ -29,14 +29,7 @@ ADVICE = (
 
 
 class Weights:
-    """The tensors of one or several safetensors files, by name; no tensor is held.
-
-    Args:
-        paths: of the files.
-
-    Raises:
-        BundleError: if one cannot be read, is cut off, or is no safetensors file.
-    """
+    """The tensors of one or several safetensors files, by name; no tensor is held."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = tuple(paths)
@@ -96,11 +89,7 @@ def _check_format(path: Path) -> None:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Return a JSON object of a model's folder: its config or the index of its shards.
-
-    Raises:
-        BundleError: if it is no sound JSON.
-    """
+    """Return a JSON object of a model's folder: its config or the index of its shards."""
     try:
         return parse_json(read_text(path, MAX_JSON), str(path), MAX_JSON_ENTRIES)
     except OSError as error:
@@ -110,12 +99,7 @@ def read_config(path: Path) -> dict[str, Any]:
 def find_weights(folder: Path, what: str) -> Weights:
     """Return the safetensors of a folder: model.safetensors, its shards, or the only file there is.
 
-    Args:
-        folder: with the files.
-        what: names it in messages.
-
-    Raises:
-        BundleError: if there are none, or several that are no shards of one model.
+    ``what`` names the folder in messages.
     """
     if (folder / WEIGHTS).exists():
         return Weights([folder / WEIGHTS])
@@ -168,14 +152,7 @@ def download(
 ) -> tuple[Path, str]:
     """Return the cached folder of a repository with its config and safetensors, and its source.
 
-    Args:
-        client: client of the Hub.
-        repo: ``"org/name"``.
-        revision: branch, tag or commit.
-        names: names of weights files to fetch; default: model.safetensors or its shards.
-
-    Raises:
-        BundleError: if the repository cannot be had, or holds no safetensors.
+    ``names`` are the weights files to fetch; by default model.safetensors or its shards.
     """
     names = tuple(names) or (WEIGHTS, INDEX)
     folder = client.download(repo, revision, files=(CONFIG, *names), what="ancestor")

@@ -25,11 +25,7 @@ def _builtin() -> dict[str, Path]:
 
 
 def names(kind: str = "") -> list[str]:
-    """Return the names of the bundles that ship with weightinit.
-
-    Args:
-        kind: kind of the bundles; all if empty.
-    """
+    """Return the names of the bundles that ship with weightinit, by default those of every kind."""
     return sorted(
         name
         for name, folder in _builtin().items()

@@ -18,12 +18,7 @@ __all__ = ["Axis", "carry", "collect", "tiled"]
 
 
 def collect(anatomy: Anatomy, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a model's tensors outside its blocks, by canonical role, as copies.
-
-    Args:
-        anatomy: of the model.
-        parameters: its parameters by name.
-    """
+    """Return copies of a model's tensors outside its blocks, by canonical role."""
     found: dict[str, Tensor] = {}
     for piece in anatomy.outside.values():
         value = parameters[piece.spec.name].detach().cpu()
@@ -50,8 +45,8 @@ class Axis:
 
     Args:
         rows: makes new channels out of old ones, in whatever produces the axis.
-        columns: makes what reads the old channels read the new ones.
-        gain: acts on the elementwise weights of norms and layer scales; None is as ``rows``.
+        columns: makes layers that read the old channels read the new ones.
+        gain: acts on the elementwise weights of norms and layer scales; None means ``rows``.
     """
 
     rows: Op
@@ -87,15 +82,14 @@ def carry(
     """Return how one tensor outside the blocks comes from a source of another size.
 
     Args:
-        piece: the target's piece.
+        piece: piece of the target.
         target: anatomy of the target.
-        outside: the source's tensors by role, from :func:`collect`.
-        traits: the source's: grid and prefix tokens.
-        axis: what becomes of the residual stream; None repeats its channels.
+        outside: tensors of the source by role, from :func:`collect`.
+        traits: traits of the source, of which grid and prefix tokens count.
+        axis: operators for the residual stream; None repeats its channels.
 
     Returns:
-        The part, or None where the source has nothing for it (another number of classes, a token or
-        stem that it lacks).
+        None where the source has nothing for it, such as other classes or a token it lacks.
     """
     name = _name(piece, target, outside)
     if name is None:
