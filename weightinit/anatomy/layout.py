@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from weightinit.anatomy.labels import LOCAL_LABELS, Labels
-from weightinit.anatomy.pattern import Group, parse, solve
+from weightinit.anatomy.pattern import Factors, parse, solve
 from weightinit.errors import AnatomyError
 
 __all__ = ["Layout", "View", "layout"]
@@ -110,7 +110,12 @@ def _layout(
 
 
 def _part(
-    pattern: str, stored: tuple[Group, ...], to: str, sizes: dict[str, int], start: int, fused: int
+    pattern: str,
+    stored: tuple[Factors, ...],
+    to: str,
+    sizes: dict[str, int],
+    start: int,
+    fused: int,
 ) -> View:
     size = {**sizes, **{f: int(f) for group in stored for f in group if f.isdigit()}}
     flat = [f for group in stored for f in group]

@@ -15,9 +15,9 @@ from functools import cache
 
 from weightinit.errors import AnatomyError
 
-__all__ = ["Group", "Pattern", "parse", "solve"]
+__all__ = ["Factors", "Pattern", "parse", "solve"]
 
-Group = tuple[str, ...]  # the factors of a fused axis, outermost first: labels and integers
+Factors = tuple[str, ...]  # the factors of a fused axis, outermost first: labels and integers
 _TOKEN = re.compile(r"\(([^()]*)\)|([A-Za-z]\w*|\d+)|\S")
 _FACTOR = re.compile(r"[A-Za-z]\w*|[1-9]\d*")
 
@@ -27,14 +27,14 @@ class Pattern:
     """A parsed pattern: each axis is a sum of groups, and each group a product of factors."""
 
     text: str
-    axes: tuple[tuple[Group, ...], ...]
+    axes: tuple[tuple[Factors, ...], ...]
 
     @property
     def labels(self) -> frozenset[str]:
         """The labels that occur."""
         return frozenset(f for axis in self.axes for g in axis for f in g if not f.isdigit())
 
-    def terms(self, parts: int = 1) -> tuple[int, tuple[tuple[Group, ...], ...]]:
+    def terms(self, parts: int = 1) -> tuple[int, tuple[tuple[Factors, ...], ...]]:
         """Return the fused axis (-1: none) and the axes of each part, one group an axis."""
         for at, axis in enumerate(self.axes):
             groups = axis
@@ -51,7 +51,7 @@ class Pattern:
 @cache
 def parse(pattern: str) -> Pattern:
     """Parse an axis pattern; AnatomyError if it is malformed, or adds up along several axes."""
-    axes: list[tuple[Group, ...]] = []
+    axes: list[tuple[Factors, ...]] = []
     for token in _TOKEN.finditer(pattern):
         group, factor = token.groups()
         groups = (group if group is not None else factor or "").split("+")
@@ -97,7 +97,7 @@ _OPEN: dict[str, int] = {"": 0}
 
 
 def _solve_axis(
-    axis: tuple[Group, ...], length: int, sizes: Mapping[str, int]
+    axis: tuple[Factors, ...], length: int, sizes: Mapping[str, int]
 ) -> dict[str, int] | None:
     """Solve one axis: length = sum of products, linear in the one label that may be unknown."""
     known, factor, unknown = 0, 0, ""

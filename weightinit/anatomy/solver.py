@@ -9,7 +9,7 @@ from weightinit.anatomy.labels import LOCAL_LABELS
 from weightinit.anatomy.match import Match
 from weightinit.anatomy.pattern import parse, solve
 from weightinit.anatomy.rules import Rule
-from weightinit.anatomy.source import Entry
+from weightinit.anatomy.source import TensorInfo
 from weightinit.errors import AnatomyError
 from weightinit.text import first
 
@@ -31,7 +31,7 @@ class Group:
 
 
 def solve_all(
-    entries: Sequence[Entry],
+    entries: Sequence[TensorInfo],
     matches: Sequence[Match],
     sizes: dict[str, int],
     flags: Mapping[str, bool],
@@ -100,7 +100,7 @@ def _settle(group: Group, sizes: dict[str, int]) -> bool:
 
 def _contradiction(
     wrong: Sequence[Group],
-    entries: Sequence[Entry],
+    entries: Sequence[TensorInfo],
     matches: Sequence[Match],
     sizes: Mapping[str, int],
 ) -> AnatomyError:
@@ -120,7 +120,7 @@ def _contradiction(
 
 
 def _left_open(
-    pending: Sequence[Group], entries: Sequence[Entry], sizes: Mapping[str, int]
+    pending: Sequence[Group], entries: Sequence[TensorInfo], sizes: Mapping[str, int]
 ) -> AnatomyError:
     labels = {x for group in pending for x in parse(group.rules[0].pattern).labels}
     missing = sorted(labels - sizes.keys() - LOCAL_LABELS)
@@ -137,7 +137,7 @@ def _left_open(
 
 def _check_flags(
     groups: Iterable[Group],
-    entries: Sequence[Entry],
+    entries: Sequence[TensorInfo],
     matches: Sequence[Match],
     flags: Mapping[str, bool],
 ) -> None:
@@ -165,6 +165,6 @@ def _as_users_rule(rule: Rule, found: Match) -> str:
     return f"Rule(r'{prefix}{rule.match}', {rule.role!r}, {rule.pattern!r}{parts}{to})"
 
 
-def names(entries: Iterable[Entry]) -> str:
+def names(entries: Iterable[TensorInfo]) -> str:
     """Return the first names of parameters, and how many more there are."""
     return first([entry.name for entry in entries])

@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 from weightinit.errors import AnatomyError
 from weightinit.text import first
 
-__all__ = ["Entry", "Source", "read"]
+__all__ = ["ModelTensors", "TensorInfo", "read"]
 
 # Wrappers that stand anywhere in a name, and attributes under which others keep a whole model.
 _INNER = ("_orig_mod.", "_checkpoint_wrapped_module.", "_fsdp_wrapped_module.")
@@ -26,7 +26,7 @@ _QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")
 
 
 @dataclass(frozen=True)
-class Entry:
+class TensorInfo:
     """One tensor of a model: its name, the name without wrappers, shape and other names."""
 
     name: str
@@ -37,10 +37,10 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Source:
+class ModelTensors:
     """The parameters of a model, and the module inside its wrappers (None for a state dict)."""
 
-    entries: tuple[Entry, ...]
+    entries: tuple[TensorInfo, ...]
     module: nn.Module | None
 
 
@@ -63,7 +63,7 @@ def unwrap(module: nn.Module) -> nn.Module:
         module = inner
 
 
-def read(source: nn.Module | Mapping[str, Tensor]) -> Source:
+def read(source: nn.Module | Mapping[str, Tensor]) -> ModelTensors:
     """Return the parameters of a module or state dict, each tensor once; raise on other weights."""
     if isinstance(source, nn.Module):
         named, refused = _walk(source)
@@ -99,14 +99,14 @@ def read(source: nn.Module | Mapping[str, Tensor]) -> Source:
             refused.append(f"{name} (of the same name as {seen[key]} but for its prefix)")
         else:
             floating = tensor.is_floating_point()
-            entries.append(Entry(name, key, tuple(tensor.shape), tuple(tied), floating))
+            entries.append(TensorInfo(name, key, tuple(tensor.shape), tuple(tied), floating))
     if refused:
         raise AnatomyError(
             f"these are no plain floating-point weights: {first(refused)}. Remove the "
             "parametrizations (torch.nn.utils.parametrize.remove_parametrizations), run lazy "
             "modules once, load the model unquantized, or pass one model at a time"
         )
-    return Source(tuple(entries), module)
+    return ModelTensors(tuple(entries), module)
 
 
 def _storage(tensor: Tensor) -> object:

@@ -19,7 +19,6 @@ from weightinit.ancestor.models import Library, Timm, from_config, from_metadata
 from weightinit.ancestor.pair import pair
 from weightinit.ancestor.weights import (
     ADVICE,
-    PICKLED,
     Weights,
     download,
     find_weights,
@@ -27,12 +26,13 @@ from weightinit.ancestor.weights import (
 )
 from weightinit.errors import AnatomyError, BundleError, ProjectionError
 from weightinit.files import hub
+from weightinit.files.checks import PICKLE_SUFFIXES
 from weightinit.files.hub import CONFIG
 
 __all__ = ["Network", "Opener"]
 
 _HUB_PREFIXES = ("hf-hub:", "hf_hub:")
-_FILES = (".safetensors", *PICKLED)
+_FILES = (".safetensors", *PICKLE_SUFFIXES)
 
 
 class Network(NamedTuple):

@@ -12,15 +12,22 @@ import torch
 from torch import Tensor
 
 from weightinit.errors import BundleError
-from weightinit.files.checks import PICKLES, Shape, opened, parse_json, read_text, some
+from weightinit.files.checks import (
+    PICKLE_SUFFIXES,
+    PICKLES,
+    Shape,
+    opened,
+    parse_json,
+    read_text,
+    some,
+)
 from weightinit.files.hub import CONFIG, WEIGHTS, Client
 
-__all__ = ["ADVICE", "PICKLED", "Weights", "download", "find_weights", "read_config"]
+__all__ = ["ADVICE", "Weights", "download", "find_weights", "read_config"]
 
 INDEX = "model.safetensors.index.json"
 # timm's configs hold the names of up to 22,000 classes, an index one entry a tensor.
 MAX_JSON, MAX_JSON_ENTRIES = 2**25, 10**6  # bytes, entries
-PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".tar", ".npz")
 SHARD = re.compile(r"[A-Za-z0-9_][\w.-]*\.safetensors", re.ASCII)
 ADVICE = (
     "weightinit never reads pickles, which can run code: load the model with its own library and "
@@ -82,7 +89,7 @@ def _check_format(path: Path) -> None:
     with suppress(OSError), path.open("rb") as file:
         start = file.read(16)
     # The header of safetensors is an object: a brace stands where a length has eight bytes.
-    if path.suffix in PICKLED or (start.startswith(PICKLES) and start[8:9] != b"{"):
+    if path.suffix in PICKLE_SUFFIXES or (start.startswith(PICKLES) and start[8:9] != b"{"):
         raise BundleError(f"{path} is a pickle or an archive, no safetensors. {ADVICE}")
     if path.suffix != ".safetensors":
         raise BundleError(f"{path} is not called .safetensors: rename it if it is such a file")
@@ -126,7 +133,7 @@ def find_weights(folder: Path, what: str) -> Weights:
         return Weights([folder / found[0]])
     if found:
         raise BundleError(f"{what} holds {some(found)}: pass the one that is meant, as a file")
-    pickles = [name for name in names if name.endswith(PICKLED)]
+    pickles = [name for name in names if name.endswith(PICKLE_SUFFIXES)]
     held = f"; it holds {some(pickles)}" if pickles else ""
     raise BundleError(f"{what} holds no {WEIGHTS} and no {INDEX}{held}. {ADVICE}")
 

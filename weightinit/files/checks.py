@@ -39,6 +39,7 @@ MAX_RANK = 6
 MAX_HEADER_ENTRIES = 10 * MAX_TENSORS + 1_000  # a tensor takes nine, the rest is metadata
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 NAME = re.compile(r"[A-Za-z0-9_.]{1,128}")
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".tar", ".npz")
 PICKLES = (b"PK\x03\x04", b"\x80")  # torch.save's archive, and the pickle protocol itself
 
 Shape = tuple[int, ...]

@@ -31,21 +31,21 @@ def sub_generator(seed: int, name: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
-def _kaiming(tensor: Tensor, generator: torch.Generator) -> None:
-    nn.init.kaiming_normal_(tensor, mode="fan_out", nonlinearity="relu", generator=generator)
-
-
-def _trunc_normal(tensor: Tensor, generator: torch.Generator) -> None:
-    nn.init.trunc_normal_(tensor, std=0.02, generator=generator)
-
-
-#: From how a role is drawn (:attr:`weightinit.anatomy.Role.start`) to a description and a function.
+#: A description and a function for each way to draw, :attr:`weightinit.anatomy.Role.start`.
 RULES: Mapping[str, tuple[str, Draw]] = {
     "ones": ("ones", lambda tensor, _: nn.init.ones_(tensor)),
     "zeros": ("zeros", lambda tensor, _: nn.init.zeros_(tensor)),
     "identity": ("identity", lambda tensor, _: nn.init.eye_(tensor)),
-    "kaiming": ("torch.nn.init.kaiming_normal_(fan_out)", _kaiming),
-    "trunc_normal": ("torch.nn.init.trunc_normal_(std=0.02)", _trunc_normal),
+    "kaiming": (
+        "torch.nn.init.kaiming_normal_(fan_out)",
+        lambda tensor, generator: nn.init.kaiming_normal_(
+            tensor, mode="fan_out", nonlinearity="relu", generator=generator
+        ),
+    ),
+    "trunc_normal": (
+        "torch.nn.init.trunc_normal_(std=0.02)",
+        lambda tensor, generator: nn.init.trunc_normal_(tensor, std=0.02, generator=generator),
+    ),
 }
 
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from weightinit.anatomy import Anatomy, Piece, Traits, label_of
 from weightinit.anatomy.resample import resample_patch, resample_pos
+from weightinit.inherit.source import LazyTensor
 from weightinit.init.operators import Op, along, repeat, share
 from weightinit.plan import Part
 
 __all__ = ["Axis", "carry", "collect", "tiled"]
+
+Value = Tensor | LazyTensor
 
 
 def collect(anatomy: Anatomy, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -24,19 +25,6 @@ def collect(anatomy: Anatomy, parameters: Mapping[str, Tensor]) -> dict[str, Ten
         value = parameters[piece.spec.name].detach().cpu()
         found[piece.role] = anatomy.split(piece.spec, value)[piece.role].clone()
     return found
-
-
-class Value(Protocol):
-    """A tensor, or what will be read as one when it is needed."""
-
-    @property
-    def shape(self) -> torch.Size:
-        """Its shape."""
-        ...
-
-    def to(self, other: Tensor) -> Tensor:
-        """Return it in the dtype and on the device of another."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -40,10 +40,10 @@ def check_pair(ancestor: Anatomy, target: Anatomy) -> list[str]:
         )
     mine, theirs = (_roles(seen) for seen in (target, ancestor))
     if mine != theirs:
+        extra, missing = (some(roles, 8) or "nothing" for roles in (theirs - mine, mine - theirs))
         raise ProjectionError(
-            f"the blocks are of other parts: the ancestor has {some(theirs - mine, 8) or 'nothing'} "
-            f"that the target lacks, and lacks its {some(mine - theirs, 8) or 'nothing'}; use an "
-            "ancestor of the same architecture"
+            f"the blocks are of other parts: the ancestor has {extra} that the target lacks, and "
+            f"lacks its {missing}; use an ancestor of the same architecture"
         )
     _check_heads(ancestor, target)
     notes = []

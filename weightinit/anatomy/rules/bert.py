@@ -1,7 +1,7 @@
 """Hugging Face's BERT and RoBERTa: post-norm blocks, so norm1 and norm2 follow their branches."""
 
 from weightinit.anatomy.rules.rule import Family, Rule, Stack, W, linear
-from weightinit.anatomy.traits import look_config
+from weightinit.anatomy.traits import note_config
 
 BLOCK = (
     *linear(r"attention\.self\.query", "attn.q", "(h k) d"),
@@ -47,6 +47,6 @@ FAMILIES = (
         OUTSIDE,
         r"embeddings\.(?:position_ids|token_type_ids)",
         form="post_norm",
-        look=look_config,
+        note=note_config,
     ),
 )

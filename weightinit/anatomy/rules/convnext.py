@@ -3,7 +3,7 @@
 from typing import Any
 
 from weightinit.anatomy.rules.rule import Family, Rule, Stack, W, linear
-from weightinit.anatomy.traits import Look, look_mlp, type_name
+from weightinit.anatomy.traits import ModuleFacts, note_mlp, type_name
 
 # A stage takes over the width of the one before it; timm's models have four.
 STAGES = range(4)
@@ -48,11 +48,11 @@ OUTSIDE = (
 STACKS = (Stack("stages.{s}", r"stages\.(?P<s>\d+)\.blocks\.(?P<block>\d+)\.", BLOCK),)
 
 
-def _look(module: Any, found: Look) -> None:
+def _note(module: Any, noted: ModuleFacts) -> None:
     block = next((b for stage in module.stages for b in stage.blocks), None)
-    look_mlp(found, getattr(block, "mlp", None))
+    note_mlp(noted, getattr(block, "mlp", None))
     pool = getattr(getattr(module, "head", None), "global_pool", None)
-    found.traits.update(
+    noted.traits.update(
         pool=getattr(pool, "pool_type", None),
         norm=type_name(getattr(block, "norm", None)),
     )
@@ -66,6 +66,6 @@ FAMILIES = (
         STACKS,
         OUTSIDE,
         flags=(("pre_logits", r"head\.pre_logits\..*"),),
-        look=_look,
+        note=_note,
     ),
 )

@@ -1,7 +1,7 @@
 """Hugging Face's GPT-2: its Conv1D stores matrices transposed, in x out."""
 
 from weightinit.anatomy.rules.rule import QKV, Family, Rule, Stack, W, linear
-from weightinit.anatomy.traits import look_config
+from weightinit.anatomy.traits import note_config
 
 BLOCK = (
     Rule(rf"ln_(?P<i>[12])\.{W}", "norm{i}.{w}", "d"),
@@ -30,7 +30,7 @@ FAMILIES = (
         OUTSIDE,
         r"h\.\d+\.attn\.(?:bias|masked_bias)",
         form="pre_norm",
-        look=look_config,
+        note=note_config,
         proven=True,
     ),
 )

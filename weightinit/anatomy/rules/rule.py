@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from weightinit.anatomy.traits import Form, Look
+from weightinit.anatomy.traits import Form, ModuleFacts
 
 __all__ = ["QKV", "Family", "Rule", "Stack", "W", "linear"]
 
@@ -60,18 +60,18 @@ def linear(
     parts: tuple[str, ...] = (),
     *,
     to: str = "",
-    bias: str | None = None,
+    bias: str = "",
     join: str = r"\.",
 ) -> tuple[Rule, Rule]:
     """Return the rules of a layer's weight and of its bias, by default of the weight's first axis.
 
     ``join`` stands between the layer's name and ``weight`` or ``bias``.
     """
-    bias = bias or re.findall(r"\([^)]*\)|\S+", to or pattern)[0]
+    rows = bias or re.findall(r"\([^)]*\)|\S+", to or pattern)[0]
     weights, biases = (tuple(f"{part}.{w}" for part in parts) for w in ("weight", "bias"))
     return (
         Rule(f"{match}{join}weight", f"{role}.weight", pattern, weights, to),
-        Rule(f"{match}{join}bias", f"{role}.bias", bias, biases),
+        Rule(f"{match}{join}bias", f"{role}.bias", rows, biases),
     )
 
 
@@ -98,7 +98,7 @@ class Family:
         buffers: regular expression of state-dict entries that are no parameters.
         flags: flags for ``Rule.when``, each with a regular expression: set if some name is matched.
         form: where all models of the family have the norms of their blocks.
-        look: notes what a module of the family says of itself, where names and shapes are silent.
+        note: notes what a module of the family says of itself, where names and shapes are silent.
         proven: whether tests prove that its models grow without loss.
     """
 
@@ -110,5 +110,5 @@ class Family:
     buffers: str = r"(?!)"
     flags: tuple[tuple[str, str], ...] = ()
     form: Form | None = None
-    look: Callable[[Any, Look], None] = lambda module, found: None
+    note: Callable[[Any, ModuleFacts], None] = lambda module, noted: None
     proven: bool = False

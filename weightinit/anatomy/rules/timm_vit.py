@@ -5,7 +5,7 @@ from typing import Any
 from torch import nn
 
 from weightinit.anatomy.rules.rule import QKV, Family, Rule, Stack, W, linear
-from weightinit.anatomy.traits import Look, look_mlp, type_name
+from weightinit.anatomy.traits import ModuleFacts, note_mlp, type_name
 from weightinit.errors import AnatomyError
 
 _BRANCH_NORM = ("ResPostBlock", "ResPostRelPosBlock", "EvaBlockPostNorm")
@@ -161,30 +161,30 @@ BUFFERS = (
 )
 
 
-def _look(module: Any, found: Look) -> None:
+def _note(module: Any, noted: ModuleFacts) -> None:
     blocks = [
         block
         for stack in ("blocks", "blocks_token_only")
         for block in getattr(module, stack, nn.ModuleList()).children()
     ]
-    _look_heads(found, blocks)
+    _note_heads(noted, blocks)
     pool = getattr(module, "attn_pool", None)
     pool_heads = getattr(pool, "num_heads", None)
     if pool_heads:
-        found.sizes["hp"] = pool_heads
+        noted.sizes["hp"] = pool_heads
     stem = getattr(module, "patch_embed", None)
     embeds = getattr(module, "embeds", None)
     if embeds is not None:
-        found.sizes["p"], found.sizes["q"] = embeds.patch_size
-        found.flags["channels_last"] = bool(getattr(embeds, "channels_last", False))
+        noted.sizes["p"], noted.sizes["q"] = embeds.patch_size
+        noted.flags["channels_last"] = bool(getattr(embeds, "channels_last", False))
         stem = embeds
     grid = getattr(stem, "grid_size", None)
     if grid:
-        found.traits["grid"] = tuple(grid)
+        noted.traits["grid"] = tuple(grid)
     first = blocks[0] if blocks else None
     mlp = getattr(first, "mlp", None)
-    look_mlp(found, mlp if mlp is not None else first)
-    found.traits.update(
+    note_mlp(noted, mlp if mlp is not None else first)
+    noted.traits.update(
         prefix_tokens=int(getattr(module, "num_prefix_tokens", 0)),
         pool=getattr(module, "global_pool", None),
         no_embed_class=bool(getattr(module, "no_embed_class", False)),
@@ -194,7 +194,7 @@ def _look(module: Any, found: Look) -> None:
     )
 
 
-def _look_heads(found: Look, blocks: list[Any]) -> None:
+def _note_heads(noted: ModuleFacts, blocks: list[Any]) -> None:
     seen = []
     for block in blocks:
         branches = getattr(block, "attns", None)
@@ -210,7 +210,7 @@ def _look_heads(found: Look, blocks: list[Any]) -> None:
             f"the blocks differ in heads {sorted(heads)} or head dim {sorted(dims)}: "
             "pass a model whose blocks are alike"
         )
-    found.sizes.update([*(("h", h) for h in heads), *(("k", k) for k in dims)])
+    noted.sizes.update([*(("h", h) for h in heads), *(("k", k) for k in dims)])
 
 
 FAMILIES = (
@@ -221,7 +221,7 @@ FAMILIES = (
         STACKS,
         (*STEM, *OUTSIDE),
         BUFFERS,
-        look=_look,
+        note=_note,
         proven=True,
     ),
     Family(
@@ -231,7 +231,7 @@ FAMILIES = (
         STACKS,
         OUTSIDE,
         BUFFERS,
-        look=_look,
+        note=_note,
         proven=True,
     ),
 )

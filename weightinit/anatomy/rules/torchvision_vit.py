@@ -3,7 +3,7 @@
 from typing import Any
 
 from weightinit.anatomy.rules.rule import QKV, Family, Rule, Stack, W, linear
-from weightinit.anatomy.traits import Look
+from weightinit.anatomy.traits import ModuleFacts
 
 BLOCK = (
     Rule(rf"ln_(?P<i>[12])\.{W}", "norm{i}.{w}", "d"),
@@ -28,10 +28,10 @@ OUTSIDE = (
 STACKS = (Stack("blocks", r"encoder\.layers\.encoder_layer_(?P<block>\d+)\.", BLOCK),)
 
 
-def _look(module: Any, found: Look) -> None:
-    found.sizes["h"] = module.encoder.layers[0].self_attention.num_heads
+def _note(module: Any, noted: ModuleFacts) -> None:
+    noted.sizes["h"] = module.encoder.layers[0].self_attention.num_heads
     side = module.image_size // module.patch_size
-    found.traits.update(
+    noted.traits.update(
         prefix_tokens=1,
         grid=(side, side),
         pool="token",
@@ -49,7 +49,7 @@ FAMILIES = (
         OUTSIDE,
         flags=(("pre_logits", r"heads\.pre_logits\..*"),),
         form="pre_norm",
-        look=_look,
+        note=_note,
         proven=True,
     ),
 )

@@ -3,7 +3,7 @@
 from typing import Any
 
 from weightinit.anatomy.rules.rule import Family, Rule, Stack, W, linear
-from weightinit.anatomy.traits import Look, look_config
+from weightinit.anatomy.traits import ModuleFacts, note_config
 
 BLOCK = (
     Rule(rf"layernorm_before\.{W}", "norm1.{w}", "d"),
@@ -31,11 +31,11 @@ OUTSIDE = (
 STACKS = (Stack("blocks", r"(?:layers|encoder\.layer)\.(?P<block>\d+)\.", BLOCK),)
 
 
-def _look(module: Any, found: Look) -> None:
-    look_config(module, found)
+def _note(module: Any, noted: ModuleFacts) -> None:
+    note_config(module, noted)
     model_type = getattr(getattr(module, "config", None), "model_type", None)
     if model_type in ("vit", "deit"):
-        found.traits.update(prefix_tokens=1 + (model_type == "deit"), pool="token")
+        noted.traits.update(prefix_tokens=1 + (model_type == "deit"), pool="token")
 
 
 FAMILIES = (
@@ -46,7 +46,7 @@ FAMILIES = (
         STACKS,
         OUTSIDE,
         form="pre_norm",
-        look=_look,
+        note=_note,
         proven=True,
     ),
 )
