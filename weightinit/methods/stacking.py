@@ -24,9 +24,9 @@ class Stacking:
     """Options of growth in depth alone.
 
     Args:
-        depth: ``"stack"`` (whole copies, StackBERT), ``"stack_top"`` (the rest from the top blocks,
-            bert2BERT), ``"interlace"`` (each block several times in a row), ``"solar"`` (two
-            overlapping copies), ``"interpolate"`` (between neighbours), or any other rule of
+        depth: depth rule: ``"stack"`` (whole copies, StackBERT), ``"stack_top"`` (the rest from the
+            top blocks, bert2BERT), ``"interlace"`` (each block several times in a row), ``"solar"``
+            (two overlapping copies), ``"interpolate"`` (between neighbours), or any other rule of
             :mod:`weightinit.inherit.depth`.
 
     Examples:
@@ -46,7 +46,7 @@ class Stacking:
         """Return a part for every piece of a target of the same width.
 
         Raises:
-            ProjectionError: if it is shallower, or of another width, head count or MLP.
+            ProjectionError: if the target is shallower, or of another width, head count or MLP.
         """
         old = source.anatomy
         if target.depth < old.depth:
