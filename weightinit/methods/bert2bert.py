@@ -54,11 +54,10 @@ class Bert2BERT:
 
     Examples:
         >>> import timm, weightinit as wi
-        >>> from weightinit.methods.bert2bert import Bert2BERT
         >>> old, new = (
         ...     timm.create_model("vit_tiny_patch16_224", depth=2, embed_dim=d, num_heads=d // 32)
         ...     for d in (64, 128))
-        >>> wi.project_from(old, new, method=Bert2BERT(mode="aki")) is new
+        >>> wi.project_from(old, new, method=wi.Bert2BERT(mode="aki")) is new
         True
     """
 

@@ -105,14 +105,13 @@ def _piece(target: Anatomy, place: Place) -> Piece:
 
 def _changes(old: Anatomy, new: Anatomy) -> str:
     """Return what becomes of each axis, for the report."""
-    pairs = dict(Difference(old, new).sizes)
-    depth = pairs.pop("depth")
-    if "h" in pairs and "k" in pairs:
-        heads, dims = pairs.pop("h"), pairs.pop("k")
-        pairs["h k"] = heads[0] * dims[0], heads[1] * dims[1]
-    pairs["depth"] = depth
+    sizes = dict(Difference(old, new).widths)
+    if "h" in sizes and "k" in sizes:
+        heads, dims = sizes.pop("h"), sizes.pop("k")
+        sizes["h k"] = heads[0] * dims[0], heads[1] * dims[1]
+    sizes["depth"] = old.depth, new.depth
     texts = []
-    for label, (before, after) in pairs.items():
+    for label, (before, after) in sizes.items():
         count = steps(before, after)
         whole = before << count if count >= 0 else -(-before >> -count)
         if before != after:

@@ -31,7 +31,7 @@ class EachAxis:
         >>> old, new = (
         ...     timm.create_model("convnext_atto", depths=(1, 1, n, 1), dims=(8, 16, 32, d))
         ...     for n, d in ((3, 64), (2, 96)))
-        >>> wi.project_from(old, new, method=EachAxis()) is new
+        >>> wi.project_from(old, new, method=wi.EachAxis()) is new
         True
     """
 

@@ -92,6 +92,8 @@ class LEMON:
 
 
 class _Expansion:
+    """The growth from one ancestor to one target by LEMON's rules."""
+
     def __init__(self, options: LEMON, source: Source, target: Anatomy, seed: int) -> None:
         self.options, self.source, self.seed = options, source, seed
         self.growth = Growth("lemon", source.anatomy, target)

@@ -31,9 +31,8 @@ class Stacking:
 
     Examples:
         >>> import timm, torch, weightinit as wi
-        >>> from weightinit.methods.stacking import Stacking
         >>> old, new = (timm.create_model("vit_tiny_patch16_224", depth=n) for n in (2, 4))
-        >>> _ = wi.project_from(old, new, method=Stacking())
+        >>> _ = wi.project_from(old, new, method=wi.Stacking())
         >>> bool(torch.equal(new.blocks[3].mlp.fc1.weight, old.blocks[1].mlp.fc1.weight))
         True
     """

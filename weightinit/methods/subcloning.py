@@ -51,7 +51,7 @@ class Subcloning:
         ...     timm.create_model("vit_tiny_patch16_224", depth=2, embed_dim=d, num_heads=d // 32,
         ...                       img_size=32, num_classes=5) for d in (96, 64))
         >>> batches = [torch.randn(2, 3, 32, 32)]
-        >>> wi.project_from(old, new, method=Subcloning(), calibration=batches) is new
+        >>> wi.project_from(old, new, method=wi.Subcloning(), calibration=batches) is new
         True
     """
 

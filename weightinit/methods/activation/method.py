@@ -63,7 +63,7 @@ class ActivationAware:
         ...     timm.create_model("vit_tiny_patch16_224", depth=n, embed_dim=d, num_heads=d // 32,
         ...                       img_size=32, num_classes=5) for n, d in ((4, 96), (3, 64)))
         >>> batches = [torch.randn(8, 3, 32, 32) for _ in range(5)]
-        >>> wi.project_from(old, new, method=ActivationAware(), calibration=batches) is new
+        >>> wi.project_from(old, new, method=wi.ActivationAware(), calibration=batches) is new
         True
     """
 
@@ -172,7 +172,7 @@ def _check(old: Anatomy, new: Anatomy) -> None:
 
 @dataclass(frozen=True)
 class _Fit:
-    """What was fitted on the batches.
+    """The outcome of the fit on the calibration batches.
 
     Args:
         stream: the target's stream in the ancestor's.
@@ -194,21 +194,20 @@ def _fit(running: Running, target: Anatomy, ridge: float) -> _Fit:
     """Return all that a target is made of."""
     old, width, depth = running.anatomy, target.sizes["d"], target.depth
     features: dict[str, list[Tensor]] = {role: [] for role in readers(old, target)}
-    watch = _Watch(running, features, most=-(-old.depth // depth))
+    observed = _Observation(running, features, most=-(-old.depth // depth))
     norm = running.owner(old.blocks[0]["norm1.weight"])
-    stream = principal(running.check(watch.moment), width, centred=centres(norm))
-    groups = groups_of(watch.similarity, depth)
-    values, after = Blocks(running, target, stream, watch.calls, ridge).shrink(
-        groups, watch.streams
-    )
+    stream = principal(running.check(observed.moment), width, centred=centres(norm))
+    groups = groups_of(observed.similarity, depth)
+    blocks = Blocks(running, target, stream, observed.calls, ridge)
+    values, after = blocks.shrink(groups, observed.streams)
     if not features and width == old.sizes["d"]:
         return _Fit(stream, groups, values, {}, None)
     head, shift = fit_head(running, target, stream, features, after, ridge=ridge)
     return _Fit(stream, groups, values, head, shift)
 
 
-class _Watch:
-    """What the ancestor does on every batch.
+class _Observation:
+    """What the ancestor does on every calibration batch.
 
     Args:
         running: the ancestor.
