@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from weightinit.anatomy.core import Anatomy
+from weightinit.anatomy.labels import Labels
 from weightinit.errors import ProjectionError
 
 __all__ = ["Difference"]
@@ -58,6 +59,17 @@ class Difference:
     def wider(self) -> Mapping[str, tuple[int, int]]:
         """The channels that are of another number in the target."""
         return {label: (a, b) for label, (a, b) in self.widths.items() if a != b}
+
+    def along(self, labels: Labels) -> tuple[tuple[int, int], ...] | None:
+        """Return the sizes of an axis' labels, before and after; None if none changes.
+
+        An axis whose labels one of the two lacks does not change.
+        """
+        old, new = self.old.sizes, self.new.sizes
+        if not (old.keys() >= {*labels} <= new.keys()):
+            return None
+        sizes = tuple((old[label], new[label]) for label in labels)
+        return sizes if any(before != after for before, after in sizes) else None
 
     def forbid_growth(self, method: str) -> None:
         """Raise ProjectionError if the target is larger anywhere; the message names ``method``."""

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from weightinit.errors import ProjectionError
 
-__all__ = ["Call", "calls_of"]
+__all__ = ["Calibration", "Call", "calls_of"]
 
+#: A few batches that the ancestor takes, or none.
+Calibration = Iterable[Any] | None
 #: Positional and keyword arguments of a forward pass.
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -19,7 +21,7 @@ _LABELS = {"label", "labels", "target", "targets", "next_sentence_label"}
 _HELP = "pass a few unlabelled batches as project_from(..., calibration=batches)"
 
 
-def calls_of(calibration: Iterable[Any] | None, module: nn.Module) -> list[Call]:
+def calls_of(calibration: Calibration, module: nn.Module) -> list[Call]:
     """Return the calls of a module that calibration batches ask for.
 
     A batch is a tensor, a tuple whose first item is a tensor or a dict, or a dict of keyword

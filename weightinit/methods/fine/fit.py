@@ -82,13 +82,13 @@ def fit_fine(
         raise ProjectionError(f"{rank=} and options of rank {options.rank}: pass one of them")
     options = options or FINE(rank)
     model = copy.deepcopy(target)
-    seen = anatomy(model)
-    source, _ = folded(Ancestor.open(ancestor), seen)
-    check_pair(source.anatomy, seen)
-    started = replace(options, factors=Spectra(options, source, seen).all())
-    plan = Plan(model, seen, started.plan(source, seen).recipes(seen), source="FINE")
+    new = anatomy(model)
+    source, _ = folded(Ancestor.open(ancestor), new)
+    check_pair(source.anatomy, new)
+    started = replace(options, factors=Spectra(options, source, new).all())
+    plan = Plan(model, new, started.plan(source, new).recipes(new), source="FINE")
     fresh = {name for name, recipe in plan.recipes.items() if recipe.action == "fresh"}
-    factored = FactoredModel(plan.commit(), seen, Spectra(started, source, seen))
+    factored = FactoredModel(plan.commit(), new, Spectra(started, source, new))
     for name, parameter in factored.model.named_parameters():
         parameter.requires_grad_(name in fresh)
     trained = [p for p in factored.parameters() if p.requires_grad]
@@ -107,10 +107,10 @@ class FactoredModel(nn.Module):
         spectra: one tensor a key, in units of the root mean square that it starts with.
     """
 
-    def __init__(self, model: nn.Module, seen: Anatomy, spectra: Spectra) -> None:
+    def __init__(self, model: nn.Module, new: Anatomy, spectra: Spectra) -> None:
         super().__init__()
         self.model = model
-        self._seen, self._places = seen, spectra.places
+        self._new, self._places = new, spectra.places
         device = next(model.parameters()).device
         self._factors = {key: _to(factors, device) for key, factors in spectra.all().items()}
         starts = [factors.spectra for factors in self._factors.values()]
@@ -120,7 +120,7 @@ class FactoredModel(nn.Module):
         )
         self._composed = {
             piece.spec.name: (piece.spec, index)
-            for index, block in enumerate(seen.blocks)
+            for index, block in enumerate(new.blocks)
             for piece in block.values()
             if (piece.role, index) in self._places
         }
@@ -136,12 +136,12 @@ class FactoredModel(nn.Module):
         made = {}
         for name, (spec, index) in self._composed.items():
             like = self.model.get_parameter(name)
-            parts = self._seen.split(spec, like)
+            parts = self._new.split(spec, like)
             for role in spec.parts:
                 if (role, index) in self._places:
                     key, place = self._places[role, index]
                     parts[role] = matrices[key][place]
-            made[name] = self._seen.merge(spec, parts).to(like.dtype)
+            made[name] = self._new.merge(spec, parts).to(like.dtype)
         return made
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

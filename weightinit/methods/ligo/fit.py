@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from weightinit.anatomy import anatomy
+from weightinit.anatomy import anatomy, facts
 from weightinit.ancestor.ancestor import Ancestor
 from weightinit.ancestor.folding import folded
 from weightinit.inherit.fitting import fit
@@ -85,12 +85,12 @@ def fit_ligo(
         True
     """
     model, seed = copy.deepcopy(target), base_seed(generator)
-    seen = anatomy(model)
-    source, _ = folded(Ancestor.open(ancestor), seen)
-    check_pair(source.anatomy, seen)
-    started = options.start(source.anatomy, seen, seed=seed)
-    recipes = started.plan(source, seen, seed=seed).recipes(seen)
-    plan = Plan(model, seen, recipes, source="LiGO")
+    new = anatomy(model)
+    source, _ = folded(Ancestor.open(ancestor), new)
+    check_pair(source.anatomy, new)
+    started = options.start(source.anatomy, new, seed=seed)
+    recipes = started.plan(source, new, seed=seed).recipes(new)
+    plan = Plan(model, new, recipes, source="LiGO")
     fresh = {name for name, recipe in plan.recipes.items() if recipe.action == "fresh"}
     grown = GrownModel(plan.commit(), source, started, fresh)
     head = []
@@ -122,15 +122,15 @@ class GrownModel(nn.Module):
     def __init__(self, model: nn.Module, source: Ancestor, options: LiGO, fresh: set[str]) -> None:
         super().__init__()
         self.model = model
-        seen = anatomy(model)
+        new = anatomy(model)
         device = next(model.parameters()).device
         self.operator = {
             name: value.detach().to(device, torch.float32).clone().requires_grad_()
             for name, value in (options.operator or {}).items()
         }
         options = replace(options, operator=self.operator)
-        mixture = Mixture(source, seen, self.operator, device=device, hold=True)
-        recipes = options.grown(mixture, seen).recipes(seen)
+        mixture = Mixture(source, new, self.operator, device=device, hold=True)
+        recipes = options.grown(mixture, new).recipes(new)
         self._recipes = [recipe for recipe in recipes if recipe.spec.name not in fresh]
 
     def weights(self) -> dict[str, Tensor]:
@@ -153,4 +153,5 @@ class GrownModel(nn.Module):
 
 def _decays(name: str) -> bool:
     """Return whether weight decay acts on a tensor of the operator."""
-    return name.startswith("width.") or not (name.endswith("bias") or "norm" in name)
+    group, _, role = name.split(".", 2)
+    return group == "width" or not (facts(role).bias or facts(role).kind == "norm")

@@ -70,11 +70,10 @@ class LiGO(Operator):
 
     Examples:
         >>> import timm, weightinit as wi
-        >>> from weightinit.methods.ligo.method import LiGO
         >>> old, new = (
         ...     timm.create_model("vit_tiny_patch16_224", depth=n, embed_dim=32 * n, num_heads=n)
         ...     for n in (2, 3))
-        >>> wi.project_from(old, new, method=LiGO(width_init="sel")) is new
+        >>> wi.project_from(old, new, method=wi.LiGO(width_init="sel")) is new
         True
     """
 

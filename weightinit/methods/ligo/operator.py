@@ -160,8 +160,8 @@ class _Names:
         if labels.shared:
             weight = role.kind == "head" and not role.bias
             classifier = weight or (role.representation and side != "columns")
-            own = labels.stream and classifier and self.transformed
-            return "width.head" if own else f"width.{labels}"
+            separate = labels.stream and classifier and self.transformed
+            return "width.head" if separate else f"width.{labels}"
         if len(labels) == 1:
             return f"width.{layer}{role.parent}:{labels}"
         # What follows the values, their projection first, reads them as they were made.
