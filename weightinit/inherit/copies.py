@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from weightinit.anatomy import Labels
+from weightinit.inherit.axis import Axis
 from weightinit.inherit.growth import Growth
-from weightinit.inherit.outside import Axis
 from weightinit.inherit.transfer import Place
 from weightinit.init.operators import Copies, Op, along, cycle, scale
 

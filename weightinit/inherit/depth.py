@@ -10,7 +10,6 @@ from weightinit.init.operators import Mix, interpolation
 
 __all__ = [
     "RULES",
-    "WRITING",
     "Depth",
     "Mix",
     "blocks_for",
@@ -22,9 +21,6 @@ __all__ = [
 #: A rule by name, or from (blocks of the ancestor, blocks of the target) to a mix of the ancestor's
 #: blocks for each of the target's; a block of an empty mix is new.
 Depth = str | Callable[[int, int], list[Mix]]
-
-#: Kinds by which a block writes into the residual stream.
-WRITING = ("attn.proj.weight", "attn.proj.bias", "mlp.fc2.weight", "mlp.fc2.bias")
 
 
 def _solar(old: int, new: int) -> list[int]:

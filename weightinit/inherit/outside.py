@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 
 from torch import Tensor
 
 from weightinit.anatomy import Anatomy, Piece, Traits, label_of
 from weightinit.anatomy.resample import resample_patch, resample_pos
+from weightinit.inherit.axis import Axis, tiled
 from weightinit.inherit.source import LazyTensor
-from weightinit.init.operators import Op, along, repeat, share
+from weightinit.init.operators import along
 from weightinit.plan import Part
 
-__all__ = ["Axis", "carry", "collect", "tiled"]
+__all__ = ["carry", "collect"]
 
 Value = Tensor | LazyTensor
 
@@ -26,33 +26,6 @@ def collect(anatomy: Anatomy, parameters: Mapping[str, Tensor]) -> dict[str, Ten
         value = parameters[piece.spec.name].detach().cpu()
         tensors[piece.role] = anatomy.split(piece.spec, value)[piece.role].clone()
     return tensors
-
-
-@dataclass(frozen=True)
-class Axis:
-    """What becomes of one axis when its length changes.
-
-    Args:
-        rows: makes new channels out of old ones, in whatever produces the axis.
-        columns: makes layers that read the old channels read the new ones.
-        gain: acts on the elementwise weights of norms and layer scales; None means ``rows``.
-    """
-
-    rows: Op
-    columns: Op
-    gain: Op | None = None
-
-    def op(self, side: str) -> Op:
-        """Return the operator of a side: ``"rows"``, ``"columns"`` or ``"gain"``."""
-        return self.rows if side == "gain" and self.gain is None else getattr(self, side)
-
-
-def tiled(size: int) -> Axis:
-    """Return the axis that repeats channels, whole copies sharing what reads them."""
-    return Axis(
-        lambda tensor, dim: repeat(tensor, dim, size),
-        lambda tensor, dim: share(tensor, dim, size),
-    )
 
 
 def resampled(piece: Piece) -> bool:

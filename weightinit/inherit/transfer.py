@@ -14,9 +14,10 @@ from torch import Tensor
 
 from weightinit.anatomy import Anatomy, Labels, Piece, Role, facts
 from weightinit.errors import ProjectionError
+from weightinit.inherit.axis import Axis
 from weightinit.inherit.depth import Mix
 from weightinit.inherit.fresh import fresh_part, sub_generator
-from weightinit.inherit.outside import Axis, carry, resampled
+from weightinit.inherit.outside import carry, resampled
 from weightinit.inherit.source import Source, outside_of
 from weightinit.inherit.tables import resized
 from weightinit.init import operators
