@@ -29,7 +29,7 @@ def anatomy(
     """Explain every parameter of a model: its role, and what each of its axes means.
 
     Args:
-        model_or_state_dict: on any device, meta included; wrapped by DDP, torch.compile, FSDP2 or
+        model_or_state_dict: model on any device, wrapped by DDP, torch.compile, FSDP2 or
             not. Head counts and the like are read from a module.
         rules: the caller's rules, which are tried before the built-in ones.
         sizes: known axis sizes that neither shapes nor a module tell: ``{"h": 6}`` for the head
@@ -80,15 +80,15 @@ def _explain(
     entries, matches, unmatched, integers = [], [], [], []
     buffers = re.compile(family.buffers) if family and source.module is None else None
     for entry in source.entries:
-        found = match_user(rules, entry.key) if rules else None
-        if found is None and family is not None:
-            found = match(family, entry.key)
-        if found is None:
+        matched = match_user(rules, entry.key) if rules else None
+        if matched is None and family is not None:
+            matched = match(family, entry.key)
+        if matched is None:
             if not (buffers and buffers.fullmatch(entry.key)):
                 unmatched.append(entry)
             continue
         entries.append(entry)
-        matches.append(found)
+        matches.append(matched)
         if not entry.floating:
             integers.append(entry)
     if integers:
@@ -117,15 +117,15 @@ def _assemble(
         rule = group.rules[0]
         layout = layout_of(rule.pattern, group.shape, sizes, len(rule.parts), rule.to)
         for i in group.members:
-            entry, found = entries[i], matches[i]
+            entry, matched = entries[i], matches[i]
             specs[i] = ParamSpec(
                 entry.name,
                 entry.key,
                 rule.role,
                 rule.pattern,
                 entry.shape,
-                found.block,
-                found.stack,
+                matched.block,
+                matched.stack,
                 rule.parts,
                 entry.tied,
                 layout=layout,
@@ -157,7 +157,7 @@ def _depths(
     owners: dict[tuple[str, int | None, str], str] = {}
     blocks: dict[str, set[int]] = {}
     main: dict[str, None] = {}
-    for spec, found in zip(specs, matches, strict=True):
+    for spec, matched in zip(specs, matches, strict=True):
         for role in spec.parts:
             owner = owners.setdefault((spec.stack, spec.block, role), spec.name)
             if owner != spec.name:
@@ -167,7 +167,7 @@ def _depths(
                 )
         if spec.block is not None:
             blocks.setdefault(spec.stack, set()).add(spec.block)
-            if found.main:
+            if matched.main:
                 main[spec.stack] = None
     for stack, present in blocks.items():
         missing = sorted(set(range(max(present) + 1)) - present)

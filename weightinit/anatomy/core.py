@@ -194,12 +194,12 @@ class Anatomy:
     @cached_property
     def widths(self) -> Mapping[str, int]:
         """Sizes of the channels, grouped key-value heads among them."""
-        found = {x: size for x, size in self.sizes.items() if label_of(x).kind == "channel"}
+        channels = {x: size for x, size in self.sizes.items() if label_of(x).kind == "channel"}
         for piece in self.blocks[0].values() if self.blocks else ():
             for labels, size in zip(piece.axes, piece.size, strict=True):
                 if labels == ("e", "k"):
-                    return {**found, "e": size // self.sizes["k"]}
-        return found
+                    return {**channels, "e": size // self.sizes["k"]}
+        return channels
 
     def reshaped(self, widths: Mapping[str, int], stages: Sequence[int]) -> Anatomy:
         """Return the anatomy of a model of other widths and depths; no such model is built.

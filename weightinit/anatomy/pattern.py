@@ -75,22 +75,22 @@ def solve(pattern: str, shape: Sequence[int], sizes: Mapping[str, int]) -> dict[
     axes = parse(pattern).axes
     if len(axes) != len(shape):
         return None
-    found: dict[str, int] = {}
+    solved: dict[str, int] = {}
     pending = list(zip(axes, shape, strict=True))
     while pending:
         later = []
         for axis, length in pending:
-            step = _solve_axis(axis, length, {**sizes, **found} if found else sizes)
+            step = _solve_axis(axis, length, {**sizes, **solved} if solved else sizes)
             if step is None:
                 return None
             if step is _OPEN:
                 later.append((axis, length))
             else:
-                found.update(step)
+                solved.update(step)
         if len(later) == len(pending):
             break
         pending = later
-    return found
+    return solved
 
 
 _OPEN: dict[str, int] = {"": 0}

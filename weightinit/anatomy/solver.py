@@ -42,10 +42,10 @@ def solve_all(
         AnatomyError: naming every parameter whose shape no rule fits, or the sizes left open.
     """
     groups: dict[tuple[int, tuple[int, ...]], Group] = {}
-    for i, (entry, found) in enumerate(zip(entries, matches, strict=True)):
-        key = (id(found.rules), entry.shape)
+    for i, (entry, matched) in enumerate(zip(entries, matches, strict=True)):
+        key = (id(matched.rules), entry.shape)
         if key not in groups:
-            groups[key] = Group(entry.shape, _candidates(found.rules, entry.shape, flags))
+            groups[key] = Group(entry.shape, _candidates(matched.rules, entry.shape, flags))
         groups[key].members.append(i)
     pending, wrong = list(groups.values()), []
     while pending:
@@ -87,15 +87,15 @@ def _settle(group: Group, sizes: dict[str, int]) -> bool:
     """Drop the rules that contradict the sizes; learn from the only one left; tell if solved."""
     fitting = []
     for rule in group.rules:
-        found = solve(rule.pattern, group.shape, sizes)
-        if found is not None:
-            fitting.append((rule, found))
+        solved = solve(rule.pattern, group.shape, sizes)
+        if solved is not None:
+            fitting.append((rule, solved))
     group.rules[:] = [rule for rule, _ in fitting]
     if len(fitting) != 1:
         return False
-    rule, found = fitting[0]
-    sizes.update((x, size) for x, size in found.items() if x not in LOCAL_LABELS)
-    return parse(rule.pattern).labels <= found.keys() | sizes.keys()
+    rule, solved = fitting[0]
+    sizes.update((x, size) for x, size in solved.items() if x not in LOCAL_LABELS)
+    return parse(rule.pattern).labels <= solved.keys() | sizes.keys()
 
 
 def _contradiction(
@@ -157,9 +157,9 @@ def _check_flags(
     )
 
 
-def _as_users_rule(rule: Rule, found: Match) -> str:
+def _as_users_rule(rule: Rule, matched: Match) -> str:
     """Return the code by which a caller states a rule."""
-    prefix = "" if found.block is None else rf"{found.stack}\.(?P<block>\d+)\."
+    prefix = "" if matched.block is None else rf"{matched.stack}\.(?P<block>\d+)\."
     parts = f", parts={rule.parts}" if len(rule.parts) > 1 else ""
     to = f", to={rule.to!r}" if rule.to else ""
     return f"Rule(r'{prefix}{rule.match}', {rule.role!r}, {rule.pattern!r}{parts}{to})"

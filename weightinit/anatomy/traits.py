@@ -65,10 +65,9 @@ class Traits:
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Traits:
         """Return the traits that plain JSON values tell; what is unknown is passed over."""
-        known: dict[str, Any] = {
-            field.name: values[field.name] for field in fields(cls) if field.name in values
-        }
-        for name, value in known.items():
+        known: dict[str, Any] = {}
+        for name in (trait.name for trait in fields(cls) if trait.name in values):
+            value = values[name]
             known[name] = tuple(value) if isinstance(value, list) else value
         return cls(**known)
 
@@ -76,7 +75,7 @@ class Traits:
         """Return what is known as plain JSON values."""
         return {
             name: list(value) if isinstance(value, tuple) else value
-            for name, value in ((field.name, getattr(self, field.name)) for field in fields(self))
+            for name, value in vars(self).items()
             if value is not None and name != "proven"
         }
 

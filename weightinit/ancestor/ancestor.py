@@ -43,21 +43,20 @@ class Ancestor:
 
     def __init__(
         self,
-        seen: Anatomy,
+        anatomy: Anatomy,
         source: str,
         read: Callable[[str], Tensor],
         module: Callable[[], nn.Module],
     ) -> None:
-        self.anatomy = seen
+        self.anatomy = anatomy
         self.source = source
         self._read = read
         self._module = module
         self._last: tuple[str, Tensor] | None = None
 
     def __repr__(self) -> str:
-        seen = self.anatomy
-        sizes = dict(seen.sizes)
-        return f"Ancestor({self.source!r}, family={seen.family!r}, depth={seen.depth}, {sizes=})"
+        family, depth, sizes = self.anatomy.family, self.anatomy.depth, dict(self.anatomy.sizes)
+        return f"Ancestor({self.source!r}, {family=}, {depth=}, {sizes=})"
 
     def stored(self, name: str) -> Tensor:
         """Return one parameter as it is stored: its own dtype and shape, contiguous, on the CPU.

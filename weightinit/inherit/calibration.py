@@ -34,10 +34,10 @@ def calls_of(calibration: Calibration, module: nn.Module) -> list[Call]:
             f"calibration= is a {type(calibration).__name__}: pass an iterable of batches, such as "
             "a list of tensors or a data loader"
         )
-    found = [_call(batch, number, module) for number, batch in enumerate(calibration)]
-    if not found:
+    calls = [_call(batch, number, module) for number, batch in enumerate(calibration)]
+    if not calls:
         raise ProjectionError(f"calibration= holds no batches: {_HELP}")
-    return found
+    return calls
 
 
 def _call(batch: Any, number: int, module: nn.Module) -> Call:

@@ -64,12 +64,12 @@ class Copying:
     def of(self, labels: Labels) -> Copies | None:
         """Return the copies of an axis by its labels; None where it does not grow."""
         if labels not in self._known:
-            found = None
+            copies = None
             if any(x in self.growth.grown for x in labels):
-                found = self._single(labels[0])
+                copies = self._single(labels[0])
                 for inner in labels[1:]:
-                    found = found.inside(self._single(inner), self.growth.sizes[inner][0])
-            self._known[labels] = found
+                    copies = copies.inside(self._single(inner), self.growth.sizes[inner][0])
+            self._known[labels] = copies
         return self._known[labels]
 
     def _single(self, label: str) -> Copies:

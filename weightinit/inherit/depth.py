@@ -104,13 +104,13 @@ def mixes(depth: Depth, source: Anatomy, target: Anatomy) -> list[Mix]:
             f"the ancestor has {len(old)} stages and the target {len(new)}: use an ancestor of the "
             "same family and as many stages"
         )
-    found: list[Mix] = []
+    chosen: list[Mix] = []
     offset = 0
     for before, after in zip(old, new, strict=True):
         for mix in blocks_for(depth, before, after):
-            found.append(tuple((offset + index, weight) for index, weight in mix))
+            chosen.append(tuple((offset + index, weight) for index, weight in mix))
         offset += before
-    return found
+    return chosen
 
 
 def blocks_for(depth: Depth, old: int, new: int) -> list[Mix]:

@@ -172,8 +172,7 @@ class Growth:
         names = [
             role
             for role, piece in _pieces(self.new)
-            if not piece.facts.proven
-            and (role in deeper or any(x in self.grown for labels in piece.axes for x in labels))
+            if not piece.facts.proven and (role in deeper or any(map(self._grows, piece.axes)))
         ]
         if names:
             yield f"no test proves it for {', '.join(dict.fromkeys(names))}"
@@ -187,7 +186,7 @@ class Growth:
             if piece.facts.kind == "norm"
             and piece.facts.gain
             and len(piece.axes) == 1
-            and any(label in self.grown for label in piece.axes[0])
+            and self._grows(piece.axes[0])
         }
         norm = self.new.traits.norm
         if over and norm is not None and norm not in PLAIN_NORMS:
@@ -204,10 +203,13 @@ class Growth:
                     if old and role in old[0]:
                         yield old[0][role], piece
 
+    def _grows(self, labels: Labels) -> bool:
+        return not self.grown.keys().isdisjoint(labels)
+
     def _stuck(self, old: Piece, new: Piece) -> bool:
         """Whether an axis differs in size and not because of a label that grows."""
         return old.axes != new.axes or any(
-            a != b and not labels.block and not any(label in self.grown for label in labels)
+            a != b and not labels.block and not self._grows(labels)
             for a, b, labels in zip(old.size, new.size, new.axes, strict=True)
         )
 
@@ -230,8 +232,9 @@ def claim(name: str, faults: Sequence[str], condition: str = "") -> tuple[str, l
     return words, [f"{name} is lossless here{condition}"]
 
 
-def _pieces(seen: Anatomy) -> Iterator[tuple[str, Piece]]:
-    for block in (*seen.blocks[:1], *(block for _, block in seen.extra_blocks), seen.outside):
+def _pieces(anatomy: Anatomy) -> Iterator[tuple[str, Piece]]:
+    extra_blocks = (block for _, block in anatomy.extra_blocks)
+    for block in (*anatomy.blocks[:1], *extra_blocks, anatomy.outside):
         yield from block.items()
 
 

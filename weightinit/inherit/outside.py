@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 from torch import Tensor
 
@@ -20,11 +21,11 @@ Value = Tensor | LazyTensor
 
 def collect(anatomy: Anatomy, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return copies of a model's tensors outside its blocks, by canonical role."""
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for piece in anatomy.outside.values():
         value = parameters[piece.spec.name].detach().cpu()
-        found[piece.role] = anatomy.split(piece.spec, value)[piece.role].clone()
-    return found
+        tensors[piece.role] = anatomy.split(piece.spec, value)[piece.role].clone()
+    return tensors
 
 
 def resampled(piece: Piece) -> bool:
@@ -55,48 +56,37 @@ def carry(
     name = _name(piece, target, outside)
     if name is None:
         return None
-    value = outside[name]
+    value, kind = outside[name], piece.facts.kind
     axis = axis or tiled(target.sizes.get("d", 0) or piece.size[-1])
-    text = f"{name} {_shape(value)}"
-    if resampled(piece) and piece.facts.kind != "position":
+    dim, op = -1, axis.op("gain" if kind == "norm" and piece.facts.gain else "rows")
+    text = f"{name} {'x'.join(map(str, value.shape))}"
+    resize: Callable[[Tensor], Tensor] | None = None
+    if resampled(piece) and kind != "position":
         if any(other.facts.kind == "stem" for other in target.outside.values()):
             return None
-        inputs, size = piece.size[1], (piece.size[2], piece.size[3])
-
-        def copy(out: Tensor) -> Tensor:
-            return along(resample_patch(value.to(out), size, inputs), 0, axis.rows)
-
-    elif (
-        piece.facts.kind == "position"
-        and (before := traits.positions)
-        and (after := target.traits.positions)
-    ):
+        size = (piece.size[2], piece.size[3])
+        dim, resize = 0, partial(resample_patch, size=size, in_chans=piece.size[1])
+    elif kind == "position" and (before := traits.positions) and (after := target.traits.positions):
         (old, prefix), (new, more) = before, after
         if old[0] * old[1] + prefix != value.shape[0]:
             return None
+        grids = {"old_grid": old, "new_grid": new, "old_prefix": prefix, "new_prefix": more}
+        dim, resize = 1, partial(resample_pos, **grids)
         text = f"{name} of a {old[0]}x{old[1]} grid"
-
-        def copy(out: Tensor) -> Tensor:
-            return along(resample_pos(value.to(out), old, new, prefix, more), 1, axis.rows)
-
-    elif piece.facts.kind == "head":
+    elif kind == "head":
         if value.shape[0] != piece.size[0]:
             return None
-        text = name
+        dim, op, text = 1, axis.columns if len(value.shape) == 2 else None, name
+    elif len(value.shape) != len(piece.size) or value.shape[:-1] != tuple(piece.size[:-1]):
+        return None
 
-        def copy(out: Tensor) -> Tensor:
-            rows = value.to(out)
-            return along(rows, 1, axis.columns) if rows.dim() == 2 else rows
+    def inherit(out: Tensor) -> None:
+        carried = value.to(out)
+        if resize is not None:
+            carried = resize(carried)
+        out.copy_(along(carried, dim, op) if op is not None else carried)
 
-    else:
-        if len(value.shape) != len(piece.size) or value.shape[:-1] != tuple(piece.size[:-1]):
-            return None
-        side = "gain" if piece.facts.kind == "norm" and piece.facts.gain else "rows"
-
-        def copy(out: Tensor) -> Tensor:
-            return along(value.to(out), -1, axis.op(side))
-
-    return Part("written", text, lambda out: out.copy_(copy(out)))
+    return Part("written", text, inherit)
 
 
 def _name(piece: Piece, target: Anatomy, outside: Mapping[str, Value]) -> str | None:
@@ -107,7 +97,3 @@ def _name(piece: Piece, target: Anatomy, outside: Mapping[str, Value]) -> str | 
         if role in outside and not taken:
             return role
     return None
-
-
-def _shape(tensor: Value) -> str:
-    return "x".join(map(str, tensor.shape))

@@ -38,9 +38,10 @@ def check_pair(ancestor: Anatomy, target: Anatomy) -> list[str]:
             f"the ancestor lacks {first(lost)}, which it must have beside its other tensors: pass "
             "all of its state dict, or the module itself"
         )
-    mine, theirs = (_roles(seen) for seen in (target, ancestor))
-    if mine != theirs:
-        extra, missing = (some(roles, 8) or "nothing" for roles in (theirs - mine, mine - theirs))
+    target_roles, ancestor_roles = (_roles(anatomy) for anatomy in (target, ancestor))
+    if target_roles != ancestor_roles:
+        extra = some(ancestor_roles - target_roles, 8) or "nothing"
+        missing = some(target_roles - ancestor_roles, 8) or "nothing"
         raise ProjectionError(
             f"the blocks are of other parts: the ancestor has {extra} that the target lacks, and "
             f"lacks its {missing}; use an ancestor of the same architecture"
@@ -81,7 +82,7 @@ def _lost(ancestor: Anatomy, target: Anatomy) -> Iterator[str]:
 def _check_heads(ancestor: Anatomy, target: Anatomy) -> None:
     """Raise ProjectionError if shapes agree and head counts do not."""
     (h, k), (new_h, new_k) = (
-        (seen.sizes.get("h"), seen.sizes.get("k")) for seen in (ancestor, target)
+        (anatomy.sizes.get("h"), anatomy.sizes.get("k")) for anatomy in (ancestor, target)
     )
     if h and k and new_h and new_k and h != new_h and h * k == new_h * new_k:
         raise ProjectionError(

@@ -180,12 +180,12 @@ def _replay(
     block: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Callable[[Tensor], Tensor]:
     """Return a call of a block as a function of the stream, its first tensor."""
-    given: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
-    name = next(key for key, value in given.items() if isinstance(value, Tensor))
-    given[name] = None  # let go of the stream
+    arguments: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
+    name = next(key for key, value in arguments.items() if isinstance(value, Tensor))
+    arguments[name] = None  # let go of the stream
 
     def replay(stream: Tensor) -> Tensor:
-        now = {**given, name: stream}
+        now = {**arguments, name: stream}
         positional = [now.pop(index) for index in range(len(args))]
         return first_tensor((block(*positional, **now),))
 
@@ -248,15 +248,15 @@ def captured(model: nn.Module, seen: Anatomy | None = None) -> Iterator[list[Ten
     or every token of a text, after the final norm. A model without a classifier, or whose
     classifier is its embedding, returns them itself.
     """
-    found: list[Tensor] = []
+    features: list[Tensor] = []
     head = (seen or anatomy(model)).outside.get("head.weight")
 
     def result(_: nn.Module, given: Any, out: Any) -> None:
         out = out if isinstance(out, Tensor) else out.last_hidden_state
-        found.append(out.flatten(0, -2))
+        features.append(out.flatten(0, -2))
 
     def argument(_: nn.Module, given: tuple[Tensor, ...]) -> None:
-        found.append(given[0].flatten(0, -2))
+        features.append(given[0].flatten(0, -2))
 
     if head is None:
         # a language model of transformers: what lies under its head
@@ -265,4 +265,4 @@ def captured(model: nn.Module, seen: Anatomy | None = None) -> Iterator[list[Ten
         module = model.get_submodule(head.spec.name.rpartition(".")[0])
         handle = module.register_forward_pre_hook(argument)
     with handle:
-        yield found
+        yield features

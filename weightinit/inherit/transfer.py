@@ -90,12 +90,12 @@ class _Transferral:
 
     def parts(self) -> Iterator[tuple[Piece, Part]]:
         """Yield the part of every piece."""
-        own = self.source.anatomy.blocks
+        blocks = self.source.anatomy.blocks
         for index, block in enumerate(self.target.blocks):
             for piece in block.values():
                 mix = self.transfer.roles.get(piece.role, self.transfer.depth)[index]
-                mix = tuple((i, c) for i, c in mix if piece.role in own[i])
-                yield piece, self._mixed(piece, index, mix, own)
+                mix = tuple((i, c) for i, c in mix if piece.role in blocks[i])
+                yield piece, self._mixed(piece, index, mix, blocks)
         for block, like in self._extra_blocks():
             for piece in block.values():
                 mix = ((0, 1.0),) if piece.role in like else ()
