@@ -135,7 +135,9 @@ class LiGO(Operator):
 
     def contents(self) -> tuple[dict[str, Any], Mapping[str, Tensor], int]:
         """Return the options, the operator, and the number of blocks of the target."""
-        operator = self._held()
+        operator = self.operator
+        if operator is None:
+            raise ProjectionError("there is no operator to save: train one with fit_ligo")
         blocks = {name.split(".")[1] for name in operator if name.startswith("depth.")}
         fields = ("depth_init", "width_init", "tied", "noise")
         return {name: getattr(self, name) for name in fields}, operator, len(blocks) or 1
@@ -153,11 +155,8 @@ class LiGO(Operator):
             ProjectionError: if no operator is held.
             BundleError: if the file cannot be written.
         """
-        operator, file = self._held(), Path(path)
-        options = {
-            "format": FORMAT, "depth_init": self.depth_init, "width_init": self.width_init,
-            "tied": str(self.tied), "noise": repr(self.noise),
-        }  # fmt: skip
+        file, (fields, operator, _) = Path(path), self.contents()
+        options = {"format": FORMAT, **{name: str(value) for name, value in fields.items()}}
         try:
             with atomic(file) as part:
                 save_file(copies(operator), part, options)
@@ -187,11 +186,6 @@ class LiGO(Operator):
             raise BundleError(
                 f"{path} holds no LiGO operator ({error}): pass a file that LiGO.save wrote"
             ) from error
-
-    def _held(self) -> Mapping[str, Tensor]:
-        if self.operator is None:
-            raise ProjectionError("there is no operator to save: train one with fit_ligo")
-        return self.operator
 
 
 class Mixture:
