@@ -13,8 +13,8 @@ from weightinit.anatomy.match import Match, family_of, match, match_user
 from weightinit.anatomy.roles import facts
 from weightinit.anatomy.rules import Family, Rule
 from weightinit.anatomy.solver import HINT, Group, names, solve_all
-from weightinit.anatomy.source import Entry, Source, read
-from weightinit.anatomy.traits import Look, Traits, infer, look
+from weightinit.anatomy.source import ModelTensors, TensorInfo, read
+from weightinit.anatomy.traits import ModuleFacts, Traits, infer, inspect_module
 from weightinit.errors import AnatomyError
 
 __all__ = ["anatomy"]
@@ -29,9 +29,9 @@ def anatomy(
     """Explain every parameter of a model: its role, and what each of its axes means.
 
     Args:
-        model_or_state_dict: on any device, meta included; wrapped by DDP, torch.compile, FSDP2 or
+        model_or_state_dict: model on any device, wrapped by DDP, torch.compile, FSDP2 or
             not. Head counts and the like are read from a module.
-        rules: of the caller, tried before the built-in ones.
+        rules: the caller's rules, which are tried before the built-in ones.
         sizes: known axis sizes that neither shapes nor a module tell: ``{"h": 6}`` for the head
             count of a bare state dict.
 
@@ -56,36 +56,39 @@ def anatomy(
     source = read(model_or_state_dict)
     family = family_of(entry.key for entry in source.entries)
     entries, matches = _explain(source, family, rules)
-    told = Look()
+    module_facts = ModuleFacts()
     if source.module is not None and family is not None:
-        told = look(source.module, family.library, family.look)
-    known = dict(told.sizes)
+        module_facts = inspect_module(source.module, family.library, family.note)
+    known = dict(module_facts.sizes)
     for label, size in (sizes or {}).items():
         if known.setdefault(label, size) != size:
             raise AnatomyError(
                 f"sizes[{label!r}] = {size}, but the module says {known[label]}: leave it out"
             )
-    flags = {**told.flags, **_flags(family, entries)}
+    flags = module_facts.flags | {
+        flag: any(re.fullmatch(name, entry.key) for entry in entries)
+        for flag, name in (family.flags if family else ())
+    }
     groups = solve_all(entries, matches, known, flags)
-    return _assemble(family, groups, entries, matches, known, told)
+    return _assemble(family, groups, entries, matches, known, module_facts)
 
 
 def _explain(
-    source: Source, family: Family | None, rules: Sequence[Rule]
-) -> tuple[list[Entry], list[Match]]:
+    source: ModelTensors, family: Family | None, rules: Sequence[Rule]
+) -> tuple[list[TensorInfo], list[Match]]:
     """Return the parameters and what may hold for each; raise if nothing does."""
     entries, matches, unmatched, integers = [], [], [], []
     buffers = re.compile(family.buffers) if family and source.module is None else None
     for entry in source.entries:
-        found = match_user(rules, entry.key) if rules else None
-        if found is None and family is not None:
-            found = match(family, entry.key)
-        if found is None:
+        matched = match_user(rules, entry.key) if rules else None
+        if matched is None and family is not None:
+            matched = match(family, entry.key)
+        if matched is None:
             if not (buffers and buffers.fullmatch(entry.key)):
                 unmatched.append(entry)
             continue
         entries.append(entry)
-        matches.append(found)
+        matches.append(matched)
         if not entry.floating:
             integers.append(entry)
     if integers:
@@ -101,41 +104,39 @@ def _explain(
     return entries, matches
 
 
-def _flags(family: Family | None, entries: Sequence[Entry]) -> dict[str, bool]:
-    """Return the flags that the presence of a name sets."""
-    given = family.flags if family else ()
-    return {flag: any(re.fullmatch(name, entry.key) for entry in entries) for flag, name in given}
-
-
 def _assemble(
     family: Family | None,
     groups: list[Group],
-    entries: list[Entry],
+    entries: list[TensorInfo],
     matches: list[Match],
     sizes: dict[str, int],
-    told: Look,
+    module_facts: ModuleFacts,
 ) -> Anatomy:
     specs: dict[int, ParamSpec] = {}
     for group in groups:
         rule = group.rules[0]
         layout = layout_of(rule.pattern, group.shape, sizes, len(rule.parts), rule.to)
         for i in group.members:
-            entry, found = entries[i], matches[i]
+            entry, matched = entries[i], matches[i]
             specs[i] = ParamSpec(
                 entry.name,
                 entry.key,
                 rule.role,
                 rule.pattern,
                 entry.shape,
-                found.block,
-                found.stack,
+                matched.block,
+                matched.stack,
                 rule.parts,
                 entry.tied,
                 layout=layout,
             )
     ordered = tuple(specs[i] for i in range(len(entries)))
     depths, main = _depths(ordered, matches)
-    described = {**told.traits, "main_stacks": main, "depths": tuple(depths[s] for s in main)}
+    described = {
+        **module_facts.traits,
+        "main_stacks": main,
+        "depths": tuple(depths[s] for s in main),
+    }
     if family is not None:
         described = {"form": family.form, **described, "proven": family.proven}
     rows = [spec.shape[-2] for spec in ordered if facts(spec.role).kind == "token"]
@@ -156,7 +157,7 @@ def _depths(
     owners: dict[tuple[str, int | None, str], str] = {}
     blocks: dict[str, set[int]] = {}
     main: dict[str, None] = {}
-    for spec, found in zip(specs, matches, strict=True):
+    for spec, matched in zip(specs, matches, strict=True):
         for role in spec.parts:
             owner = owners.setdefault((spec.stack, spec.block, role), spec.name)
             if owner != spec.name:
@@ -166,7 +167,7 @@ def _depths(
                 )
         if spec.block is not None:
             blocks.setdefault(spec.stack, set()).add(spec.block)
-            if found.main:
+            if matched.main:
                 main[spec.stack] = None
     for stack, present in blocks.items():
         missing = sorted(set(range(max(present) + 1)) - present)

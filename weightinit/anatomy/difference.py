@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from weightinit.anatomy.core import Anatomy
+from weightinit.anatomy.labels import Labels
 from weightinit.errors import ProjectionError
 
 __all__ = ["Difference"]
@@ -59,12 +60,19 @@ class Difference:
         """The channels that are of another number in the target."""
         return {label: (a, b) for label, (a, b) in self.widths.items() if a != b}
 
-    def forbid_growth(self, method: str) -> None:
-        """Raise ProjectionError if the target is larger anywhere.
+    def along(self, labels: Labels) -> tuple[tuple[int, int], ...] | None:
+        """Return the sizes of an axis' labels, before and after; None if none changes.
 
-        Args:
-            method: what only shrinks, in words.
+        An axis whose labels one of the two lacks does not change.
         """
+        old, new = self.old.sizes, self.new.sizes
+        if not (old.keys() >= {*labels} <= new.keys()):
+            return None
+        sizes = tuple((old[label], new[label]) for label in labels)
+        return sizes if any(before != after for before, after in sizes) else None
+
+    def forbid_growth(self, method: str) -> None:
+        """Raise ProjectionError if the target is larger anywhere; the message names ``method``."""
         if self.grown:
             raise ProjectionError(
                 f"{method} only shrinks, and the target is larger in {self.text(self.grown)}: use "
@@ -72,11 +80,7 @@ class Difference:
             )
 
     def forbid_shrinking(self, method: str) -> None:
-        """Raise ProjectionError if the target is smaller anywhere.
-
-        Args:
-            method: what only grows, in words.
-        """
+        """Raise ProjectionError if the target is smaller anywhere; the message names ``method``."""
         if self.shrunk:
             raise ProjectionError(
                 f"{method} only grows, and the target is smaller in {self.text(self.shrunk)}: use "
@@ -85,10 +89,5 @@ class Difference:
 
     @staticmethod
     def text(sizes: Mapping[str, tuple[int, int]]) -> str:
-        """Return sizes in words.
-
-        Examples:
-            >>> Difference.text({"d": (96, 192), "depth": (3, 2)})
-            'd 96 -> 192, depth 3 -> 2'
-        """
+        """Return sizes in words, such as ``"d 96 -> 192, depth 3 -> 2"``."""
         return ", ".join(f"{label} {old} -> {new}" for label, (old, new) in sizes.items())

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from weightinit.anatomy.labels import LOCAL_LABELS, Labels
-from weightinit.anatomy.pattern import Group, parse, solve
+from weightinit.anatomy.pattern import Factors, parse, solve
 from weightinit.errors import AnatomyError
 
 __all__ = ["Layout", "View", "layout"]
@@ -56,7 +56,9 @@ class Layout:
         if part.turned:
             return tensor.t()
         try:
-            return _regroup(tensor, part.factors).permute(part.order).view(part.shape)
+            if tensor.shape != part.factors:
+                tensor = tensor.view(part.factors)
+            return tensor.permute(part.order).view(part.shape)
         except RuntimeError as error:
             raise AnatomyError(
                 f"a tensor of shape {self.shape} and strides {tensor.stride()} has no view of "
@@ -76,19 +78,15 @@ class Layout:
         return stored[0] if len(stored) == 1 else torch.cat(stored, self.fused)
 
 
-def _regroup(tensor: Tensor, factors: tuple[int, ...]) -> Tensor:
-    return tensor if tensor.shape == factors else tensor.view(factors)
-
-
 @lru_cache(maxsize=4096)
 def _layout(
     pattern: str, shape: tuple[int, ...], sizes: tuple[tuple[str, int], ...], parts: int, to: str
 ) -> Layout:
     known = dict(sizes)
-    found = solve(pattern, shape, known)
-    if found is None:
+    solved = solve(pattern, shape, known)
+    if solved is None:
         raise AnatomyError(f"shape {shape} contradicts pattern {pattern!r} with sizes {known}")
-    known.update(found)
+    known.update(solved)
     missing = sorted(parse(pattern).labels - known.keys())
     if missing:
         raise AnatomyError(
@@ -110,20 +108,25 @@ def _layout(
 
 
 def _part(
-    pattern: str, stored: tuple[Group, ...], to: str, sizes: dict[str, int], start: int, fused: int
+    pattern: str,
+    stored: tuple[Factors, ...],
+    to: str,
+    sizes: dict[str, int],
+    start: int,
+    fused: int,
 ) -> View:
     size = {**sizes, **{f: int(f) for group in stored for f in group if f.isdigit()}}
     flat = [f for group in stored for f in group]
     default = tuple(g for g in stored if any(f != "1" for f in g))
     axes = tuple(axis[0] for axis in parse(to).axes) if to else default
-    wanted = [f for group in axes for f in group]
-    ones = [i for i, f in enumerate(flat) if f == "1" and f not in wanted]
-    if sorted(wanted) != sorted(f for f in flat if f != "1" or f in wanted):
+    canonical = [f for group in axes for f in group]
+    ones = [i for i, f in enumerate(flat) if f == "1" and f not in canonical]
+    if sorted(canonical) != sorted(f for f in flat if f != "1" or f in canonical):
         raise AnatomyError(f"{to!r} does not rearrange {pattern!r}: use each of its labels once")
     places: dict[str, list[int]] = {}
     for i, f in enumerate(flat):
         places.setdefault(f, []).append(i)
-    order = tuple([places[f].pop(0) for f in wanted] + ones)
+    order = tuple([places[f].pop(0) for f in canonical] + ones)
     shape = tuple(math.prod(size[f] for f in group) for group in axes)
     lengths = [math.prod(size[f] for f in group) for group in stored]
     in_order = order == tuple(range(len(flat)))
@@ -142,14 +145,14 @@ def _part(
 def layout(
     pattern: str, shape: Sequence[int], sizes: Mapping[str, int], parts: int = 1, to: str = ""
 ) -> Layout:
-    """Return the layout of a stored tensor: cached, and cheap for the blocks of one stack.
+    """Return the layout of a stored tensor, which is cached.
 
     Args:
-        pattern: of the stored tensor.
-        shape: of the stored tensor.
-        sizes: of its labels; those that the shape determines may be missing.
-        parts: how many parts a fused axis holds.
-        to: canonical pattern of each part, if it is not the stored order less the axes of length 1.
+        pattern: pattern of the stored tensor.
+        shape: shape of the stored tensor.
+        sizes: sizes of the labels; those that the shape determines may be missing.
+        parts: number of parts along a fused axis.
+        to: canonical pattern of each part; by default the stored one without axes of length 1.
     """
     labels = parse(pattern).labels
     known = tuple((f, sizes[f]) for f in sorted(labels) if f in sizes and f not in LOCAL_LABELS)

@@ -37,11 +37,11 @@ def family_of(keys: Iterable[str]) -> Family | None:
 def match(family: Family, key: str) -> Match | None:
     """Return what a family's rules say of a name, or None."""
     for stack in family.stacks:
-        found = re.match(stack.prefix, key)
-        if found:
-            groups = found.groupdict()
+        matched = re.match(stack.prefix, key)
+        if matched:
+            groups = matched.groupdict()
             block = int(groups.pop("block"))
-            rules = _rules(family, stack, key[found.end() :], tuple(groups.items()))
+            rules = _rules(family, stack, key[matched.end() :], tuple(groups.items()))
             name = stack.name.format(**groups)
             return Match(name, block, stack.main, rules) if rules else None
     rules = _rules(family, None, key, ())
@@ -51,10 +51,10 @@ def match(family: Family, key: str) -> Match | None:
 def match_user(rules: Sequence[Rule], key: str) -> Match | None:
     """Return what the caller's own rules say of a name, or None."""
     for rule in rules:
-        found = re.fullmatch(rule.match, key)
-        if found:
-            block = found.groupdict().get("block")
-            stack = "" if block is None else found.groupdict().get("stack") or "blocks"
+        matched = re.fullmatch(rule.match, key)
+        if matched:
+            block = matched.groupdict().get("block")
+            stack = "" if block is None else matched.groupdict().get("stack") or "blocks"
             place = (stack, None if block is None else int(block), stack == "blocks")
             return Match(*place, _fill([rule], key, {}))
     return None
@@ -67,14 +67,14 @@ def _rules(
     return _fill(stack.rules if stack else family.outside, rest, dict(groups))
 
 
-def _fill(rules: Iterable[Rule], name: str, given: Mapping[str, str]) -> tuple[Rule, ...]:
+def _fill(rules: Iterable[Rule], name: str, groups: Mapping[str, str]) -> tuple[Rule, ...]:
     filled = []
     for rule in rules:
-        found = re.fullmatch(rule.match, name)
-        if found:
-            groups = {**given, **found.groupdict()}
+        matched = re.fullmatch(rule.match, name)
+        if matched:
+            filling = {**groups, **matched.groupdict()}
             texts = (rule.role, rule.pattern, rule.to)
-            role, pattern, to = (text.format(**groups) for text in texts)
-            parts = tuple(part.format(**groups) for part in rule.parts) or (role,)
+            role, pattern, to = (text.format(**filling) for text in texts)
+            parts = tuple(part.format(**filling) for part in rule.parts) or (role,)
             filled.append(Rule(rule.match, role, pattern, parts, to, rule.when))
     return tuple(filled)

@@ -16,48 +16,37 @@ __all__ = ["folded"]
 
 
 def folded(ancestor: Ancestor, target: Anatomy) -> tuple[Ancestor, list[str]]:
-    """Return an ancestor without the layer scales that a target has not, and notes on them.
+    """Return an ancestor without the layer scales that a target lacks, and notes on them.
 
-    What such a scale multiplies is multiplied by it: the function is the same.
-
-    Args:
-        ancestor: only read.
-        target: anatomy of the target.
+    Each layer is multiplied by its scale, which leaves the function as it is.
     """
-    seen = ancestor.anatomy
+    anatomy = ancestor.anatomy
     kept = {role for block in target.all_blocks for role in block}
     gone = {
         piece.role: None
-        for block in seen.all_blocks
+        for block in anatomy.all_blocks
         for piece in block.values()
         if piece.facts.kind == "scale" and piece.role not in kept
     }
-    if not gone or seen.family != target.family:
+    if not gone or anatomy.family != target.family:
         return ancestor, []
     names = ", ".join(gone)
-    if seen.traits.form != "pre_norm" and seen.traits.form is not None:
+    if anatomy.traits.form != "pre_norm" and anatomy.traits.form is not None:
         return ancestor, [f"the target has no {names}: a norm stands behind them, so they are lost"]
     scales: dict[str, dict[str, Piece]] = {}
-    for block in seen.all_blocks:
+    for block in anatomy.all_blocks:
         for role, piece in block.items():
             scale = scale_of(role, block)
             if piece.ends and scale is not None and scale.role in gone:
                 scales.setdefault(piece.spec.name, {})[role] = scale
     folding = _Folding(ancestor, scales, set(gone))
-    specs = tuple(spec for spec in seen.specs if spec.role not in gone)
-    bare = replace(seen, specs=specs)
-    found = Ancestor(bare, ancestor.source, folding.read, folding.module)
-    return found, [f"the ancestor's {names} are folded into the layers before them"]
+    specs = tuple(spec for spec in anatomy.specs if spec.role not in gone)
+    bare = Ancestor(replace(anatomy, specs=specs), ancestor.source, folding.read, folding.module)
+    return bare, [f"the ancestor's {names} are folded into the layers before them"]
 
 
 class _Folding:
-    """Reads an ancestor's tensors, scaled.
-
-    Args:
-        ancestor: with its layer scales.
-        scales: from the name of a parameter, by role of its parts, to their layer scales.
-        gone: roles of the layer scales.
-    """
+    """The tensors of an ancestor, some of their parts multiplied by layer scales."""
 
     def __init__(
         self, ancestor: Ancestor, scales: Mapping[str, Mapping[str, Piece]], gone: set[str]
@@ -79,9 +68,9 @@ class _Folding:
         module = self.ancestor.module()
         if any(value.dtype in (torch.float16, torch.bfloat16) for value in module.parameters()):
             module = module.float()
-        seen = self.ancestor.anatomy
+        anatomy = self.ancestor.anatomy
         parameters = {strip(name): value.data for name, value in module.named_parameters()}
-        for spec in seen.specs:
+        for spec in anatomy.specs:
             if spec.name in self.scales:
                 self._scale(spec, parameters[spec.key])
             elif spec.role in self.gone:

@@ -17,10 +17,10 @@ __all__ = ["blocks_among", "fault", "pair"]
 
 
 def blocks_among(names: Iterable[str], like: Iterable[str]) -> list[str]:
-    """Return those of the names that lie in the blocks of the family that others are of."""
+    """Return the names that lie in blocks of the family that the names ``like`` are of."""
     family = family_of(map(strip, like))
-    found = [(name, match(family, strip(name)) if family else None) for name in names]
-    return [name for name, place in found if place is not None and place.block is not None]
+    places = [(name, match(family, strip(name)) if family else None) for name in names]
+    return [name for name, place in places if place is not None and place.block is not None]
 
 
 def fault(missing: list[str], differing: list[str], stray: list[str]) -> str:
@@ -34,43 +34,36 @@ def fault(missing: list[str], differing: list[str], stray: list[str]) -> str:
 
 
 def pair(
-    seen: Anatomy, module: nn.Module, weights: Weights, library: str
+    expected: Anatomy, module: nn.Module, weights: Weights, library: str
 ) -> tuple[dict[str, str] | None, str]:
-    """Return where each parameter of a model is stored, or None and what is wrong.
+    """Return the name in the files of each parameter of a model, or None and what is wrong.
 
-    Args:
-        seen: anatomy of the model.
-        module: the model, on the meta device.
-        weights: perhaps its own.
-        library: whose model it is.
-
-    Returns:
-        From a parameter's name to the name of the same tensor in the files, and an empty text; or
-        None and a text that names what is missing, of another shape, or has no place in the model.
+    The model is on the meta device; its tensors that ``weights`` lacks, has in another shape or has
+    besides are what may be wrong.
     """
-    found, text = _by_name(seen, module, weights, library)
-    if found is None and library == "transformers":
+    names, text = _by_name(expected, module, weights, library)
+    if names is None and library == "transformers":
         # transformers 5 renames the tensors that 4 and the files know by other names.
-        found = _by_role(seen, weights)
-    return found, "" if found else text
+        names = _by_role(expected, weights)
+    return names, "" if names else text
 
 
 def _by_name(
-    seen: Anatomy, module: nn.Module, weights: Weights, library: str
+    expected: Anatomy, module: nn.Module, weights: Weights, library: str
 ) -> tuple[dict[str, str] | None, str]:
     keys = {strip(name): name for name in weights.shapes}
-    found, missing, differing = {}, [], []
+    names, missing, differing = {}, [], []
     used: set[str] = set()
-    for spec in seen.specs:
-        own = (spec.name, *spec.tied)
-        name = next((n for n in own if n in weights.shapes), None) or keys.get(spec.key)
-        used.update(own, [name or spec.name])
+    for spec in expected.specs:
+        aliases = (spec.name, *spec.tied)
+        name = next((n for n in aliases if n in weights.shapes), None) or keys.get(spec.key)
+        used.update(aliases, [name or spec.name])
         if name is None:
             missing.append(spec.name)
         elif weights.shapes[name] != spec.shape:
             differing.append(f"{name} {list(weights.shapes[name])} for {list(spec.shape)}")
         else:
-            found[spec.name] = name
+            names[spec.name] = name
     buffers = {strip(name) for name, _ in module.named_buffers()}
     stray = [
         name
@@ -79,22 +72,22 @@ def _by_name(
     ]
     if library == "transformers":
         # Its files often keep the head of the pretraining; a block too many is another model.
-        stray = blocks_among(stray, [spec.key for spec in seen.specs])
+        stray = blocks_among(stray, [spec.key for spec in expected.specs])
     if missing or differing or stray:
         return None, fault(missing, differing, stray)
-    return found, ""
+    return names, ""
 
 
-def _by_role(seen: Anatomy, weights: Weights) -> dict[str, str] | None:
+def _by_role(expected: Anatomy, weights: Weights) -> dict[str, str] | None:
     try:
-        heads = {label: size for label, size in seen.sizes.items() if label == "h"}
+        heads = {label: size for label, size in expected.sizes.items() if label == "h"}
         stored = anatomy(weights.meta(), sizes=heads)
     except AnatomyError:
         return None
     places = {(s.stack, s.block, s.role, s.pattern, s.parts, s.shape): s.name for s in stored.specs}
-    found = {
+    names = {
         s.name: places.pop((s.stack, s.block, s.role, s.pattern, s.parts, s.shape), "")
-        for s in seen.specs
+        for s in expected.specs
     }
     too_many = any(block is not None for _, block, *_ in places)
-    return None if too_many or not all(found.values()) else found
+    return None if too_many or not all(names.values()) else names

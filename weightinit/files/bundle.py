@@ -148,7 +148,7 @@ class Bundle:
                 a Hub repository as ``"org/name"`` or ``"org/name@revision"``.
             revision: branch, tag or commit of the Hub repository.
             cache_dir: folder of the Hub's cache; default: that of huggingface_hub.
-            token: for private repositories; default: the one of ``hf auth login``.
+            token: token for private repositories; default: that of ``hf auth login``.
             local_files_only: use the cache only. ``HF_HUB_OFFLINE=1`` does the same.
             max_bytes: largest weights file, and largest model described by it, that is accepted.
 
@@ -216,7 +216,7 @@ class Bundle:
             revision: branch to commit to, created if it does not exist.
             commit_message: default: ``"Upload bundle with weightinit"``.
             create_pr: open a pull request instead of committing to the main branch.
-            token: with write permission; default: the one of ``hf auth login``.
+            token: token with write permission; default: that of ``hf auth login``.
 
         Returns:
             ``"org/name@commit"``, which :meth:`from_pretrained` accepts.

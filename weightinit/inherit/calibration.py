@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from weightinit.errors import ProjectionError
 
-__all__ = ["Call", "calls_of"]
+__all__ = ["Calibration", "Call", "calls_of"]
 
+#: A few batches that the ancestor takes, or none.
+Calibration = Iterable[Any] | None
 #: Positional and keyword arguments of a forward pass.
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -19,22 +21,11 @@ _LABELS = {"label", "labels", "target", "targets", "next_sentence_label"}
 _HELP = "pass a few unlabelled batches as project_from(..., calibration=batches)"
 
 
-def calls_of(calibration: Iterable[Any] | None, module: nn.Module) -> list[Call]:
-    """Return what a module is to be called with.
+def calls_of(calibration: Calibration, module: nn.Module) -> list[Call]:
+    """Return the calls of a module that calibration batches ask for.
 
-    Args:
-        calibration: batches: tensors, tuples whose first item is one or a dict, or dicts of keyword
-            arguments. Labels, and what ``forward`` does not take, are left out.
-        module: that will be called.
-
-    Raises:
-        ProjectionError: if there are none, or they are something else.
-
-    Examples:
-        >>> import torch
-        >>> loader = [(torch.zeros(2, 3), torch.zeros(2)), torch.zeros(1, 3)]
-        >>> [args[0].shape[0] for args, _ in calls_of(loader, nn.Linear(3, 1))]
-        [2, 1]
+    A batch is a tensor, a tuple whose first item is a tensor or a dict, or a dict of keyword
+    arguments. Labels, and arguments that ``forward`` does not take, are left out.
     """
     if calibration is None:
         raise ProjectionError(f"this method looks at what the ancestor does on data: {_HELP}")
@@ -43,10 +34,10 @@ def calls_of(calibration: Iterable[Any] | None, module: nn.Module) -> list[Call]
             f"calibration= is a {type(calibration).__name__}: pass an iterable of batches, such as "
             "a list of tensors or a data loader"
         )
-    found = [_call(batch, number, module) for number, batch in enumerate(calibration)]
-    if not found:
+    calls = [_call(batch, number, module) for number, batch in enumerate(calibration)]
+    if not calls:
         raise ProjectionError(f"calibration= holds no batches: {_HELP}")
-    return found
+    return calls
 
 
 def _call(batch: Any, number: int, module: nn.Module) -> Call:

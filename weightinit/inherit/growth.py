@@ -28,11 +28,11 @@ class Growth:
     """Which axes grow from an ancestor to a target.
 
     Args:
-        method: its name, for messages.
+        method: name of the method, for messages.
         old: anatomy of the ancestor.
         new: anatomy of the target.
-        depth: which blocks of the ancestor make those of the target; see :func:`followers`.
-        lossless: whether to refuse what the proofs do not know.
+        depth: rule for the blocks of the target; see :func:`followers`.
+        lossless: whether to refuse growth that no proof covers.
 
     Raises:
         ProjectionError: if an axis or the depth shrinks, or an axis changes that no rule grows.
@@ -142,11 +142,7 @@ class Growth:
         return added
 
     def faults(self, uneven: Callable[[Labels], bool]) -> list[str]:
-        """Return why the target computes another function than the ancestor.
-
-        Args:
-            uneven: whether a norm over an axis that grows, given its labels, changes.
-        """
+        """Return why the target computes another function; ``uneven`` tells norms that change."""
         return [*self._differences(), *self._unproven(), *self._norms(uneven)]
 
     def _differences(self) -> Iterator[str]:
@@ -176,8 +172,7 @@ class Growth:
         names = [
             role
             for role, piece in _pieces(self.new)
-            if not piece.facts.proven
-            and (role in deeper or any(x in self.grown for labels in piece.axes for x in labels))
+            if not piece.facts.proven and (role in deeper or any(map(self._grows, piece.axes)))
         ]
         if names:
             yield f"no test proves it for {', '.join(dict.fromkeys(names))}"
@@ -191,7 +186,7 @@ class Growth:
             if piece.facts.kind == "norm"
             and piece.facts.gain
             and len(piece.axes) == 1
-            and any(label in self.grown for label in piece.axes[0])
+            and self._grows(piece.axes[0])
         }
         norm = self.new.traits.norm
         if over and norm is not None and norm not in PLAIN_NORMS:
@@ -208,10 +203,13 @@ class Growth:
                     if old and role in old[0]:
                         yield old[0][role], piece
 
+    def _grows(self, labels: Labels) -> bool:
+        return not self.grown.keys().isdisjoint(labels)
+
     def _stuck(self, old: Piece, new: Piece) -> bool:
         """Whether an axis differs in size and not because of a label that grows."""
         return old.axes != new.axes or any(
-            a != b and not labels.block and not any(label in self.grown for label in labels)
+            a != b and not labels.block and not self._grows(labels)
             for a, b, labels in zip(old.size, new.size, new.axes, strict=True)
         )
 
@@ -220,9 +218,9 @@ def claim(name: str, faults: Sequence[str], condition: str = "") -> tuple[str, l
     """Return for the report a few words for each row, and what to say once.
 
     Args:
-        name: of the method.
-        faults: from :meth:`Growth.faults`.
-        condition: on which the function is kept, if any.
+        name: name of the method.
+        faults: faults from :meth:`Growth.faults`.
+        condition: condition on which the function is kept, if any.
 
     Examples:
         >>> claim("LEMON", ["the head is fresh"])
@@ -234,8 +232,9 @@ def claim(name: str, faults: Sequence[str], condition: str = "") -> tuple[str, l
     return words, [f"{name} is lossless here{condition}"]
 
 
-def _pieces(seen: Anatomy) -> Iterator[tuple[str, Piece]]:
-    for block in (*seen.blocks[:1], *(block for _, block in seen.extra_blocks), seen.outside):
+def _pieces(anatomy: Anatomy) -> Iterator[tuple[str, Piece]]:
+    extra_blocks = (block for _, block in anatomy.extra_blocks)
+    for block in (*anatomy.blocks[:1], *extra_blocks, anatomy.outside):
         yield from block.items()
 
 

@@ -2,73 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from functools import partial
 
-import torch
 from torch import Tensor
 
 from weightinit.anatomy import Anatomy, Piece, Traits, label_of
 from weightinit.anatomy.resample import resample_patch, resample_pos
-from weightinit.init.operators import Op, along, repeat, share
+from weightinit.inherit.axis import Axis, tiled
+from weightinit.inherit.source import LazyTensor
+from weightinit.init.operators import along
 from weightinit.plan import Part
 
-__all__ = ["Axis", "carry", "collect", "tiled"]
+__all__ = ["carry", "collect"]
+
+Value = Tensor | LazyTensor
 
 
 def collect(anatomy: Anatomy, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a model's tensors outside its blocks, by canonical role, as copies.
-
-    Args:
-        anatomy: of the model.
-        parameters: its parameters by name.
-    """
-    found: dict[str, Tensor] = {}
+    """Return copies of a model's tensors outside its blocks, by canonical role."""
+    tensors: dict[str, Tensor] = {}
     for piece in anatomy.outside.values():
         value = parameters[piece.spec.name].detach().cpu()
-        found[piece.role] = anatomy.split(piece.spec, value)[piece.role].clone()
-    return found
-
-
-class Value(Protocol):
-    """A tensor, or what will be read as one when it is needed."""
-
-    @property
-    def shape(self) -> torch.Size:
-        """Its shape."""
-        ...
-
-    def to(self, other: Tensor) -> Tensor:
-        """Return it in the dtype and on the device of another."""
-        ...
-
-
-@dataclass(frozen=True)
-class Axis:
-    """What becomes of one axis when its length changes.
-
-    Args:
-        rows: makes new channels out of old ones, in whatever produces the axis.
-        columns: makes what reads the old channels read the new ones.
-        gain: acts on the elementwise weights of norms and layer scales; None is as ``rows``.
-    """
-
-    rows: Op
-    columns: Op
-    gain: Op | None = None
-
-    def op(self, side: str) -> Op:
-        """Return the operator of a side: ``"rows"``, ``"columns"`` or ``"gain"``."""
-        return self.rows if side == "gain" and self.gain is None else getattr(self, side)
-
-
-def tiled(size: int) -> Axis:
-    """Return the axis that repeats channels, whole copies sharing what reads them."""
-    return Axis(
-        lambda tensor, dim: repeat(tensor, dim, size),
-        lambda tensor, dim: share(tensor, dim, size),
-    )
+        tensors[piece.role] = anatomy.split(piece.spec, value)[piece.role].clone()
+    return tensors
 
 
 def resampled(piece: Piece) -> bool:
@@ -87,61 +44,49 @@ def carry(
     """Return how one tensor outside the blocks comes from a source of another size.
 
     Args:
-        piece: the target's piece.
+        piece: piece of the target.
         target: anatomy of the target.
-        outside: the source's tensors by role, from :func:`collect`.
-        traits: the source's: grid and prefix tokens.
-        axis: what becomes of the residual stream; None repeats its channels.
+        outside: tensors of the source by role, from :func:`collect`.
+        traits: traits of the source, of which grid and prefix tokens count.
+        axis: operators for the residual stream; None repeats its channels.
 
     Returns:
-        The part, or None where the source has nothing for it (another number of classes, a token or
-        stem that it lacks).
+        None where the source has nothing for it, such as other classes or a token it lacks.
     """
     name = _name(piece, target, outside)
     if name is None:
         return None
-    value = outside[name]
+    value, kind = outside[name], piece.facts.kind
     axis = axis or tiled(target.sizes.get("d", 0) or piece.size[-1])
-    text = f"{name} {_shape(value)}"
-    if resampled(piece) and piece.facts.kind != "position":
+    dim, op = -1, axis.op("gain" if kind == "norm" and piece.facts.gain else "rows")
+    text = f"{name} {'x'.join(map(str, value.shape))}"
+    resize: Callable[[Tensor], Tensor] | None = None
+    if resampled(piece) and kind != "position":
         if any(other.facts.kind == "stem" for other in target.outside.values()):
             return None
-        inputs, size = piece.size[1], (piece.size[2], piece.size[3])
-
-        def copy(out: Tensor) -> Tensor:
-            return along(resample_patch(value.to(out), size, inputs), 0, axis.rows)
-
-    elif (
-        piece.facts.kind == "position"
-        and (before := traits.positions)
-        and (after := target.traits.positions)
-    ):
+        size = (piece.size[2], piece.size[3])
+        dim, resize = 0, partial(resample_patch, size=size, in_chans=piece.size[1])
+    elif kind == "position" and (before := traits.positions) and (after := target.traits.positions):
         (old, prefix), (new, more) = before, after
         if old[0] * old[1] + prefix != value.shape[0]:
             return None
+        grids = {"old_grid": old, "new_grid": new, "old_prefix": prefix, "new_prefix": more}
+        dim, resize = 1, partial(resample_pos, **grids)
         text = f"{name} of a {old[0]}x{old[1]} grid"
-
-        def copy(out: Tensor) -> Tensor:
-            return along(resample_pos(value.to(out), old, new, prefix, more), 1, axis.rows)
-
-    elif piece.facts.kind == "head":
+    elif kind == "head":
         if value.shape[0] != piece.size[0]:
             return None
-        text = name
+        dim, op, text = 1, axis.columns if len(value.shape) == 2 else None, name
+    elif len(value.shape) != len(piece.size) or value.shape[:-1] != tuple(piece.size[:-1]):
+        return None
 
-        def copy(out: Tensor) -> Tensor:
-            rows = value.to(out)
-            return along(rows, 1, axis.columns) if rows.dim() == 2 else rows
+    def inherit(out: Tensor) -> None:
+        carried = value.to(out)
+        if resize is not None:
+            carried = resize(carried)
+        out.copy_(along(carried, dim, op) if op is not None else carried)
 
-    else:
-        if len(value.shape) != len(piece.size) or value.shape[:-1] != tuple(piece.size[:-1]):
-            return None
-        side = "gain" if piece.facts.kind == "norm" and piece.facts.gain else "rows"
-
-        def copy(out: Tensor) -> Tensor:
-            return along(value.to(out), -1, axis.op(side))
-
-    return Part("written", text, lambda out: out.copy_(copy(out)))
+    return Part("written", text, inherit)
 
 
 def _name(piece: Piece, target: Anatomy, outside: Mapping[str, Value]) -> str | None:
@@ -152,7 +97,3 @@ def _name(piece: Piece, target: Anatomy, outside: Mapping[str, Value]) -> str | 
         if role in outside and not taken:
             return role
     return None
-
-
-def _shape(tensor: Value) -> str:
-    return "x".join(map(str, tensor.shape))

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from weightinit.anatomy import Anatomy, Difference
+from weightinit.inherit.calibration import Calibration
 from weightinit.inherit.method import Method
 from weightinit.inherit.running import Runnable
 from weightinit.methods.activation.method import ActivationAware, suits
@@ -19,7 +18,7 @@ from weightinit.plan import Inheritance
 
 __all__ = ["SELECTION", "Auto"]
 
-#: How to shrink without data.
+#: The method that shrinks without data.
 SELECTION = WeightSelection(depth="first_last", rescale=True)
 
 
@@ -27,13 +26,14 @@ SELECTION = WeightSelection(depth="first_last", rescale=True)
 class Auto:
     """Pick the method by what the pair needs.
 
-    A target that is nowhere smaller grows without loss (:class:`LEMON`). One that is nowhere larger
-    is fitted to what the ancestor does on the calibration batches (:class:`ActivationAware`);
-    without them, or with blocks of another kind, it keeps the first blocks and the last, whole
-    heads and evenly chosen channels, rescaled (:class:`WeightSelection`). One that is both, on
-    different axes, is shrunk so and then grown (:class:`ShrinkThenGrow`). A model of several widths
-    (ConvNeXt) that grows anywhere gets each axis its own rule (:class:`EachAxis`). Post-norm blocks
-    (BERT), to which none can be added without loss, are stacked (:class:`Bert2BERT`).
+    A target that is nowhere smaller grows without loss (:class:`LEMON`). A target that is nowhere
+    larger is fitted to what the ancestor does on the calibration batches
+    (:class:`ActivationAware`); without them, or with blocks of another kind, it keeps the first
+    blocks and the last, whole heads and evenly chosen channels, rescaled
+    (:class:`WeightSelection`). A target that is both, on different axes, is shrunk in that way and
+    then grown (:class:`ShrinkThenGrow`). For a model of several widths (ConvNeXt) that grows
+    anywhere, each axis has its own rule (:class:`EachAxis`). Post-norm blocks (BERT), to which none
+    can be added without loss, are stacked (:class:`Bert2BERT`).
 
     Examples:
         >>> import timm, weightinit as wi
@@ -50,7 +50,7 @@ class Auto:
         Args:
             old: anatomy of the ancestor.
             new: anatomy of the target.
-            calibration: the batches, if there are any.
+            calibration: calibration batches; None where there are none.
         """
         difference = Difference(old, new)
         grows, shrinks = bool(difference.grown), bool(difference.shrunk)
@@ -66,12 +66,7 @@ class Auto:
         return ShrinkThenGrow(method) if grows else method
 
     def plan(
-        self,
-        source: Runnable,
-        target: Anatomy,
-        *,
-        seed: int = 0,
-        calibration: Iterable[Any] | None = None,
+        self, source: Runnable, target: Anatomy, *, seed: int = 0, calibration: Calibration = None
     ) -> Inheritance:
         """Return what the method that was picked makes of the target, and say which it is."""
         chosen = self.choose(source.anatomy, target, calibration)

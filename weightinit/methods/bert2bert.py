@@ -16,11 +16,11 @@ from torch import Tensor
 
 from weightinit.anatomy import Anatomy, Labels
 from weightinit.errors import ProjectionError
+from weightinit.inherit.axis import Axis
 from weightinit.inherit.copies import Copying
 from weightinit.inherit.depth import Depth, Mix
 from weightinit.inherit.fresh import sub_generator
 from weightinit.inherit.growth import Growth
-from weightinit.inherit.outside import Axis
 from weightinit.inherit.transfer import Axes, Place, Source, Transfer, transfer_parts
 from weightinit.init.operators import along, scale
 from weightinit.plan import Inheritance
@@ -40,24 +40,24 @@ class Bert2BERT:
     makes an axis is copied, W'[i] = W[g(i)]; what reads it shares the weight among the copies.
 
     Args:
-        mode: ``"fpi"`` leaves the function as it is wherever all channels of a norm have equally
-            many copies (twice the width, say), and the head dim is the same. ``"aki"`` takes the
-            added rows from the next block instead, so that no two channels are equal; it does not
-            preserve the function, and the paper finds it the better start.
-        depth: which blocks; ``"stack_top"`` is the paper's.
-        copies: ``"even"`` draws each channel before any is drawn again, so that g is uniform where
-            it can be; ``"random"`` is the paper's independent draws, inexact at every norm.
+        mode: origin of the added rows. ``"fpi"`` copies them and keeps the function wherever all
+            channels of a norm have equally many copies (twice the width, say) and the head dim is
+            the same. ``"aki"`` takes them from the next block, so that no two channels are equal;
+            it does not keep the function, and the paper finds it the better start.
+        depth: depth rule; ``"stack_top"`` is the paper's.
+        copies: choice of g: ``"even"`` draws each channel before any is drawn again, so that g is
+            uniform where it can be; ``"random"`` is the paper's independent draws, inexact at every
+            norm.
 
     Raises:
         ProjectionError: if a value is not one of these.
 
     Examples:
         >>> import timm, weightinit as wi
-        >>> from weightinit.methods.bert2bert import Bert2BERT
         >>> old, new = (
         ...     timm.create_model("vit_tiny_patch16_224", depth=2, embed_dim=d, num_heads=d // 32)
         ...     for d in (64, 128))
-        >>> wi.project_from(old, new, method=Bert2BERT(mode="aki")) is new
+        >>> wi.project_from(old, new, method=wi.Bert2BERT(mode="aki")) is new
         True
     """
 
@@ -77,18 +77,15 @@ class Bert2BERT:
         """Return a part for every piece of a target that is no smaller on any axis."""
         copying = self._copying(source.anatomy, target, seed)
         depth = copying.growth.depth
-        how = "copied channels share their readers"
-        if self.mode == "fpi":
-            transfer = Transfer(copying, depth, how)
-            return Inheritance(transfer_parts(source, target, transfer, seed=seed))
-        if any(len(mix) != 1 for mix in depth):
-            raise ProjectionError(
-                f"depth={self.depth!r} mixes blocks, and mode='aki' takes rows of the next one: "
-                "use mode='fpi' or a depth rule that takes one block for each"
-            )
-        axes, roles = _upper_rows(copying, depth)
-        how = "added rows from the next block"
-        transfer = Transfer(axes, depth, how, roles)
+        transfer = Transfer(copying, depth, "copied channels share their readers")
+        if self.mode == "aki":
+            if any(len(mix) != 1 for mix in depth):
+                raise ProjectionError(
+                    f"depth={self.depth!r} mixes blocks, and mode='aki' takes rows of the next "
+                    "one: use mode='fpi' or a depth rule that takes one block for each"
+                )
+            axes, roles = _upper_rows(copying, depth)
+            transfer = Transfer(axes, depth, "added rows from the next block", roles)
         return Inheritance(transfer_parts(source, target, transfer, seed=seed))
 
     def _copying(self, old: Anatomy, new: Anatomy, seed: int) -> Copying:
@@ -108,26 +105,13 @@ class Bert2BERT:
                 )
 
         def choose(label: str, before: int, after: int) -> Tensor:
-            generator = sub_generator(seed, f"bert2bert {label}")
-            return copies_of(before, after, self.copies, generator)
+            return copies_of(before, after, self.copies, sub_generator(seed, f"bert2bert {label}"))
 
         return Copying(growth, choose)
 
 
 def copies_of(old: int, new: int, copies: str, generator: torch.Generator) -> Tensor:
-    """Return which of ``old`` channels each of ``new`` ones copies, an int64 ``[new]``.
-
-    Args:
-        old: how many there are.
-        new: how many there shall be; the first ``old`` stay.
-        copies: ``"even"`` or ``"random"``.
-        generator: of the draws.
-
-    Examples:
-        >>> index = copies_of(3, 7, "even", torch.Generator().manual_seed(0))
-        >>> index[:3].tolist(), index.bincount().sort().values.tolist()
-        ([0, 1, 2], [2, 2, 3])
-    """
+    """Return which of ``old`` channels each of ``new`` ones copies, int64; the first stay."""
     more = new - old
     if copies == "random":
         added = torch.randint(old, (more,), generator=generator)
@@ -138,10 +122,10 @@ def copies_of(old: int, new: int, copies: str, generator: torch.Generator) -> Te
 
 
 def _upper_rows(copying: Copying, depth: list[Mix]) -> tuple[Axes, dict[str, list[Mix]]]:
-    """Return AKI: axes that keep the first rows of a block and the added ones of the next.
+    """Return the axes and mixes of AKI: the first rows of a block, the added rows of the next.
 
     The two meet in the sum over the blocks of a mix. Norms and layer scales are copied (the paper's
-    expansion of vectors), and so is everything of a last block, which has no next.
+    expansion of vectors), and so is every parameter of a last block, which has no next.
     """
     old, new = copying.growth.old, copying.growth.new
     roles = {
@@ -161,10 +145,10 @@ def _upper_rows(copying: Copying, depth: list[Mix]) -> tuple[Axes, dict[str, lis
         axis, copies = copying(labels, place), copying.of(labels)
         if axis is None or copies is None or place.role not in roles or place.target < 0:
             return axis
-        own = depth[place.target][0][0]
-        if not has_next(own, place.role):
+        block = depth[place.target][0][0]
+        if not has_next(block, place.role):
             return axis
-        kept = (copies.turns == 0) == (place.source == own)
+        kept = (copies.turns == 0) == (place.source == block)
         return Axis(
             lambda tensor, dim: scale(along(tensor, dim, copies.index), dim, kept), axis.columns
         )

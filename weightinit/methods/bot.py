@@ -14,9 +14,9 @@ from torch import Tensor
 
 from weightinit.anatomy import Anatomy, Difference, Labels, Piece
 from weightinit.errors import ProjectionError, WeightInitError
+from weightinit.inherit.axis import Axis
 from weightinit.inherit.depth import Mix, mixes
-from weightinit.inherit.outside import Axis
-from weightinit.inherit.transfer import Axes, Place, Source, Transfer, transfer_parts
+from weightinit.inherit.transfer import Place, Source, Transfer, transfer_parts
 from weightinit.init._wavelet import check_wavelet, resized, steps
 from weightinit.plan import Inheritance
 
@@ -29,17 +29,18 @@ class BoT:
 
     The weights of one role (q, k and v apart) are a volume over depth, out and in; biases and norms
     are planes over depth and channel. An axis that shrinks is cut to the low-pass band of a
-    discrete wavelet transform, once for each factor of two; one that grows is taken as that band,
-    with details of zero. Powers of two are exact: from one size to twice that and back nothing is
-    lost. Other ratios: as many steps as leave the axis long enough, then its first entries; an axis
-    of odd length repeats its last entry. The report says both. Boundaries are periodic.
+    discrete wavelet transform, once for each factor of two; an axis that grows is taken as that
+    band, with details of zero. Powers of two are exact: from one size to twice that and back
+    nothing is lost. At other ratios as many steps are taken as leave the axis long enough, and then
+    its first entries; an axis of odd length repeats its last entry. The report says both.
+    Boundaries are periodic.
 
     Args:
-        wavelet: a discrete wavelet of PyWavelets (``pip install 'weightinit[wavelets]'``).
-        normalize: ``"ortho"``, orthonormal filters: a step down an axis multiplies a constant by
-            the root of 2, and one up divides it. Along channels that keeps the size of sums, since
-            what makes and what reads a channel both have it; along depth it does not.
-            ``"mean"``: every step keeps constants. The paper leaves it open.
+        wavelet: name of a discrete wavelet of PyWavelets (``pip install 'weightinit[wavelets]'``).
+        normalize: norm of the filters. ``"ortho"`` has orthonormal filters: a step down an axis
+            multiplies a constant by the root of 2, and a step up divides it. Along channels that
+            keeps the size of sums, since what makes and what reads a channel both have it; along
+            depth it does not. With ``"mean"`` every step keeps constants. The paper leaves it open.
 
     Raises:
         ProjectionError: if a value is not one of these, or PyWavelets is missing.
@@ -70,11 +71,8 @@ class BoT:
         """Return a part for every piece of a target of any size."""
         depth = mixes(self._depth, source.anatomy, target)
         how = f"{self.wavelet} wavelets{_changes(source.anatomy, target)}"
-        transfer = Transfer(self._axes(target), depth, how)
-        return Inheritance(transfer_parts(source, target, transfer, seed=seed))
 
-    def _axes(self, target: Anatomy) -> Axes:
-        def find(labels: Labels, place: Place) -> Axis | None:
+        def axes(labels: Labels, place: Place) -> Axis | None:
             if not labels.channel:  # tokens, patches and classes are no signal
                 return None
             size = _piece(target, place).size
@@ -84,12 +82,13 @@ class BoT:
 
             return Axis(resize, resize)
 
-        return find
+        transfer = Transfer(axes, depth, how)
+        return Inheritance(transfer_parts(source, target, transfer, seed=seed))
 
     def _depth(self, old: int, new: int) -> list[Mix]:
         """Return the transform along depth as the weights of the ancestor's blocks."""
-        blocks = torch.eye(old, dtype=torch.float64)
-        weights = resized(blocks, 0, new, self.wavelet, self.normalize)
+        eye = torch.eye(old, dtype=torch.float64)
+        weights = resized(eye, 0, new, self.wavelet, self.normalize)
         return [
             tuple((i, weight) for i, weight in enumerate(row) if abs(weight) > 1e-12)
             for row in weights.tolist()
@@ -106,14 +105,13 @@ def _piece(target: Anatomy, place: Place) -> Piece:
 
 def _changes(old: Anatomy, new: Anatomy) -> str:
     """Return what becomes of each axis, for the report."""
-    pairs = dict(Difference(old, new).sizes)
-    depth = pairs.pop("depth")
-    if "h" in pairs and "k" in pairs:
-        heads, dims = pairs.pop("h"), pairs.pop("k")
-        pairs["h k"] = heads[0] * dims[0], heads[1] * dims[1]
-    pairs["depth"] = depth
+    sizes = dict(Difference(old, new).widths)
+    if "h" in sizes and "k" in sizes:
+        heads, dims = sizes.pop("h"), sizes.pop("k")
+        sizes["h k"] = heads[0] * dims[0], heads[1] * dims[1]
+    sizes["depth"] = old.depth, new.depth
     texts = []
-    for label, (before, after) in pairs.items():
+    for label, (before, after) in sizes.items():
         count = steps(before, after)
         whole = before << count if count >= 0 else -(-before >> -count)
         if before != after:

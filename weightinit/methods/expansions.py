@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from weightinit.anatomy import Anatomy, Labels
 from weightinit.errors import ProjectionError
+from weightinit.inherit.axis import Axis
 from weightinit.inherit.fresh import fresh_rule, sub_generator
 from weightinit.inherit.growth import Growth, claim
-from weightinit.inherit.outside import Axis
 from weightinit.inherit.transfer import Place, Source, Transfer, transfer_parts
 from weightinit.init.operators import corner
 from weightinit.plan import Inheritance
@@ -28,7 +29,7 @@ __all__ = ["Expansions"]
 class Expansions:
     """The six expansions, composed as the target needs; there are no options.
 
-    What is not named is free, and drawn by the rule of a fresh parameter:
+    Whatever an expansion leaves open is drawn by the rule of a fresh parameter:
 
     1. MLP hidden size: the new columns of W2 are zero (Theorem 3.1).
     2. Number of heads: their columns of the output projection are zero (3.2).
@@ -58,81 +59,63 @@ class Expansions:
         Raises:
             ProjectionError: if the residual stream grows and the norms are not RMSNorm.
         """
-        growth = _growth(source, target)
+        growth = Growth("expansions", source.anatomy, target)
+        if not growth.rms and Labels(growth.grown).stream:
+            raise ProjectionError(
+                "the expansions widen the residual stream of RMSNorm models only: zeros in it "
+                "change the mean that LayerNorm subtracts; use method='lemon', which keeps it"
+            )
         old, new = growth.grown.get("d", (1, 1))
         condition = f" if you set the norms' eps to {old / new:.6g} of the ancestor's"
         faults = growth.faults(lambda labels: not labels.stream)
         how, notes = claim("Expansions", faults, condition if old < new else "")
-        axes = _Padding(growth, seed)
-        transfer = Transfer(axes, growth.alone(), how, new=growth.silence)
+        transfer = Transfer(partial(_padded, growth, seed), growth.alone(), how, new=growth.silence)
         return Inheritance(transfer_parts(source, target, transfer, seed=seed), notes)
 
 
-def _growth(source: Source, target: Anatomy) -> Growth:
-    growth = Growth("expansions", source.anatomy, target)
-    if not growth.rms and Labels(growth.grown).stream:
-        raise ProjectionError(
-            "the expansions widen the residual stream of RMSNorm models only: zeros in it change "
-            "the mean that LayerNorm subtracts; use method='lemon', which keeps it"
-        )
-    return growth
+def _padded(growth: Growth, seed: int, labels: Labels, place: Place) -> Axis | None:
+    """Return how new channels follow the old ones of an axis that grows."""
+    if labels.block:
+        return Axis(index := torch.tensor([mix[0][0] for mix in growth.depth]), index)
+    if not any(x in growth.grown for x in labels):
+        return None
+    sizes = [growth.sizes[x] for x in labels]
+    if labels[0] == "h" and growth.group is not None:
+        sizes[:1] = [growth.sizes["e"], growth.group]  # heads are those of each key-value head
+    old, new = ([size[i] for size in sizes] for i in (0, 1))
+    key = labels[-1] == "k" and place.facts.letter == "k" and place.facts.kind != "norm"
+    silent = labels.stream or labels == ("h",)
 
-
-class _Padding:
-    """New channels after the old ones, of every axis that grows."""
-
-    def __init__(self, growth: Growth, seed: int) -> None:
-        self.growth, self.seed = growth, seed
-
-    def __call__(self, labels: Labels, place: Place) -> Axis | None:
-        """Return what becomes of an axis at a place."""
-        growth = self.growth
-        if labels.block:
-            return Axis(index := torch.tensor([mix[0][0] for mix in growth.depth]), index)
-        if not any(x in growth.grown for x in labels):
-            return None
-        sizes = [growth.sizes[x] for x in labels]
-        if labels[0] == "h" and growth.group is not None:
-            sizes[:1] = [growth.sizes["e"], growth.group]  # heads are those of each key-value head
-        old, new = ([size[i] for size in sizes] for i in (0, 1))
-        key = labels[-1] == "k" and place.facts.letter == "k" and place.facts.kind != "norm"
-        silent = labels.stream or labels == ("h",)
-
-        def rows(tensor: Tensor, dim: int) -> Tensor:
-            out = self._zeros(tensor, dim, new) if silent else self._drawn(tensor, dim, new, place)
-            if key:
-                # Products of queries and keys take nothing from the new dims of old heads.
-                corner(out.unflatten(dim, new), old[:-1], dim % out.dim()).zero_()
-                tensor = tensor * (new[-1] / old[-1]) ** 0.5
-            return _placed(tensor, out, dim, old, new)
-
-        def columns(tensor: Tensor, dim: int) -> Tensor:
-            reads = self._drawn if labels.stream else self._zeros
-            out = reads(tensor, dim, new, place)
-            return _placed(tensor, out, dim, old, new)
-
-        def gain(tensor: Tensor, dim: int) -> Tensor:
-            out = self._zeros(tensor, dim, new) + tensor.mean()
-            out = _placed(tensor, out, dim, old, new)
-            norm = labels.stream and place.facts.kind == "norm"
-            return out * math.sqrt(old[0] / new[0]) if norm else out
-
-        return Axis(rows, columns, gain)
-
-    def _zeros(self, tensor: Tensor, dim: int, new: list[int], _: Place | None = None) -> Tensor:
+    def zeros(tensor: Tensor, dim: int) -> Tensor:
         shape = list(tensor.shape)
         shape[dim] = math.prod(new)
         return tensor.new_zeros(shape)
 
-    def _drawn(self, tensor: Tensor, dim: int, new: list[int], place: Place) -> Tensor:
-        out = self._zeros(tensor, dim, new)
-        draw = torch.empty(out.shape)
-        generator = sub_generator(self.seed, f"expansions {place.role} {place.target} {dim}")
-        fresh_rule(place.role, tuple(out.shape))[1](draw, generator)
-        return out.copy_(draw)
+    def drawn(tensor: Tensor, dim: int) -> Tensor:
+        draw = torch.empty(zeros(tensor, dim).shape)
+        generator = sub_generator(seed, f"expansions {place.role} {place.target} {dim}")
+        fresh_rule(place.role, draw.shape)[1](draw, generator)
+        return draw.to(tensor)
 
+    def placed(tensor: Tensor, out: Tensor, dim: int) -> Tensor:
+        """Write a tensor into the first channels of a larger one, and return that."""
+        corner(out.unflatten(dim, new), old, dim % out.dim()).copy_(tensor.unflatten(dim, old))
+        return out
 
-def _placed(tensor: Tensor, out: Tensor, dim: int, old: list[int], new: list[int]) -> Tensor:
-    """Write a tensor into the first channels of a larger one, and return that."""
-    corner(out.unflatten(dim, new), old, dim % out.dim()).copy_(tensor.unflatten(dim, old))
-    return out
+    def rows(tensor: Tensor, dim: int) -> Tensor:
+        out = zeros(tensor, dim) if silent else drawn(tensor, dim)
+        if key:
+            # Products of queries and keys take nothing from the new dims of old heads.
+            corner(out.unflatten(dim, new), old[:-1], dim % out.dim()).zero_()
+            tensor = tensor * (new[-1] / old[-1]) ** 0.5
+        return placed(tensor, out, dim)
+
+    def columns(tensor: Tensor, dim: int) -> Tensor:
+        return placed(tensor, drawn(tensor, dim) if labels.stream else zeros(tensor, dim), dim)
+
+    def gain(tensor: Tensor, dim: int) -> Tensor:
+        out = placed(tensor, zeros(tensor, dim) + tensor.mean(), dim)
+        norm = labels.stream and place.facts.kind == "norm"
+        return out * math.sqrt(old[0] / new[0]) if norm else out
+
+    return Axis(rows, columns, gain)

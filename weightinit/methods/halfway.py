@@ -1,24 +1,25 @@
-"""One axis grows and another shrinks: a network between the two, first shrunk to, then grown from.
+"""A target that is larger on one axis and smaller on another, by way of a network between the two.
 
-Its every axis has the smaller of the two lengths. It is never built: methods read anatomies.
+Every axis of that network has the smaller of the two lengths. It is never built; only its anatomy
+is read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from weightinit.anatomy import Anatomy, Difference, Piece
+from weightinit.inherit.calibration import Calibration
 from weightinit.inherit.method import Method
 from weightinit.inherit.running import Runnable
 from weightinit.methods.lemon import LEMON
 from weightinit.plan import Inheritance, Part
 
-__all__ = ["Halfway", "ShrinkThenGrow", "smaller"]
+__all__ = ["ShrinkThenGrow", "smaller"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class ShrinkThenGrow:
 
     Args:
         shrink: a method that shrinks.
-        grow: without changing what the shrunk network computes.
+        grow: growth of the shrunk network, which keeps what it computes.
 
     Examples:
         >>> import timm, weightinit as wi
@@ -43,17 +44,12 @@ class ShrinkThenGrow:
     grow: LEMON = field(default_factory=LEMON)
 
     def plan(
-        self,
-        source: Runnable,
-        target: Anatomy,
-        *,
-        seed: int = 0,
-        calibration: Iterable[Any] | None = None,
+        self, source: Runnable, target: Anatomy, *, seed: int = 0, calibration: Calibration = None
     ) -> Inheritance:
         """Return a recipe for every parameter of a target of any size."""
         between = smaller(source.anatomy, target)
         shrunk = self.shrink.plan(source, between, seed=seed, calibration=calibration)
-        grown = self.grow.plan(Halfway(between, shrunk.parts), target, seed=seed)
+        grown = self.grow.plan(ShrunkSource(between, shrunk.parts), target, seed=seed)
         name = type(self.shrink).__name__
         parts = {
             piece: replace(part, text=f"{part.text} of what {name} shrank")
@@ -66,13 +62,8 @@ class ShrinkThenGrow:
         return Inheritance(parts, [*shrunk.notes, note])
 
 
-class Halfway:
-    """What weights are inherited from after a method has shrunk them.
-
-    Args:
-        between: anatomy that the parts are of.
-        parts: one for each of its pieces; fresh ones are left to who inherits.
-    """
+class ShrunkSource:
+    """A network that a method has shrunk, as a source of weights; it lacks what is fresh in it."""
 
     def __init__(self, between: Anatomy, parts: Mapping[Piece, Part]) -> None:
         self._parts = parts
@@ -91,12 +82,7 @@ class Halfway:
 
 
 def smaller(old: Anatomy, new: Anatomy) -> Anatomy:
-    """Return the target's anatomy with every channel axis, and every stack, of the smaller length.
-
-    Args:
-        old: anatomy of the ancestor.
-        new: anatomy of the target.
-    """
-    widths = {label: min(pair) for label, pair in Difference(old, new).widths.items()}
-    stages = [min(pair) for pair in zip(old.stages, new.stages, strict=True)]
+    """Return the target's anatomy, no wider than the ancestor's and no stack of it deeper."""
+    widths = {label: min(sizes) for label, sizes in Difference(old, new).widths.items()}
+    stages = [min(depths) for depths in zip(old.stages, new.stages, strict=True)]
     return new.reshaped(widths, stages)

@@ -7,6 +7,7 @@ Initialization", https://arxiv.org/abs/2409.12903.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -35,9 +36,9 @@ class HyperCloning:
     add nothing to the residual stream.
 
     Args:
-        snr_db: of noise added to one half of the copies and subtracted from the other, which
-            cancels as long as the copies are equal, in decibels; the paper's noisy variant has 10.
-            None adds none. An odd copy out has none.
+        snr_db: signal-to-noise ratio, in decibels, of noise that is added to one half of the copies
+            and subtracted from the other, so that it cancels as long as the copies are equal; the
+            paper's noisy variant has 10. None adds no noise. An odd copy out has none.
 
     Examples:
         >>> import timm, weightinit as wi
@@ -58,46 +59,35 @@ class HyperCloning:
         Raises:
             ProjectionError: if an axis of the target is no whole multiple of the ancestor's.
         """
-        growth = _growth(source, target)
-        copying = Copying(growth, added=None if self.snr_db is None else self._noise(seed))
+        growth = Growth("hypercloning", source.anatomy, target)
+        parts = [f"{x} {a} -> {b}" for x, (a, b) in growth.grown.items() if b % a]
+        if parts:
+            raise ProjectionError(
+                f"hypercloning takes whole multiples, which {', '.join(parts)} is not: use "
+                "method='lemon', which grows to any size"
+            )
+        copying = Copying(growth, added=None if self.snr_db is None else partial(self._noise, seed))
         how, notes = claim("HyperCloning", growth.faults(copying.uneven))
         transfer = Transfer(copying, growth.depth, how, growth.quiet(), growth.silence)
         return Inheritance(transfer_parts(source, target, transfer, seed=seed), notes)
 
-    def _noise(self, seed: int):
-        def added(place: Place, even: Tensor, copies: Copies) -> Tensor:
-            if place.target < 0:
-                return torch.zeros_like(even)  # as published, the head has none
-            generator = sub_generator(seed, f"hypercloning {place.role} {place.target}")
-            return _pairs(even, copies, 10 ** (-float(self.snr_db or 0) / 20), generator)
-
-        return added
-
-
-def _growth(source: Source, target: Anatomy) -> Growth:
-    growth = Growth("hypercloning", source.anatomy, target)
-    parts = [f"{x} {a} -> {b}" for x, (a, b) in growth.grown.items() if b % a]
-    if parts:
-        raise ProjectionError(
-            f"hypercloning takes whole multiples, which {', '.join(parts)} is not: use "
-            "method='lemon', which grows to any size"
-        )
-    return growth
+    def _noise(self, seed: int, place: Place, even: Tensor, copies: Copies) -> Tensor:
+        if place.target < 0:
+            return torch.zeros_like(even)  # as published, the head has none
+        generator = sub_generator(seed, f"hypercloning {place.role} {place.target}")
+        return _pairs(even, copies, 10 ** (-float(self.snr_db or 0) / 20), generator)
 
 
 def _pairs(even: Tensor, copies: Copies, ratio: float, generator: torch.Generator) -> Tensor:
     """Return noise of opposite sign on the two of each pair of copies.
 
-    Args:
-        even: what reads the axis, along dim 1.
-        copies: of the axis.
-        ratio: of the noise's root mean square to that of ``even``.
-        generator: of the draw.
+    ``even`` is what reads the axis, along dim 1, and ``ratio`` that of the noise's root mean square
+    to its own.
     """
     old = int(copies.index.max()) + 1
     pair = copies.turns // 2
     paired = (copies.turns < copies.counts - 1) | (copies.counts % 2 == 0)
-    shape = (even.shape[0], (int(pair.max()) + 1) * old, *even.shape[2:])
+    shape = even.shape[0], (int(pair.max()) + 1) * old, *even.shape[2:]
     draw = torch.randn(shape, generator=generator).to(even)
     sign = (1 - 2 * (copies.turns % 2)) * paired
     noise = scale(draw.index_select(1, pair * old + copies.index), 1, sign)

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from weightinit.anatomy import Anatomy, Labels, scale_of
 from weightinit.errors import ProjectionError
+from weightinit.inherit.axis import Axis
 from weightinit.inherit.copies import Copying
 from weightinit.inherit.fresh import fresh_rule, sub_generator
 from weightinit.inherit.growth import Growth, claim
-from weightinit.inherit.outside import Axis
 from weightinit.inherit.transfer import Place, Source, Transfer, transfer_parts
 from weightinit.init.operators import Copies, cycle
 from weightinit.plan import Inheritance
@@ -34,26 +34,27 @@ class LEMON:
     """Options of LEMON.
 
     Hidden channels of MLPs and whole heads are copied in turn. The residual stream, D wide and D'
-    in the target, holds k = floor(D' / D) copies of the small network's and its mean in the
-    r = D' - k D channels left, so that LayerNorm subtracts the same mean and divides by sqrt(k D /
-    D') as much, which its gains make up for; the channels left then leave it as zeros, and the
-    weights that read them are free. Copies share weights unevenly, W'_c = R_c + (W - sum_c R_c) /
-    k, with R the large model's own random init: that breaks the symmetry between them.
+    in the target, holds k = floor(D' / D) copies of the small network's, and its mean in the
+    r = D' - k D channels left. LayerNorm then subtracts the same mean and divides by sqrt(k D / D')
+    as much, which its gains make up for; the channels left leave it as zeros, and the weights that
+    read them are free. Copies share weights unevenly, W'_c = R_c + (W - sum_c R_c) / k, with R the
+    large model's own random init, which breaks the symmetry between them.
 
-    With r > 0 it is exact only if the norms' eps is k D / D' of the ancestor's. It belongs to the
-    modules, not to a parameter, so it is yours to set; the report says to what. Left as it is, it
-    changes the function by about eps over the variance of the stream.
+    With r > 0 the growth is exact only if the norms' eps is k D / D' of the ancestor's. The eps
+    belongs to the modules and not to a parameter, so it is yours to set; the report says to what.
+    Left as it is, it changes the function by about eps over the variance of the stream.
 
     Beyond the paper: the mean is of what the layer scales leave; RMSNorm, whose channels left are
     zeros; heads that grow in size, their queries and keys scaled; more than twice the depth.
 
     Args:
         mode: ``"proj"``, or ``"net2net"`` with R = 0, so that copies share evenly.
-        depth: an added block has the weights of the one before it, but for the layers that write
-            into the residual stream: ``"copymix_zero"`` has zeros there, ``"copymix_cancel"``
-            random weights that cancel between copies, or zeros where there is one copy.
-        init: R: parameters of the target's random init by name, as of its ``state_dict()``. None
-            draws what timm does, by the rule of a fresh parameter.
+        depth: weights of an added block, which are those of the block before it but for the layers
+            that write into the residual stream: ``"copymix_zero"`` has zeros there,
+            ``"copymix_cancel"`` random weights that cancel between copies, or zeros where there is
+            one copy.
+        init: R, the parameters of the target's random init by name, as in its ``state_dict()``.
+            None draws them by the rule of a fresh parameter, as timm does.
 
     Raises:
         ProjectionError: if a value is not one of these.
@@ -91,6 +92,8 @@ class LEMON:
 
 
 class _Expansion:
+    """The growth from one ancestor to one target by LEMON's rules."""
+
     def __init__(self, options: LEMON, source: Source, target: Anatomy, seed: int) -> None:
         self.options, self.source, self.seed = options, source, seed
         self.growth = Growth("lemon", source.anatomy, target)
@@ -125,10 +128,11 @@ class _Expansion:
     def axes(self, labels: Labels, place: Place) -> Axis | None:
         """Return what becomes of an axis at a place."""
         if labels.stream and self.ratio < 1:
-            return Axis(*(self._stream(side, place) for side in ("rows", "columns", "gain")))
+            return self._stream(place)
         return self.copying(labels, place)
 
-    def _stream(self, side: str, place: Place):
+    def _stream(self, place: Place) -> Axis:
+        """Return what becomes of the residual stream: copies, then the mean or free channels."""
         old, new = self.growth.grown["d"]
         copies = Copies(cycle(old, new // old * old), new % old)
         made = copies.share if place.role in self.growth.shared else copies.repeat
@@ -151,7 +155,7 @@ class _Expansion:
             even = self.options.mode == "net2net"
             return copies.share(tensor, dim, None if even else partial(self._added, place))
 
-        return {"rows": rows, "gain": gain, "columns": columns}[side]
+        return Axis(rows, columns, gain)
 
     def _weights(self, place: Place, size: int) -> Tensor:
         """Return the weights of the mean that a layer writes, so that a layer scale leaves it."""
@@ -181,15 +185,15 @@ class _Expansion:
 
     def _added(self, place: Place, even: Tensor, copies: Copies | None = None) -> Tensor:
         """Return the large model's own random init of a matrix."""
-        given, seen = self.options.init, self.growth.new
-        pieces = seen.outside if place.target < 0 else seen.blocks[place.target]
+        given, new = self.options.init, self.growth.new
+        pieces = new.outside if place.target < 0 else new.blocks[place.target]
         piece = pieces.get(place.role)
         if given is not None and piece is not None:
             if piece.spec.name not in given:
                 raise ProjectionError(
                     f"init= lacks {piece.spec.name}: pass the target's whole state_dict()"
                 )
-            return seen.split(piece.spec, given[piece.spec.name].to(even))[place.role]
+            return new.split(piece.spec, given[piece.spec.name].to(even))[place.role]
         draw = torch.empty(even.shape)
         generator = sub_generator(self.seed, f"lemon {place.role} {place.target}")
         fresh_rule(place.role, tuple(even.shape))[1](draw, generator)

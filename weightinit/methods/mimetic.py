@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from weightinit import init
-from weightinit.anatomy import Anatomy, ParamSpec, Piece
+from weightinit.anatomy import Anatomy, Piece
 from weightinit.errors import ProjectionError
 from weightinit.inherit.fresh import fresh_part, sub_generator
 from weightinit.plan import Inheritance, Part
@@ -31,12 +31,12 @@ class Mimetic:
     """Options of mimetic initialisation; the defaults are the paper's for small data.
 
     Args:
-        alpha_qk: size of the noise in each head's W_Q W_K^T.
-        beta_qk: of the identity in it, before the cut to the head dim.
-        alpha_vo: size of the noise in W_V W_proj.
-        beta_vo: of the identity that is subtracted in it.
-        positions: ``"sincos"`` writes 2-D sinusoidal position embeddings (zeros for prefix tokens)
-            where positions are those of a grid; ``"fresh"`` draws them like everything else.
+        alpha_qk: factor of the noise in each head's W_Q W_K^T.
+        beta_qk: factor of the identity in it, before the cut to the head dim.
+        alpha_vo: factor of the noise in W_V W_proj.
+        beta_vo: factor of the identity that is subtracted in it.
+        positions: kind of position embeddings: ``"sincos"`` writes 2-D sinusoidal ones (zeros for
+            prefix tokens) where positions are those of a grid; ``"fresh"`` draws them by rule.
 
     Raises:
         ProjectionError: if a number is not finite, or `positions` is neither of the two.
@@ -65,11 +65,6 @@ def planned_mimetic(
 ) -> Inheritance:
     """Return a part for every piece of a target: closed form, sinusoidal, or fresh by rule.
 
-    Args:
-        anatomy: of the target.
-        options: None is the paper's.
-        seed: of every draw.
-
     Raises:
         ProjectionError: if the target is no vision transformer, or an attention's shapes do not
             fit one another.
@@ -91,9 +86,9 @@ class _Attention:
     """The weights of one attention.
 
     Args:
-        q: query weight; k, v and proj are those of keys, values and the output projection.
-        maps: number of attention maps: of heads, or twice that where attention is differential.
-        group: how many query heads share a key head.
+        q: query weight; k, v and proj are the weights of keys, values and the output projection.
+        maps: number of attention maps: the heads, or twice as many in differential attention.
+        group: number of query heads that share a key head.
     """
 
     q: Piece
@@ -116,9 +111,9 @@ def _attentions(anatomy: Anatomy) -> list[_Attention]:
 
 def _attention(anatomy: Anatomy, block: Mapping[str, Piece], parent: str) -> _Attention:
     roles = [f"{parent}.{part}.weight" for part in ("q", "k", "v", "proj")]
-    found = [block[role] for role in roles if role in block]
-    if len(found) == len(roles):
-        q, k, v, proj = found
+    weights = [block[role] for role in roles if role in block]
+    if len(weights) == len(roles):
+        q, k, v, proj = weights
         heads = anatomy.sizes.get(q.axes[0][0], 0) if len(q.axes[0]) == 2 else 0
         group = q.size[0] // k.size[0]
         if (
@@ -129,7 +124,7 @@ def _attention(anatomy: Anatomy, block: Mapping[str, Piece], parent: str) -> _At
         ):
             differential = f"{parent}.sub_norm.weight" in block
             return _Attention(q, k, v, proj, heads * (1 + differential), group)
-    listed = ", ".join(f"{p.spec.name} ({p.role}, {p.axes}, {p.size})" for p in found)
+    listed = ", ".join(f"{p.spec.name} ({p.role}, {p.axes}, {p.size})" for p in weights)
     raise ProjectionError(
         f"not the q, k, v and proj of one self-attention: {listed}. Name their roles and axes by "
         "rules=[Rule(...)], with heads as in '(h k) d'"
@@ -137,7 +132,7 @@ def _attention(anatomy: Anatomy, block: Mapping[str, Piece], parent: str) -> _At
 
 
 class _Composer:
-    """Parts for one target."""
+    """The mimetic rule for one target."""
 
     def __init__(
         self, anatomy: Anatomy, attentions: list[_Attention], options: Mimetic, seed: int
@@ -166,26 +161,17 @@ class _Composer:
 
     def _qk(self, attention: _Attention, dtype: torch.dtype) -> dict[str, Tensor]:
         q, k = (torch.empty(piece.size, dtype=dtype) for piece in (attention.q, attention.k))
-        init.mimetic_qk_(
-            q,
-            k,
-            attention.maps,
-            alpha=self.options.alpha_qk,
-            beta=self.options.beta_qk,
-            generator=self._generator(attention.q.spec, attention.q.role),
-        )
+        alpha, beta = self.options.alpha_qk, self.options.beta_qk
+        generator = self._generator(attention.q)
+        init.mimetic_qk_(q, k, attention.maps, alpha=alpha, beta=beta, generator=generator)
         return {attention.q.role: q, attention.k.role: k}
 
     def _vo(self, attention: _Attention, dtype: torch.dtype) -> dict[str, Tensor]:
         v = torch.empty(attention.v.size, dtype=dtype)
         proj = torch.empty(attention.v.size[::-1], dtype=dtype)
-        init.mimetic_vo_(
-            v,
-            proj,
-            alpha=self.options.alpha_vo,
-            beta=self.options.beta_vo,
-            generator=self._generator(attention.v.spec, attention.v.role),
-        )
+        alpha, beta = self.options.alpha_vo, self.options.beta_vo
+        generator = self._generator(attention.v)
+        init.mimetic_vo_(v, proj, alpha=alpha, beta=beta, generator=generator)
         if attention.group > 1:
             # Heads that share values share their projection in equal parts.
             heads = attention.maps // attention.group
@@ -193,8 +179,8 @@ class _Composer:
             proj = shared.flatten(1) / attention.group
         return {attention.v.role: v, attention.proj.role: proj}
 
-    def _generator(self, spec: ParamSpec, role: str) -> torch.Generator:
-        return sub_generator(self.seed, f"{spec.key}.{role}")
+    def _generator(self, piece: Piece) -> torch.Generator:
+        return sub_generator(self.seed, f"{piece.spec.key}.{piece.role}")
 
     def _grid(self) -> tuple[int, int] | None:
         """Return the grid of the position embedding, or None where its rows are no grid's."""

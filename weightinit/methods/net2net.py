@@ -14,10 +14,10 @@ from torch import Tensor
 
 from weightinit.anatomy import Anatomy, Labels
 from weightinit.errors import ProjectionError
+from weightinit.inherit.axis import Axis
 from weightinit.inherit.copies import Copying
 from weightinit.inherit.fresh import sub_generator
 from weightinit.inherit.growth import Growth, claim
-from weightinit.inherit.outside import Axis
 from weightinit.inherit.transfer import Place, Source, Transfer, transfer_parts
 from weightinit.init.operators import Copies, Op, along, scale
 from weightinit.methods.bert2bert import Choice, copies_of
@@ -33,17 +33,18 @@ class Net2Net:
     Wider (Eq. 2 to 5): a map g, the identity on the first n channels, copies whatever makes an
     axis, U[i] = W[g(i)]; what reads it is divided by the number of copies, U[:, i] = W[:, g(i)] /
     |{j: g(j) = g(i)}|. That is exact for hidden channels of MLPs and whole heads. The residual
-    stream goes through norms, and is exact only where every channel has as many copies: a multiple
-    of the width, and ``mapping="even"``. The report says which it is; LEMON takes any width.
+    stream goes through norms, so it is exact only where every channel has as many copies: at a
+    multiple of the width, with ``mapping="even"``. The report says which it is; LEMON takes any
+    width.
 
     Deeper: each added block is a copy of the one before it whose last layers are zero, so that it
     adds nothing to the residual stream.
 
     Args:
-        mapping: ``"even"`` draws every channel once before any is drawn again; ``"random"`` is the
-            paper's independent draws.
-        noise: added to the copies of hidden channels and heads, in units of the weights' root mean
-            square, so that they come to differ. Copies that differ change the function a little.
+        mapping: choice of the channels to copy: ``"even"`` draws every channel once before any is
+            drawn again; ``"random"`` is the paper's independent draws.
+        noise: size of the noise added to the copies of hidden channels and heads, in units of the
+            weights' root mean square. Copies that differ change the function a little.
 
     Raises:
         ProjectionError: if a value is not allowed.
@@ -70,8 +71,12 @@ class Net2Net:
         self, source: Source, target: Anatomy, *, seed: int = 0, calibration: object = None
     ) -> Inheritance:
         """Return a part for every piece of a target that is no smaller on any axis."""
-        copying = self._copying(source, target, seed)
-        growth = copying.growth
+
+        def choose(label: str, old: int, new: int) -> Tensor:
+            return copies_of(old, new, self.mapping, sub_generator(seed, f"net2net {label}"))
+
+        growth = Growth("net2net", source.anatomy, target)
+        copying = Copying(growth, choose)
 
         def axes(labels: Labels, place: Place) -> Axis | None:
             axis, copies = copying(labels, place), copying.of(labels)
@@ -84,12 +89,6 @@ class Net2Net:
         how, notes = claim("Net2Net", self._faults(copying))
         transfer = Transfer(axes, growth.depth, how, growth.quiet(), growth.silence)
         return Inheritance(transfer_parts(source, target, transfer, seed=seed), notes)
-
-    def _copying(self, source: Source, target: Anatomy, seed: int) -> Copying:
-        def choose(label: str, old: int, new: int) -> Tensor:
-            return copies_of(old, new, self.mapping, sub_generator(seed, f"net2net {label}"))
-
-        return Copying(Growth("net2net", source.anatomy, target), choose)
 
     def _faults(self, copying: Copying) -> list[str]:
         faults = copying.growth.faults(copying.uneven)

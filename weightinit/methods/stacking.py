@@ -24,16 +24,15 @@ class Stacking:
     """Options of growth in depth alone.
 
     Args:
-        depth: ``"stack"`` (whole copies, StackBERT), ``"stack_top"`` (the rest from the top blocks,
-            bert2BERT), ``"interlace"`` (each block several times in a row), ``"solar"`` (two
-            overlapping copies), ``"interpolate"`` (between neighbours), or any other rule of
+        depth: depth rule: ``"stack"`` (whole copies, StackBERT), ``"stack_top"`` (the rest from the
+            top blocks, bert2BERT), ``"interlace"`` (each block several times in a row), ``"solar"``
+            (two overlapping copies), ``"interpolate"`` (between neighbours), or any other rule of
             :mod:`weightinit.inherit.depth`.
 
     Examples:
         >>> import timm, torch, weightinit as wi
-        >>> from weightinit.methods.stacking import Stacking
         >>> old, new = (timm.create_model("vit_tiny_patch16_224", depth=n) for n in (2, 4))
-        >>> _ = wi.project_from(old, new, method=Stacking())
+        >>> _ = wi.project_from(old, new, method=wi.Stacking())
         >>> bool(torch.equal(new.blocks[3].mlp.fc1.weight, old.blocks[1].mlp.fc1.weight))
         True
     """
@@ -46,7 +45,7 @@ class Stacking:
         """Return a part for every piece of a target of the same width.
 
         Raises:
-            ProjectionError: if it is shallower, or of another width, head count or MLP.
+            ProjectionError: if the target is shallower, or of another width, head count or MLP.
         """
         old = source.anatomy
         if target.depth < old.depth:

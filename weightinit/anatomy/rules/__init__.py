@@ -13,7 +13,7 @@ from weightinit.anatomy.rules.rule import Family, Rule, Stack
 
 __all__ = ["FAMILIES", "Family", "Rule", "Stack"]
 
-#: Tried in order: the first whose signature is found among the names holds.
+#: Tried in order: the first whose signature is noted among the names holds.
 FAMILIES: tuple[Family, ...] = tuple(
     family
     for module in (

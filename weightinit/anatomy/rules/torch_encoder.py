@@ -1,23 +1,15 @@
-"""torch.nn.TransformerEncoder: attention with one input projection, norms before or behind."""
+"""torch.nn.TransformerEncoder: one input projection of attention, norms before or behind."""
 
 from typing import Any
 
-from weightinit.anatomy.rules.rule import Family, Rule, Stack
-from weightinit.anatomy.traits import Look, type_name
-
-W = r"(?P<w>weight|bias)"
-QKV_WEIGHT = ("attn.q.weight", "attn.k.weight", "attn.v.weight")
-QKV_BIAS = ("attn.q.bias", "attn.k.bias", "attn.v.bias")
+from weightinit.anatomy.rules.rule import QKV, Family, Rule, Stack, W, linear
+from weightinit.anatomy.traits import ModuleFacts, type_name
 
 BLOCK = (
-    Rule(r"self_attn\.in_proj_weight", "attn.qkv.weight", "(3 h k) d", QKV_WEIGHT),
-    Rule(r"self_attn\.in_proj_bias", "attn.qkv.bias", "(3 h k)", QKV_BIAS),
-    Rule(r"self_attn\.out_proj\.weight", "attn.proj.weight", "d (h k)"),
-    Rule(r"self_attn\.out_proj\.bias", "attn.proj.bias", "d"),
-    Rule(r"linear1\.weight", "mlp.fc1.weight", "m d"),
-    Rule(r"linear1\.bias", "mlp.fc1.bias", "m"),
-    Rule(r"linear2\.weight", "mlp.fc2.weight", "d m"),
-    Rule(r"linear2\.bias", "mlp.fc2.bias", "d"),
+    *linear(r"self_attn\.in_proj", "attn.qkv", "(3 h k) d", QKV, join="_"),
+    *linear(r"self_attn\.out_proj", "attn.proj", "d (h k)"),
+    *linear(r"linear1", "mlp.fc1", "m d"),
+    *linear(r"linear2", "mlp.fc2", "d m"),
     Rule(rf"norm(?P<i>[12])\.{W}", "norm{i}.{w}", "d"),
 )
 
@@ -26,11 +18,11 @@ OUTSIDE = (Rule(rf"norm\.{W}", "norm.{w}", "d"),)
 STACKS = (Stack("layers", r"layers\.(?P<block>\d+)\.", BLOCK),)
 
 
-def _look(module: Any, found: Look) -> None:
+def _note(module: Any, noted: ModuleFacts) -> None:
     layer = module.layers[0]
-    found.sizes["h"] = layer.self_attn.num_heads
+    noted.sizes["h"] = layer.self_attn.num_heads
     act = layer.activation
-    found.traits.update(
+    noted.traits.update(
         form="pre_norm" if layer.norm_first else "post_norm",
         act=getattr(act, "__name__", None) or type_name(act),
         glu="none",
@@ -39,5 +31,5 @@ def _look(module: Any, found: Look) -> None:
 
 
 FAMILIES = (
-    Family("encoder", "torch", r"layers\.\d+\.self_attn\.in_proj_", STACKS, OUTSIDE, look=_look),
+    Family("encoder", "torch", r"layers\.\d+\.self_attn\.in_proj_", STACKS, OUTSIDE, note=_note),
 )

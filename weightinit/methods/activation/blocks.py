@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -17,20 +18,20 @@ from weightinit.methods.activation.stream import Stream, normalise
 
 __all__ = ["Blocks", "Values", "absorbed"]
 
-#: From canonical role to values, float64, of a block of the target.
+#: From canonical role to a tensor, float64.
 Values = dict[str, Tensor]
 
-#: What writes into the stream, and the layer scale after it.
+#: From each matrix that writes into the stream to the layer scale after it.
 SCALES = {"attn.proj": "ls1", "mlp.fc2": "ls2"}
 
 
 class _EnoughError(Exception):
-    """What was looked for has been seen."""
+    """A forward pass has come as far as it is needed."""
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """Makes a target's blocks out of an ancestor's.
+    """The blocks of a target, made out of an ancestor's one after the other.
 
     Neighbouring blocks that become one are computed side by side, all from the stream at their
     beginning. What reads the stream is fitted to read the target's instead: the normalised stream
@@ -45,9 +46,10 @@ class Blocks:
     Args:
         running: the ancestor's copy, whose blocks are overwritten.
         target: anatomy of the target.
-        stream: of the target in the ancestor's.
-        calls: for each batch and block of the ancestor, from the stream before to that after it.
-        ridge: of all regressions.
+        stream: the target's stream in the ancestor's.
+        calls: for each batch and block of the ancestor, a function from the stream before the block
+            to the stream after it.
+        ridge: strength of all regressions' ridge.
     """
 
     running: Running
@@ -64,18 +66,16 @@ class Blocks:
 
         Args:
             groups: the ancestor's blocks that each block of the target is made of.
-            streams: what the first block is given, one a batch ``[..., d]``.
+            streams: the stream before the first block, one a batch ``[..., d]``.
         """
         theirs = streams
         ours = [(self.project(x) @ self.stream.read.T).to(x) for x in streams]
-        found = []
+        values = []
         for index, group in enumerate(groups):
-            work = _Group(self, index, list(group))
-            theirs = work.look(theirs, ours)
-            work.attention(ours)
-            ours = work.mlp(ours, theirs)
-            found.append(work.values)
-        return found, ours
+            block = _Group(self, index, group)
+            theirs, ours = block.fit(theirs, ours)
+            values.append(block.values)
+        return values, ours
 
     def project(self, x: Tensor) -> Tensor:
         """Return the target's stream, float64 ``[..., d']``."""
@@ -83,90 +83,99 @@ class Blocks:
 
 
 def absorbed(bare: Sequence[tuple[Tensor, Tensor]], stream: Stream) -> Tensor:
-    """Return the bias of a norm, float64 ``[d']``, by which matrices without one get theirs.
+    """Return the bias of a norm, float64 ``[d']``, that stands in for biases after it.
 
     Args:
-        bare: such matrices ``[outputs, d']`` and the biases ``[outputs]`` that they miss.
-        stream: gives the size.
+        bare: matrices without a bias ``[outputs, d']``, each with the bias ``[outputs]`` it misses.
+        stream: the target's stream.
     """
     if not bare:
         return torch.zeros_like(stream.write[:, 0])
     return torch.linalg.pinv(torch.cat([m for m, _ in bare])) @ torch.cat([b for _, b in bare])
 
 
-class _Group:
-    """One block of the target in the making."""
+@dataclass(frozen=True)
+class _Record:
+    """What the ancestor's blocks of one group do.
 
-    def __init__(self, blocks: Blocks, index: int, group: list[int]) -> None:
+    Args:
+        after: the stream after them, one a batch.
+        reads: for each block, the first norm's output regressed on the target's.
+        norms: for each batch and block, the second norm's output.
+        goals: the target's stream after attention as it should be, one a batch.
+    """
+
+    after: list[Tensor]
+    reads: list[Moments]
+    norms: list[list[Tensor]]
+    goals: list[Tensor]
+
+
+class _Group:
+    """One block of the target, and the group of the ancestor's blocks that it is made of."""
+
+    def __init__(self, blocks: Blocks, index: int, group: Sequence[int]) -> None:
         self.blocks, self.group = blocks, group
         self.running, self.stream = blocks.running, blocks.stream
-        self.wanted = blocks.target.blocks[index]
-        self.pieces = blocks.running.anatomy.blocks[group[0]]
+        self.target = blocks.target.blocks[index]
+        own = blocks.running.anatomy.blocks
+        self.pieces = own[group[0]]
         # Copies: the first of these blocks is about to be overwritten.
         self.parts = [
-            {
-                role: exact(self.running.part(piece)).clone()
-                for role, piece in blocks.running.anatomy.blocks[place].items()
-            }
+            {role: exact(self.running.part(piece)).clone() for role, piece in own[place].items()}
             for place in group
         ]
         self.values: Values = {}
-        self.norms: list[list[Tensor]] = []
-        self.goals: list[Tensor] = []
         self.keep = Keep(blocks.running.anatomy, blocks.target, group)
 
-    def look(self, theirs: list[Tensor], ours: list[Tensor]) -> list[Tensor]:
-        """Run the ancestor's blocks, choose what is kept of them; return the stream after them."""
-        self.reads = [Moments() for _ in self.group]
+    def fit(self, theirs: list[Tensor], ours: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Fit the block, and return the streams after it.
+
+        Args:
+            theirs: the ancestor's stream before the group, one a batch.
+            ours: the target's stream before the block in the ancestor's terms, one a batch.
+        """
+        record = self._look(theirs, ours)
+        project = self.blocks.project
+        self._read("attn", "norm1", record.reads)
+        goals = zip(record.goals, ours, strict=True)
+        self._write("attn.proj", ours, (goal - project(y) for goal, y in goals))
+        reads = [Moments() for _ in self.group]
+        middle = [self._until(batch, y, "norm2") for batch, y in enumerate(ours)]
+        for x, norms in zip(middle, record.norms, strict=True):
+            given = self._given(x, "norm2")
+            for moments, norm in zip(reads, norms, strict=True):
+                moments.add(given, exact(norm))
+        self._read("mlp", "norm2", reads)
+        steps = zip(middle, record.after, strict=True)
+        self._write("mlp.fc2", ours, (project(exact(end) - exact(x)) for x, end in steps))
+        return record.after, [self._play(batch)(y) for batch, y in enumerate(ours)]
+
+    def _look(self, theirs: list[Tensor], ours: list[Tensor]) -> _Record:
+        """Run the ancestor's blocks, and choose what is kept of them."""
+        record = _Record([], [Moments() for _ in self.group], [], [])
         hidden = {role: Moments() for role in SCALES}
-        after = []
         for batch, (begin, y) in enumerate(zip(theirs, ours, strict=True)):
             given, x = self._given(y, "norm1"), begin
             runs: list[Values] = []
-            for place, reads in enumerate(self.reads):
-                x, seen = self._theirs(place, batch, x)
-                reads.add(given, seen["norm1"])
-                runs.append(seen)
+            for place, reads in enumerate(record.reads):
+                x, activations = self._theirs(place, batch, x)
+                reads.add(given, activations["norm1"])
+                runs.append(activations)
             written = {
                 role: torch.stack([self._written(i, role, x) for i, x in enumerate(runs)]).sum(0)
                 for role in SCALES
             }
             for role, moments in hidden.items():
-                inner = torch.cat([seen[role] for seen in runs], -1)
+                inner = torch.cat([activations[role] for activations in runs], -1)
                 moments.add(inner, self.blocks.project(written[role]))
-            self.norms.append([seen["norm2"].to(x) for seen in runs])
-            self.goals.append(self.blocks.project(exact(begin) + written["attn.proj"]))
-            after.append(x)
+            record.norms.append([activations["norm2"].to(x) for activations in runs])
+            record.goals.append(self.blocks.project(exact(begin) + written["attn.proj"]))
+            record.after.append(x)
         for role, moments in hidden.items():
             self.running.check(moments.centred()[0])
             self.keep.choose(facts(f"{role}.weight").branch, moments)
-        return after
-
-    def attention(self, ours: list[Tensor]) -> None:
-        """Fit what heads read and write."""
-        self._read("attn", "norm1", self.reads)
-        fit = Moments()
-        for batch, y in enumerate(ours):
-            hidden = self._until(batch, y, "attn.proj")
-            fit.add(hidden, self.goals[batch] - self.blocks.project(y))
-        self._write("attn.proj", fit)
-
-    def mlp(self, ours: list[Tensor], theirs: list[Tensor]) -> list[Tensor]:
-        """Fit what neurons read and write; return the target's stream after the block."""
-        reads = [Moments() for _ in self.group]
-        middle = []
-        for batch, y in enumerate(ours):
-            middle.append(self._until(batch, y, "norm2"))
-            given = self._given(middle[-1], "norm2")
-            for moments, norm in zip(reads, self.norms[batch], strict=True):
-                moments.add(given, exact(norm))
-        self._read("mlp", "norm2", reads)
-        fit = Moments()
-        for batch, y in enumerate(ours):
-            hidden = self._until(batch, y, "mlp.fc2")
-            fit.add(hidden, self.blocks.project(exact(theirs[batch]) - exact(middle[batch])))
-        self._write("mlp.fc2", fit)
-        return [self._play(batch)(y) for batch, y in enumerate(ours)]
+        return record
 
     def _given(self, y: Tensor, norm: str) -> Tensor:
         """Return the target's normalised stream, float64 ``[..., d']``."""
@@ -174,12 +183,12 @@ class _Group:
         return self.blocks.project(normalise(exact(y), owner))
 
     def _theirs(self, place: int, batch: int, x: Tensor) -> tuple[Tensor, Values]:
-        """Run one block of the ancestor; return the stream after it, and what went on inside."""
+        """Run one block of the ancestor; return the stream after it, and activations inside."""
         pieces = self.running.anatomy.blocks[self.group[place]]
-        seen: Values = {}
+        activations: Values = {}
 
         def note(name: str) -> Callable[[Tensor], None]:
-            return lambda x: seen.__setitem__(name, exact(x))
+            return lambda x: activations.__setitem__(name, exact(x))
 
         def owner(name: str) -> torch.nn.Module:
             return self.running.owner(pieces[f"{name}.weight"])
@@ -188,50 +197,48 @@ class _Group:
         outputs = {owner(norm): note(norm) for norm in ("norm1", "norm2")}
         with watching(inputs, outputs):
             after = self._play(batch, place)(x)
-        if batch == 0 and not self._adds(place, seen, x, exact(after)):
+        if batch == 0 and not self._adds(place, activations, x, exact(after)):
             raise ProjectionError(
                 f"block {self.group[place]} of the ancestor does not add attention and MLP to the "
                 "stream one after the other: use method='weight_selection'"
             )
-        return after, seen
+        return after, activations
 
-    def _adds(self, place: int, seen: Values, x: Tensor, after: Tensor) -> bool:
+    def _adds(self, place: int, activations: Values, x: Tensor, after: Tensor) -> bool:
         """Return whether attention and MLP were added to the stream one after the other."""
-        if not {*SCALES, "norm1", "norm2", "middle"} <= seen.keys():
+        if not {*SCALES, "norm1", "norm2", "middle"} <= activations.keys():
             return False
-        steps = ((x, "attn.proj", seen["middle"]), (seen["middle"], "mlp.fc2", after))
+        middle = activations["middle"]
         return all(
-            torch.allclose(end, exact(begin) + self._written(place, role, seen), 1e-3, 1e-3)
-            for begin, role, end in steps
+            torch.allclose(end, exact(begin) + self._written(place, role, activations), 1e-3, 1e-3)
+            for begin, role, end in ((x, "attn.proj", middle), (middle, "mlp.fc2", after))
         )
 
     def _play(self, batch: int, place: int = 0) -> Callable[[Tensor], Tensor]:
         return self.blocks.calls[batch][self.group[place]]
 
-    def _written(self, place: int, role: str, seen: Values) -> Tensor:
+    def _written(self, place: int, role: str, activations: Values) -> Tensor:
         """Return what hidden activations ``[..., inputs]`` add to the ancestor's stream."""
         parts = self.parts[place]
-        value = seen[role] @ parts[f"{role}.weight"].T
+        value = activations[role] @ parts[f"{role}.weight"].T
         if f"{role}.bias" in parts:
             value = value + parts[f"{role}.bias"]
         return value * parts[SCALES[role]] if SCALES[role] in parts else value
 
     def _until(self, batch: int, y: Tensor, role: str) -> Tensor:
         """Run the smaller block up to a norm or a matrix; return what that is given."""
-        seen: list[Tensor] = []
+        given: list[Tensor] = []
 
         def enough(x: Tensor) -> None:
-            seen.append(x)
+            given.append(x)
             raise _EnoughError
 
-        try:
-            with watching({self.running.owner(self.pieces[f"{role}.weight"]): enough}):
-                self._play(batch)(y)
-        except _EnoughError:
-            pass
-        fact = facts(f"{role}.weight")
-        kept = self.keep.kept[fact.branch] if fact.end else None
-        return seen[0] if kept is None else exact(seen[0])[..., : len(kept)]
+        piece = self.pieces[f"{role}.weight"]
+        with suppress(_EnoughError), watching({self.running.owner(piece): enough}):
+            self._play(batch)(y)
+        if not piece.facts.end:
+            return given[0]
+        return exact(given[0])[..., : len(self.keep.kept[piece.facts.branch])]
 
     def _read(self, branch: str, norm: str, moments: list[Moments]) -> None:
         """Fit what reads the stream after a norm, whose gain and bias it takes over."""
@@ -241,12 +248,12 @@ class _Group:
             for role, piece in inside.items()
             if piece.axes[1:] == (("d",),)
         }
-        both = self.pieces.keys() & self.wanted.keys()
+        both = self.pieces.keys() & self.target.keys()
         gain, free = f"{norm}.weight", f"{norm}.bias" in both
         offset = free or both.issuperset(biases.values())
         fits = [
-            seen.fit(parts[gain][:, None] * self.stream.read, ridge=self.blocks.ridge, bias=offset)
-            for parts, seen in zip(self.parts, moments, strict=True)
+            one.fit(parts[gain][:, None] * self.stream.read, ridge=self.blocks.ridge, bias=offset)
+            for parts, one in zip(self.parts, moments, strict=True)
         ]
         matrices: Values = {}
         offsets: Values = {}
@@ -268,22 +275,25 @@ class _Group:
             if role not in done and not piece.facts.end:
                 self._set(role, self.keep.keep(role, [parts[role] for parts in self.parts]))
 
-    def _write(self, role: str, moments: Moments) -> None:
-        """Fit what writes into the stream; it takes the layer scale over."""
+    def _write(self, role: str, ours: list[Tensor], missing: Iterable[Tensor]) -> None:
+        """Fit what writes what is missing into the stream; it takes the layer scale over."""
+        moments = Moments()
+        for batch, (y, rest) in enumerate(zip(ours, missing, strict=True)):
+            moments.add(self._until(batch, y, role), rest)
         weight, bias, scale = f"{role}.weight", f"{role}.bias", SCALES[role]
         ones = torch.ones_like(self.stream.write[0])
         scaled = [parts[weight] * parts.get(scale, ones)[:, None] for parts in self.parts]
         prior = self.stream.write @ self.keep.keep(weight, scaled)
-        has = bias in self.pieces.keys() & self.wanted.keys()
+        has = bias in self.pieces.keys() & self.target.keys()
         matrix, offset = moments.fit(prior, ridge=self.blocks.ridge, bias=has)
         self._set(weight, matrix, self.stream.read @ matrix)
         self._set(bias, offset, self.stream.read @ offset)
         self._set(scale, torch.ones_like(self.stream.write[:, 0]), ones)
 
     def _set(self, role: str, value: Tensor, theirs: Tensor | None = None) -> None:
-        """Keep the target's values of a role, and play them in the ancestor's block."""
-        if role in self.wanted:
-            size = self.wanted[role].size
+        """Set the target's values of a role, and put ``theirs`` into the ancestor's block."""
+        if role in self.target:
+            size = self.target[role].size
             if value.shape != size:
                 raise ProjectionError(
                     f"{role} of shape {tuple(value.shape)} does not become {size}: keep the "
@@ -294,5 +304,5 @@ class _Group:
             part = self.running.part(self.pieces[role])
             played = value if theirs is None else theirs
             part.zero_()
-            if role in self.wanted or role in SCALES.values():
+            if role in self.target or role in SCALES.values():
                 part[tuple(slice(n) for n in played.shape)] = played.to(part)

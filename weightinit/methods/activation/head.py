@@ -41,26 +41,27 @@ def fit_head(
 ) -> tuple[Values, Tensor]:
     """Return what reads the stream after the blocks, and the bias of the norm before it.
 
-    What heads are given is regressed on what the target's are given, whatever pools the tokens in
-    between, and their matrices are multiplied by the result. The norm's gain becomes 1.
+    What the ancestor's heads are given is regressed on what the target's are given, whatever pools
+    the tokens in between, and their matrices are multiplied by the result. The norm's gain becomes
+    1.
 
     Args:
         running: the ancestor's copy, whose final norms are overwritten.
         target: anatomy of the target.
-        stream: of the target in the ancestor's.
+        stream: the target's stream in the ancestor's.
         features: what each of :func:`readers` was given, one a batch ``[..., d]``.
         after: the target's stream after the blocks in the ancestor's terms, one a batch.
-        ridge: of the regressions.
+        ridge: strength of the regressions' ridge.
     """
     outside = running.anatomy.outside
-    found = {role: outside[role] for role in features}
+    heads = {role: outside[role] for role in features}
     gain = torch.ones_like(stream.write[0])
     for piece in outside.values():
         if piece.facts.place == "final norm":
             part, scales = running.part(piece), piece.facts.gain
             gain = exact(part).clone() if scales else gain
             part.fill_(float(scales))
-    moments = {role: Moments() for role in found}
+    moments = {role: Moments() for role in heads}
 
     def see(role: str, number: int, x: Tensor) -> None:
         moments[role].add(exact(x) @ stream.write.T, exact(features[role][number]))
@@ -68,13 +69,13 @@ def fit_head(
     for number, x in enumerate(after):
         watched = {
             running.owner(piece): lambda x, role=role, number=number: see(role, number, x)
-            for role, piece in found.items()
+            for role, piece in heads.items()
         }
         with watching(watched):
             running.resume(number, x)
     values: Values = {}
     bare: list[tuple[Tensor, Tensor]] = []
-    for role, piece in found.items():
+    for role, piece in heads.items():
         bias = piece.facts.bias_role
         weight, offset = moments[role].fit(gain[:, None] * stream.read, ridge=ridge)
         matrix = exact(running.part(piece))
@@ -84,7 +85,7 @@ def fit_head(
         else:
             bare.append((values[role], missing))
     shift = absorbed(bare, stream)
-    for role, piece in found.items():
+    for role, piece in heads.items():
         if (bias := piece.facts.bias_role) in values:
             values[bias] = values[bias] - values[role] @ shift
     return {role: running.check(value).cpu() for role, value in values.items()}, shift.cpu()

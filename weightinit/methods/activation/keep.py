@@ -15,36 +15,36 @@ __all__ = ["Keep"]
 
 
 class Keep:
-    """Which heads' channels and neurons are kept, of neighbouring blocks side by side.
+    """The heads' channels and the neurons that are kept, of neighbouring blocks side by side.
 
-    Args:
-        old: anatomy of the ancestor.
-        new: of the target.
-        group: the ancestor's blocks that become one.
+    Attributes:
+        kept: by branch, ``"attn"`` or ``"mlp"``, the indices of the channels, int64.
     """
 
     def __init__(self, old: Anatomy, new: Anatomy, group: Sequence[int]) -> None:
         self.old, self.new, self.group = old, new, group
         self.pieces: Mapping[str, Piece] = old.blocks[group[0]]
-        #: By branch, ``"attn"`` or ``"mlp"``, int64 ``[channels]``.
         self.kept: dict[str, Tensor] = {}
+
+    def _units(self, branch: str) -> tuple[str, int]:
+        """Return the label of what comes and goes together, and how many channels that is."""
+        return ("h", self.old.sizes["k"]) if branch == "attn" else ("m", 1)
 
     def choose(self, branch: str, moments: Moments) -> None:
         """Choose what explains best what a branch writes into the stream.
 
         Args:
             branch: ``"attn"`` or ``"mlp"``.
-            moments: of the hidden activations of all blocks ``[..., blocks * channels]``, and of
-                what they write.
+            moments: hidden activations of all blocks ``[..., blocks * channels]``, and what they
+                write.
 
         Raises:
             ProjectionError: if something acts on all heads or neurons together.
         """
-        label = "h" if branch == "attn" else "m"
-        size, wanted = self.old.sizes[label], self.new.sizes[label]
-        unit = self.old.sizes["k"] if branch == "attn" else 1
+        label, unit = self._units(branch)
+        size, number = self.old.sizes[label], self.new.sizes[label]
         total = size * unit
-        if wanted == size and len(self.group) == 1:
+        if number == size and len(self.group) == 1:
             self.kept[branch] = torch.arange(total)
             return
         if whole := self._whole(label):
@@ -53,31 +53,28 @@ class Keep:
                 f"{self.old.depth}, or use method='weight_selection'"
             )
         gram, cross = moments.centred()
-        # What heads of one block share, tells where all of them must come from.
+        # What the heads of one block share decides from which block all of them must come.
         apart = label == "h" and any(self._shared(piece) for piece in self.pieces.values())
         length = total if apart else len(gram)
-        found: list[tuple[float, Tensor]] = []
+        choices: list[tuple[float, Tensor]] = []
         for start in range(0, len(gram), length):
             span = slice(start, start + length)
-            units, gain = choose(gram[span, span], cross[span], wanted, unit=unit)
-            found.append((gain, start + units * unit))
-        first = max(found, key=lambda one: one[0])[1]
+            units, gain = choose(gram[span, span], cross[span], number, unit=unit)
+            choices.append((gain, start + units * unit))
+        first = max(choices, key=lambda choice: choice[0])[1]
         self.kept[branch] = (first[:, None] + torch.arange(unit)).flatten()
 
     def keep(self, role: str, values: Sequence[Tensor]) -> Tensor:
         """Return what is kept of a part, given that of every block."""
         piece = self.pieces[role]
         kept, axes = self.kept[piece.facts.branch], piece.axes
+        label, unit = self._units(piece.facts.branch)
         dim = next((n for n, axis in enumerate(axes) if {"h", "m"} & {*axis}), None)
-        attention = piece.facts.branch == "attn"
-        unit = self.old.sizes["k"] if attention else 1
         if dim is None:
-            total = self.old.sizes["h"] * unit if attention else self.old.sizes["m"]
-            return values[int(kept[0]) // total]
+            return values[int(kept[0]) // (self.old.sizes[label] * unit)]
         unit = unit if axes[dim] == ("h",) else 1
-        return torch.cat(list(values), dim).index_select(
-            dim, (kept[::unit] // unit).to(values[0].device)
-        )
+        index = (kept[::unit] // unit).to(values[0].device)
+        return torch.cat(list(values), dim).index_select(dim, index)
 
     def _whole(self, label: str) -> str:
         """Return a role that acts on all heads or neurons together, or nothing."""
@@ -91,5 +88,6 @@ class Keep:
 
     @staticmethod
     def _shared(piece: Piece) -> bool:
+        """Return whether all heads of a block share a part."""
         labels = {label for axis in piece.axes for label in axis}
         return piece.facts.branch == "attn" and not labels & {"h", "d"}

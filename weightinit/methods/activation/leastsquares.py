@@ -9,28 +9,14 @@ __all__ = ["Moments", "choose"]
 
 
 class Moments:
-    """Sums, in float64, of which y = W x + b is fitted in closed form.
-
-    Examples:
-        >>> moments = Moments()
-        >>> x = torch.tensor([[0.0], [1.0], [2.0]], dtype=torch.float64)
-        >>> moments.add(x, 3 * x + 1)
-        >>> weight, bias = moments.fit(torch.zeros(1, 1, dtype=torch.float64), ridge=1e-12)
-        >>> round(float(weight), 6), round(float(bias), 6)
-        (3.0, 1.0)
-    """
+    """Sums, in float64, from which y = W x + b is fitted in closed form."""
 
     def __init__(self) -> None:
         self.count = 0
         self._sums: list[Tensor] = []
 
     def add(self, x: Tensor, y: Tensor) -> None:
-        """Take in samples.
-
-        Args:
-            x: float64 ``[..., inputs]``.
-            y: float64 ``[..., outputs]``.
-        """
+        """Take in samples of float64, ``x [..., inputs]`` and ``y [..., outputs]``."""
         x, y = x.flatten(0, -2), y.flatten(0, -2)
         sums = [x.sum(0), y.sum(0), x.T @ x, x.T @ y]
         if not self.count:
@@ -48,13 +34,8 @@ class Moments:
     def fit(self, prior: Tensor, *, ridge: float, bias: bool = True) -> tuple[Tensor, Tensor]:
         """Return the ``weight [outputs, inputs]`` and ``bias [outputs]`` of the least squares.
 
-        Minimises the mean of (y - W x - b)^2 plus lambda (W - prior)^2, with lambda the mean of
-        the inputs' variances times ``ridge``. What fits already stays as it is.
-
-        Args:
-            prior: weight ``[outputs, inputs]`` to stay near to.
-            ridge: relative to the inputs' mean variance; positive.
-            bias: whether there is one; else it is zero.
+        They minimise the mean of (y - W x - b)^2 plus lambda (W - prior)^2, with lambda ``ridge``
+        times the mean variance of the inputs. Without ``bias`` b is zero.
         """
         x, y, xx, xy = (total / self.count for total in self._sums)
         if bias:
@@ -73,30 +54,25 @@ def choose(gram: Tensor, cross: Tensor, number: int, *, unit: int = 1) -> tuple[
 
     Args:
         gram: covariance of the inputs, float64 ``[units * unit, units * unit]``.
-        cross: of inputs and outputs ``[units * unit, outputs]``.
-        number: of units to choose.
-        unit: how many neighbouring inputs come and go together: the channels of a head.
+        cross: covariance of inputs and outputs ``[units * unit, outputs]``.
+        number: number of units to choose.
+        unit: number of neighbouring inputs that come and go together: the channels of a head.
 
     Returns:
         Sorted indices of the units, int64 ``[number]``, and the variance that they explain.
-
-    Examples:
-        >>> gram = torch.eye(3, dtype=torch.float64)
-        >>> choose(gram, torch.tensor([[1.0], [3.0], [2.0]]).double(), 2)[0].tolist()
-        [1, 2]
     """
     size = len(gram)
     floor = 1e-4 * float(gram.diagonal().mean()) + torch.finfo(gram.dtype).tiny
     gram = gram + floor * torch.eye(size, dtype=gram.dtype, device=gram.device)
     units = torch.arange(size, device=gram.device).view(-1, unit)
-    # Of each unit what is left over of its own covariance; the rest is found when it is needed.
-    own = gram[units[:, :, None], units[:, None, :]]
+    # What is left over of each unit's own covariance; the rest is computed when it is needed.
+    within = gram[units[:, :, None], units[:, None, :]]
     left = cross.clone()
     basis = gram.new_zeros(number * unit, size)
     chosen: list[int] = []
     explained = 0.0
     for step in range(number):
-        inner = torch.linalg.cholesky_ex(own)[0] if unit > 1 else own.clamp_min(floor).sqrt()
+        inner = torch.linalg.cholesky_ex(within)[0] if unit > 1 else within.clamp_min(floor).sqrt()
         tall = left.view(len(units), unit, -1)
         tall = torch.linalg.solve_triangular(inner, tall, upper=False) if unit > 1 else tall / inner
         gains = tall.square().sum((1, 2))
@@ -110,7 +86,7 @@ def choose(gram: Tensor, cross: Tensor, number: int, *, unit: int = 1) -> tuple[
         basis[step * unit : (step + 1) * unit] = row
         left = left - row.T @ tall[best]
         rows = row.T.reshape(len(units), unit, unit)
-        own = own - rows @ rows.transpose(1, 2)
+        within = within - rows @ rows.transpose(1, 2)
         explained += float(gains[best])
         chosen.append(best)
     return torch.tensor(sorted(chosen), dtype=torch.int64), explained

@@ -6,18 +6,18 @@ et al., https://arxiv.org/abs/2401.15024), one matrix for all blocks here, and l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from weightinit.anatomy import Anatomy, Labels, Piece, facts
 from weightinit.errors import ProjectionError
+from weightinit.inherit.axis import Axis
+from weightinit.inherit.calibration import Calibration
 from weightinit.inherit.depth import Mix
-from weightinit.inherit.outside import Axis
 from weightinit.inherit.running import Runnable, Running, exact, watching
 from weightinit.inherit.transfer import Place, Transfer, transfer_parts
 from weightinit.init.operators import along
@@ -46,13 +46,13 @@ class ActivationAware:
     (:class:`~weightinit.methods.activation.blocks.Blocks`). Gains, biases and layer scales end up
     in the matrices beside them. At full size the function is the ancestor's.
 
-    Needs ``calibration=``: 5 to 20 batches of 128 images do, several times as many samples (of
-    images, for the head) as the ancestor has channels. It holds the stream of all of them some five
-    times: batches x tokens x embed_dim x 20 bytes, and runs about ten forward passes. For blocks
-    with a norm before attention and MLP.
+    The method needs ``calibration=``: 5 to 20 batches of 128 images do, several times as many
+    samples (of images, for the head) as the ancestor has channels. It holds the stream of all of
+    them some five times, batches x tokens x embed_dim x 20 bytes, and runs about ten forward
+    passes. It serves blocks with a norm before attention and MLP.
 
     Args:
-        ridge: of the regressions, relative to the mean variance of what is regressed on.
+        ridge: strength of the regressions' ridge, relative to the inputs' mean variance.
 
     Raises:
         ProjectionError: if ``ridge`` is not positive.
@@ -63,7 +63,7 @@ class ActivationAware:
         ...     timm.create_model("vit_tiny_patch16_224", depth=n, embed_dim=d, num_heads=d // 32,
         ...                       img_size=32, num_classes=5) for n, d in ((4, 96), (3, 64)))
         >>> batches = [torch.randn(8, 3, 32, 32) for _ in range(5)]
-        >>> wi.project_from(old, new, method=ActivationAware(), calibration=batches) is new
+        >>> wi.project_from(old, new, method=wi.ActivationAware(), calibration=batches) is new
         True
     """
 
@@ -75,38 +75,33 @@ class ActivationAware:
             raise ProjectionError(f"ridge={self.ridge}: pass a positive number, such as 1e-2")
 
     def plan(
-        self,
-        source: Runnable,
-        target: Anatomy,
-        *,
-        seed: int = 0,
-        calibration: Iterable[Any] | None = None,
+        self, source: Runnable, target: Anatomy, *, seed: int = 0, calibration: Calibration = None
     ) -> Inheritance:
         """Return a part for every piece of a target that is no larger on any axis.
 
         Raises:
-            ProjectionError: if it is larger, if the blocks are of another kind, or if there is no
-                calibration.
+            ProjectionError: if the target is larger, if the blocks are of another kind, or if there
+                is no calibration.
         """
         old = source.anatomy
         check_shrinking(old, target, "activation-aware projection")
         _check(old, target)
-        found = _Shrinking(Running(source, calibration), target, self.ridge).found()
+        fit = _fit(Running(source, calibration), target, self.ridge)
         narrower = old.sizes["d"] != target.sizes["d"]
-        read, write = found.stream.read.T.cpu(), found.stream.write.cpu()
+        read, write, shift = fit.stream.read.T.cpu(), fit.stream.write.cpu(), fit.shift
 
         def axes(labels: Labels, place: Place) -> Axis | None:
             if not labels.stream:
                 return None
-            if found.shift is not None and place.facts.place == "final norm":
-                return Axis(_constant(found.shift), read, _constant(torch.ones_like(found.shift)))
+            if shift is not None and place.facts.place == "final norm":
+                return Axis(_constant(shift), read, _constant(torch.ones_like(shift)))
             return Axis(_cast(write), _cast(read)) if narrower else None
 
-        depth: list[Mix] = [((group[0], 1.0),) for group in found.groups]
+        depth: list[Mix] = [((group[0], 1.0),) for group in fit.groups]
         transfer = Transfer(axes, depth, "principal directions")
         parts = transfer_parts(source, target, transfer, seed=seed)
-        parts |= _fitted(target.outside, found.head, "")
-        for group, block, values in zip(found.groups, target.blocks, found.blocks, strict=True):
+        parts |= _fitted(target.outside, fit.head, "")
+        for group, block, values in zip(fit.groups, target.blocks, fit.blocks, strict=True):
             where = f" of block{'s' * (len(group) > 1)} {', '.join(map(str, group))}"
             parts |= _fitted(block, values, where)
         return Inheritance(parts)
@@ -121,7 +116,7 @@ def _cast(matrix: Tensor) -> Callable[[Tensor, int], Tensor]:
 
 
 def _fitted(pieces: Mapping[str, Piece], values: Values, where: str) -> dict[Piece, Part]:
-    """Return the parts of the pieces whose values were found."""
+    """Return the parts of the pieces whose values were fitted."""
 
     def part(role: str) -> Part:
         text = f"{role}{where} (fitted on calibration batches)"
@@ -131,20 +126,21 @@ def _fitted(pieces: Mapping[str, Piece], values: Values, where: str) -> dict[Pie
 
 
 def suits(old: Anatomy, new: Anatomy) -> bool:
-    """Whether the blocks are of a kind that can be fitted, and heads and tables keep their size."""
+    """Return whether the blocks can be fitted, and heads and tables keep their size."""
     try:
         _check(old, new)
     except ProjectionError:
         return False
     # Tables of relative positions are neither resampled nor, where all blocks share one, chosen.
-    own, shared = (
+    inside, shared = (
         any(piece.facts.kind == "table" for piece in pieces.values())
         for pieces in (old.blocks[0], old.outside)
     )
-    alike = old.traits.grid == new.traits.grid
-    alike = alike and (not shared or old.sizes["h"] == new.sizes["h"])
-    grouped = "e" in old.widths
-    return old.sizes["k"] == new.sizes["k"] and not grouped and (alike or not (own or shared))
+    if (inside or shared) and old.traits.grid != new.traits.grid:
+        return False
+    if shared and old.sizes["h"] != new.sizes["h"]:
+        return False
+    return old.sizes["k"] == new.sizes["k"] and "e" not in old.widths
 
 
 def _check(old: Anatomy, new: Anatomy) -> None:
@@ -175,15 +171,15 @@ def _check(old: Anatomy, new: Anatomy) -> None:
 
 
 @dataclass(frozen=True)
-class _Found:
-    """What was found on the batches.
+class _Fit:
+    """The outcome of the fit on the calibration batches.
 
     Args:
-        stream: of the target in the ancestor's.
-        groups: of the ancestor's blocks, one a block of the target.
-        blocks: values of each.
-        head: of what reads the stream after the blocks.
-        shift: what becomes of the final norm's bias, its gain being 1; None leaves it alone.
+        stream: the target's stream in the ancestor's.
+        groups: the ancestor's blocks that each block of the target is made of.
+        blocks: values of each block of the target.
+        head: values of what reads the stream after the blocks.
+        shift: the final norm's bias, its gain being 1; None leaves the norm alone.
     """
 
     stream: Stream
@@ -193,74 +189,78 @@ class _Found:
     shift: Tensor | None
 
 
-class _Shrinking:
-    def __init__(self, running: Running, target: Anatomy, ridge: float) -> None:
-        self.running, self.target, self.ridge = running, target, ridge
-        self.old = running.anatomy
-        self.readers = readers(self.old, target)
-        self.features: dict[str, list[Tensor]] = {role: [] for role in self.readers}
+@torch.no_grad()
+def _fit(running: Running, target: Anatomy, ridge: float) -> _Fit:
+    """Return all that a target is made of."""
+    old, width, depth = running.anatomy, target.sizes["d"], target.depth
+    features: dict[str, list[Tensor]] = {role: [] for role in readers(old, target)}
+    observed = _Observation(running, features, most=-(-old.depth // depth))
+    norm = running.owner(old.blocks[0]["norm1.weight"])
+    stream = principal(running.check(observed.moment), width, centred=centres(norm))
+    groups = groups_of(observed.similarity, depth)
+    blocks = Blocks(running, target, stream, observed.calls, ridge)
+    values, after = blocks.shrink(groups, observed.streams)
+    if not features and width == old.sizes["d"]:
+        return _Fit(stream, groups, values, {}, None)
+    head, shift = fit_head(running, target, stream, features, after, ridge=ridge)
+    return _Fit(stream, groups, values, head, shift)
 
-    @torch.no_grad()
-    def found(self) -> _Found:
-        """Return all that a target is made of."""
-        running, width, depth = self.running, self.target.sizes["d"], self.target.depth
-        norm = running.owner(self.old.blocks[0]["norm1.weight"])
-        moment, similarity = self._look(-(-self.old.depth // depth))
-        stream = principal(running.check(moment), width, centred=centres(norm))
-        groups = groups_of(similarity, depth)
-        blocks = Blocks(running, self.target, stream, self.calls, self.ridge)
-        values, after = blocks.shrink(groups, self.streams)
-        if not self.readers and width == self.old.sizes["d"]:
-            return _Found(stream, groups, values, {}, None)
-        head, shift = fit_head(running, self.target, stream, self.features, after, ridge=self.ridge)
-        return _Found(stream, groups, values, head, shift)
 
-    def _look(self, most: int) -> tuple[Tensor, Tensor]:
-        """Run the ancestor; return the stream's second moments and its similarity over depth.
+class _Observation:
+    """What the ancestor does on every calibration batch.
 
-        Args:
-            most: how many neighbouring blocks to compare.
-        """
-        running, depth = self.running, self.old.depth
-        moment = torch.zeros((), dtype=torch.float64)
-        similarity = torch.eye(depth, dtype=torch.float64)
-        recent: list[Tensor] = []
-        tokens = 0
-        self.calls, self.streams = [], []
+    Args:
+        running: the ancestor.
+        features: filled with what each head is given, one a batch ``[..., d]``.
+        most: number of neighbouring blocks to compare.
 
-        def see(norm: nn.Module, index: int | None, x: Tensor) -> None:
-            nonlocal moment, tokens
-            z = normalise(exact(x), norm).flatten(0, -2)
-            moment = moment.to(z) + z.T @ z
-            if index is None:
-                return
-            tokens += len(z) * (index == 0)
-            recent[:] = [z, *recent[: most - 1]] if index else [z]
-            for back, other in enumerate(recent[1:], 1):
-                similarity[index - back, index] += float((z * other).sum()) / z.shape[-1]
+    Attributes:
+        moment: second moments of the normalised stream, float64 ``[d, d]``.
+        similarity: mean cosine of the streams that two blocks are given, float64.
+        streams: the stream before the blocks, one a batch.
+        calls: the blocks as functions of the stream, for each batch.
+    """
 
+    def __init__(self, running: Running, features: dict[str, list[Tensor]], *, most: int) -> None:
+        self.most, self.tokens = most, 0
+        self.moment = torch.zeros((), dtype=torch.float64)
+        self.similarity = torch.eye(running.anatomy.depth, dtype=torch.float64)
+        self.recent: list[Tensor] = []
+        outside = running.anatomy.outside
         norms = {
             running.owner(block[f"{norm}.weight"]): index if norm == "norm1" else None
-            for index, block in enumerate(self.old.blocks)
+            for index, block in enumerate(running.anatomy.blocks)
             for norm in ("norm1", "norm2")
         }
-        for piece in self.old.outside.values():
+        for piece in outside.values():
             if piece.facts.place == "final norm":
                 norms[running.owner(piece)] = None
         watched: dict[nn.Module, Callable[[Tensor], None]] = {
-            norm: partial(see, norm, index) for norm, index in norms.items()
+            norm: partial(self._see, norm, index) for norm, index in norms.items()
         }
-        for role, piece in self.readers.items():
-            watched[running.owner(piece)] = self.features[role].append
+        for role, values in features.items():
+            watched[running.owner(outside[role])] = values.append
+        self.streams, self.calls = [], []
         for number in range(len(running.calls)):
             with watching(watched):
                 stream, calls = running.trace(number)
             self.streams.append(stream)
             self.calls.append(calls)
-        if tokens < len(moment):
+        if self.tokens < len(self.moment):
             raise ProjectionError(
-                f"calibration= holds {tokens} tokens, and the stream has {len(moment)} channels: "
-                "pass more batches, several times as many tokens as channels"
+                f"calibration= holds {self.tokens} tokens, and the stream has {len(self.moment)} "
+                "channels: pass more batches, several times as many tokens as channels"
             )
-        similarity += torch.triu(similarity, 1) * (1 / tokens - 1)
-        return moment, similarity
+        self.recent.clear()
+        self.similarity += torch.triu(self.similarity, 1) * (1 / self.tokens - 1)
+
+    def _see(self, norm: nn.Module, index: int | None, x: Tensor) -> None:
+        """Take in what a norm is given; ``index`` is that of the block that it begins."""
+        z = normalise(exact(x), norm).flatten(0, -2)
+        self.moment = self.moment.to(z) + z.T @ z
+        if index is None:
+            return
+        self.tokens += len(z) * (index == 0)
+        self.recent = [z, *self.recent[: self.most - 1]] if index else [z]
+        for back, other in enumerate(self.recent[1:], 1):
+            self.similarity[index - back, index] += float((z * other).sum()) / z.shape[-1]

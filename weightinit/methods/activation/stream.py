@@ -15,12 +15,7 @@ __all__ = ["Stream", "centres", "groups_of", "normalise", "principal"]
 
 
 def centres(norm: nn.Module) -> bool:
-    """Return whether a norm subtracts the mean of the channels; raise if it is unknown.
-
-    Examples:
-        >>> centres(nn.LayerNorm(2)), centres(nn.RMSNorm(2))
-        (True, False)
-    """
+    """Return whether a norm subtracts the mean of the channels; raise if it is unknown."""
     if isinstance(norm, nn.LayerNorm) or "LayerNorm" in type(norm).__name__:
         return True
     if "rms" in type(norm).__name__.lower():
@@ -50,8 +45,8 @@ class Stream:
     norm's eps weighs as much. Norms commute with P: norm(P x) = P norm(V V^T x).
 
     Args:
-        write: P, float64 ``[d', d]``: what is written into the stream is multiplied by it.
-        read: P^+ = P^T d / d', float64 ``[d, d']``: what reads the stream is multiplied by it.
+        write: P, float64 ``[d', d]``, which multiplies what is written into the stream.
+        read: P^+ = P^T d / d', float64 ``[d, d']``, which multiplies what reads the stream.
     """
 
     write: Tensor
@@ -73,12 +68,6 @@ def principal(moment: Tensor, size: int, *, centred: bool) -> Stream:
         moment: second moments of the normalised stream, float64 ``[d, d]``.
         size: d', the target's width.
         centred: whether norms subtract the mean.
-
-    Examples:
-        >>> principal(torch.eye(3, dtype=torch.float64), 3, centred=True).write.round(decimals=6)
-        tensor([[1., 0., 0.],
-                [0., 1., 0.],
-                [0., 0., 1.]], dtype=torch.float64)
     """
     width = len(moment)
     if size == width:
@@ -106,13 +95,13 @@ def _free(size: int, like: Tensor, centred: bool) -> Tensor:
 def groups_of(similarity: Tensor, number: int) -> list[list[int]]:
     """Return which neighbouring blocks become one: those between which the stream changes least.
 
-    All blocks of a group are computed from the stream at its beginning, and the sum of how far
-    the stream has moved by then is what is minimised. No group has more than old / new blocks,
-    rounded up, because its heads and neurons share the room of one.
+    All blocks of a group are computed from the stream at its beginning; the sum of how far the
+    stream has moved by then is minimised. No group has more than old / new blocks, rounded up,
+    because its heads and neurons share the room of one.
 
     Args:
         similarity: mean cosine of the streams that two blocks are given, ``[old, old]``.
-        number: of groups.
+        number: number of groups.
 
     Examples:
         >>> groups_of(torch.tensor([[1, 0.9, 0.1], [0.9, 1, 0.5], [0.1, 0.5, 1]]), 2)
