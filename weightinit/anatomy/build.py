@@ -29,8 +29,8 @@ def anatomy(
     """Explain every parameter of a model: its role, and what each of its axes means.
 
     Args:
-        model_or_state_dict: model on any device, wrapped by DDP, torch.compile, FSDP2 or
-            not. Head counts and the like are read from a module.
+        model_or_state_dict: model or state dict on any device, meta included. A model may be
+            wrapped by DDP, torch.compile or FSDP2; head counts and the like are read from it.
         rules: the caller's rules, which are tried before the built-in ones.
         sizes: known axis sizes that neither shapes nor a module tell: ``{"h": 6}`` for the head
             count of a bare state dict.
