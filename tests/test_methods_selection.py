@@ -79,3 +79,13 @@ def test_a_head_of_other_classes_is_fresh():
         "head.weight",
         "head.bias",
     }
+
+
+def test_both_spellings_follow_the_published_code():
+    models = []
+    for method in (WeightSelection(faithful=True), WeightSelection(heads="flat")):
+        model = small_vit(24, 3, 1)
+        fill(model, small_vit(48, 6, 2), method)
+        models.append(model)
+    for one, other in zip(*(model.parameters() for model in models), strict=True):
+        assert torch.equal(one, other)

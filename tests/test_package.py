@@ -150,3 +150,41 @@ def test_metadata_has_lower_bounds_only():
 
 def test_version_is_in_the_changelog():
     assert f"## {wi.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+#: Where text is matched that is neither a role nor a label.
+MATCHING = {"files", "ancestor", "training", "cli.py", "plan.py", "bundle.py", "convert.py"}
+#: Beginnings of roles; a string that is compared with one of them reads the text of a role.
+ROLES = (
+    "norm", "ls", "attn", "attns", "mlp", "ffns", "patch", "pos", "token", "embed", "head", "stem",
+    "fc_norm", "pre_logits", "pool", "down", "neck", "rel_pos", "rope", "gamma", "bias", "weight",
+)  # fmt: skip
+
+
+def reads_a_role(node):
+    """Whether an expression tests the text of a role or a label, in place of asking for facts."""
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+        tests = node.func.attr in ("startswith", "endswith", "removeprefix", "partition")
+        texts = [a.value for a in ast.walk(node) if isinstance(a, ast.Constant)]
+        texts = [t.strip(".").partition(".")[0] for t in texts if isinstance(t, str)]
+        return tests and any(text in ROLES for text in texts)
+    if isinstance(node, ast.Compare):
+        sides = [node.left, *node.comparators]
+        first = any(ast.unparse(side) in ("label[0]", "labels[0][0]") for side in sides)
+        inside = isinstance(node.ops[0], ast.In) and isinstance(node.left, ast.Constant)
+        named = any(isinstance(s, ast.Attribute) and s.attr == "role" for s in sides)
+        named |= any(isinstance(s, ast.Name) and s.id == "role" for s in node.comparators)
+        return first or (inside and named)
+    return False
+
+
+def test_no_room_but_the_anatomy_reads_the_text_of_roles_and_labels():
+    for file in files():
+        rooms = {file.relative_to(PACKAGE).parts[0], file.name}
+        if "anatomy" in rooms:
+            continue
+        tree = ast.parse(file.read_text())
+        if not rooms & MATCHING:
+            assert "re" not in set(imports(tree, everywhere=True)), file
+        found = [ast.unparse(node) for node in ast.walk(tree) if reads_a_role(node)]
+        assert not found, f"{file}: {found}"

@@ -347,7 +347,7 @@ METHODS: Mapping[str, Method] = {
         main=True,
         inherits=True,
     ),
-    "Weight Selection, as published": _projected("weight_selection", heads="flat"),
+    "Weight Selection, as published": _projected("weight_selection", faithful=True),
     "Weight Selection, whole heads": _projected("weight_selection", depth="uniform"),
     "BoT": _projected("bot", _doubled),
     "stacking": _projected("stacking", lambda old, new: old[0] == new[0], depth="stack"),

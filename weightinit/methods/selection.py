@@ -36,17 +36,18 @@ class WeightSelection:
             ``"random"`` (one draw for each axis, the same wherever it occurs).
         depth: blocks to keep: ``"first"`` (the paper's), ``"last"``, ``"mid"``, ``"uniform"``, or
             ``"first_last"``, the first ones but for the last, which is the ancestor's last.
-        heads: ``"aligned"`` keeps whole heads, q, k and v apart. ``"flat"`` is the published code
-            to the letter: it selects along stored axes, so that a head of the target is made of
-            parts of several.
+        heads: ``"aligned"`` keeps whole heads, q, k and v apart. ``"flat"`` is the older spelling
+            of ``faithful=True``.
         rescale: whether to multiply what reads a shortened axis by the root of the ratio of its
             lengths, so that sums keep their size. Not in the paper.
+        faithful: whether to follow the published code to the letter: it selects along stored axes,
+            so that a head of the target is made of parts of several.
 
     Raises:
         ProjectionError: if a value is not one of these.
 
     Examples:
-        >>> WeightSelection(heads="flat").elements
+        >>> WeightSelection(faithful=True).elements
         'uniform'
     """
 
@@ -54,6 +55,7 @@ class WeightSelection:
     depth: Depth = "first"
     heads: Literal["aligned", "flat"] = "aligned"
     rescale: bool = False
+    faithful: bool = False
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -68,7 +70,7 @@ class WeightSelection:
         difference = Difference(source.anatomy, target)
         difference.forbid_growth("weight selection")
         depth = mixes(self.depth, source.anatomy, target)
-        if self.heads == "flat":
+        if self.faithful or self.heads == "flat":
             return Inheritance(self._flat(source, target, depth, seed))
 
         def axes(labels: Labels, place: Place) -> Axis | None:
