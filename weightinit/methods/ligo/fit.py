@@ -153,5 +153,6 @@ class GrownModel(nn.Module):
 
 def _decays(name: str) -> bool:
     """Return whether weight decay acts on a tensor of the operator."""
-    group, _, role = name.split(".", 2)
-    return group == "width" or not (facts(role).bias or facts(role).kind == "norm")
+    group, _, rest = name.partition(".")
+    role = facts(rest.partition(".")[2])
+    return group == "width" or not (role.bias or role.kind == "norm")
