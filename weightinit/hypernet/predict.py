@@ -81,7 +81,7 @@ class Prediction:
         """Return a part for every piece; matrices are multiplied out as they are written."""
         parts = {}
         for (block, _), piece in keyed(self.target).items():
-            known = any((block, role) in self.weights for role in piece.spec.parts)
+            known = any((block, role) in self.weights.parts for role in piece.spec.parts)
             if self.faithful and not known:
                 parts[piece] = Part("kept", "as it was: the published graphs have no node for it")
                 continue
