@@ -1,25 +1,23 @@
-"""`kron_sum` and `project` at ViT-B sizes against what a user would write, and against a copy.
+"""`kron_sum` at ViT-B sizes against what a user would write, and against a copy.
 
-    python benchmarks/kernels.py                  # CPU, about six minutes
+    python benchmarks/kernels.py                  # CPU, about two minutes
     python benchmarks/kernels.py --device cuda
 
 Every round times everything once, one after the other, and a column is the median over the rounds,
 so that other work on the machine falls on all alike. Columns: the time of each of these as a
 multiple of the kernel's, above 1 where the kernel is faster,
 
-    kron      a loop of torch.kron, for kron_sum
-    chain     matmuls from left to right, for project
+    kron      a loop of torch.kron
     einsum    one einsum
-    compile   torch.compile of that einsum, or of that chain
+    compile   torch.compile of that einsum
     copy      not so: the kernel's time as a multiple of moving its bytes once, at the rate of a
               large copy_ (forward: inputs read, output written; backward: output gradient and
               inputs read, gradients written; the small scalers are left out)
 
-Each case of kron_sum composes one weight of one block, or of all twelve blocks, from templates of
+Each case composes one weight of one block, or of all twelve blocks, from templates of
 width 768 / r. ``new`` returns new memory, as the others do. ``into`` writes into a tensor for each
 block that exists already, as an initialisation does, and is still compared with the others in new
-memory. Each case of project takes a weight of several blocks from ViT-S to ViT-B, by matrices or
-factors of some rank that all blocks share or that each has of its own.
+memory.
 
 Freed memory is kept (on glibc), since otherwise the system's clearing of fresh pages, which costs
 several times the composition, falls on whichever call the allocator leaves it to.
@@ -30,30 +28,20 @@ import ctypes
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import reduce
-from itertools import pairwise, product
 from typing import Any
 
 import schema
 import torch
 from torch import Tensor
 
-from weightinit.kernels import kron_sum, project
+from weightinit.kernels import kron_sum
 
 WIDTH, DEPTH = 768, 12
 # N and the shape of the weight in units of the width: Table C.2 of WAVE.
 KINDS = {"qkv": (6, 3, 1), "proj": (2, 1, 1), "fc1": (8, 4, 1), "fc2": (8, 1, 4)}
 RATIOS = {1: (1, DEPTH), 2: (DEPTH,)}  # width ratio: numbers of blocks
-# Matrices of one block, and their new rows, rows, columns and new columns.
-GROWN = {
-    "qkv": (3, 768, 384, 384, 768),
-    "fc1": (1, 3072, 1536, 384, 768),
-    "fc2": (1, 768, 384, 1536, 3072),
-}
-RANKS = (None, 32, 90)
-GROWN_BLOCKS = {"cpu": 4, "cuda": DEPTH}
 COPY_ELEMENTS = {"cpu": 1 << 26, "cuda": 1 << 28}
-OTHERS = ("kron", "einsum", "chain", "compile")
+OTHERS = ("kron", "einsum", "compile")
 SEED = 0
 Timings = dict[str, float]
 
@@ -70,33 +58,6 @@ def einsum(templates: Tensor, scalers: Tensor) -> Tensor:
     (layers, _, s1, s2), (_, w1, w2) = scalers.shape, templates.shape
     product = torch.einsum("lnab,nij->laibj", scalers, templates)
     return product.reshape(layers, s1 * w1, s2 * w2)
-
-
-def factors_of(source: Tensor, *sides: Tensor) -> list[Tensor]:
-    """The matrices whose product a projection is, of P and Q or of A, B, C and D."""
-    half = len(sides) // 2
-    return [*sides[:half], source, *(side.mT for side in reversed(sides[half:]))]
-
-
-def chain(*tensors: Tensor) -> Tensor:
-    """A projection from left to right."""
-    return reduce(torch.matmul, factors_of(*tensors))
-
-
-def contraction(*tensors: Tensor) -> Tensor:
-    """A projection as one contraction."""
-    factors = factors_of(*tensors)
-    axes = ["".join(pair) for pair in pairwise("abcdef"[: len(factors) + 1])]
-    terms = ",".join(f"...{pair}" for pair in axes)
-    return torch.einsum(f"{terms}->...{axes[0][0]}{axes[-1][1]}", *factors)
-
-
-def projection(source: Tensor, *sides: Tensor) -> Tensor:
-    """A projection by the kernel."""
-    if len(sides) == 2:
-        return project(source, *sides)
-    a, b, c, d = sides
-    return project(source, (a, b), (c, d))
 
 
 def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -186,34 +147,6 @@ def composed(
         yield {"name": name, **case, **compare(times, key, copy.floor(times, elements))}
 
 
-def projected(
-    kind: str, rank: int | None, shared: bool, rounds: int, device: str
-) -> Iterator[dict[str, Any]]:
-    """One row for project's forward and one for its backward."""
-    number, *(new_rows, rows, columns, new_columns) = GROWN[kind]
-    layers = GROWN_BLOCKS[device] * number
-    lead = () if shared else (layers,)
-    sides = ((new_rows, rows), (new_columns, columns))
-    if rank is not None:
-        sides = tuple(pair for new, old in sides for pair in ((new, rank), (rank, old)))
-    generator = torch.Generator().manual_seed(SEED)
-    inputs = [
-        torch.randn(shape, generator=generator).to(device)
-        for shape in ((layers, rows, columns), *((*lead, *side) for side in sides))
-    ]
-    copy = Copy(device)
-    calls = {"einsum": contraction, "chain": chain, "compile": compiled(chain), "new": projection}
-    forward, backward = race(calls, inputs, rounds, copy)
-    case = {"kind": kind, "rank": rank or "dense", "shared": shared, "layers": layers}
-    case |= {"source": [rows, columns], "result": [new_rows, new_columns]}
-    size, total = sum(tensor.numel() for tensor in inputs), layers * new_rows * new_columns
-    for name, times, elements in (
-        ("project forward", forward, size + total),
-        ("project backward", backward, 2 * size + total),
-    ):
-        yield {"name": name, **case, **compare(times, "new", copy.floor(times, elements))}
-
-
 def compare(times: Timings, key: str, floor: float) -> dict[str, float]:
     """The ratios of the module's docstring, and the times that they come from."""
     ratios = {name: times[name] / times[key] for name in OTHERS if name in times}
@@ -242,11 +175,9 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def show(row: dict[str, Any]) -> None:
     """Print one line of the table."""
-    case = f"ratio {row['ratio']}" if "ratio" in row else f"rank {row['rank']}"
-    owner = {True: "shared", False: "own", None: ""}[row.get("shared")]
     others = " ".join(f"{name} {row[name]:6.1f}x" for name in OTHERS if name in row)
     print(
-        f"{row['name']:16} {row['kind']:4} {case:10} {owner:6} x{row['layers']:<2} "
+        f"{row['name']:12} {row['kind']:4} ratio {row['ratio']} x{row['layers']:<2} "
         f"{row['ms']:9.2f} ms  {others}  copy {row['copy']:6.2f}",
         flush=True,
     )
@@ -271,8 +202,6 @@ def measured(rounds: int, device: str) -> Iterator[dict[str, Any]]:
                     rows.append(row)
                     yield row
     yield from summary(rows)
-    for rank, shared, kind in product(RANKS, (True, False), GROWN):
-        yield from projected(kind, rank, shared, rounds, device)
 
 
 def main() -> None:

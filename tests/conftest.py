@@ -3,10 +3,16 @@ import types
 from pathlib import Path
 
 import pytest
+import timm
+import torch
 from helpers import bundles, hub_server
+from helpers.ancestors import ARCHITECTURE, CONFIG, NAME
 from helpers.models import make_bundle
 from huggingface_hub import constants, file_download
 from huggingface_hub.utils import _detect_agent, _http, disable_progress_bars
+from torch import nn
+
+from weightinit.ancestor.models import Library
 
 
 @pytest.fixture(scope="session")
@@ -54,3 +60,52 @@ def saved(tmp_path):
     folder = tmp_path / "saved"
     bundles.make_bundle(fitted=(2,)).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def model():
+    """The model that CONFIG describes, with random weights that no other model has."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        model = timm.create_model(ARCHITECTURE, num_classes=5, **CONFIG["model_args"])
+        for parameter in model.parameters():
+            nn.init.normal_(parameter)
+    return model.eval()
+
+
+@pytest.fixture
+def global_generator():
+    """No door touches the global generator."""
+    before = torch.get_rng_state()
+    yield
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.fixture
+def streamed(monkeypatch):
+    """Fail where a library loads the weights instead."""
+
+    def loaded(self):
+        raise AssertionError("not streamed")
+
+    monkeypatch.setattr(Library, "loaded", loaded)
+
+
+@pytest.fixture
+def vit_tensors():
+    """Tensors for timm's own model of NAME: random, and none of them as timm draws it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        model = timm.create_model(NAME)
+        for parameter in model.parameters():
+            nn.init.normal_(parameter, std=0.02)
+    return model.eval()
+
+
+@pytest.fixture
+def quiet():
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    yield
+    logging.enable_progress_bar()

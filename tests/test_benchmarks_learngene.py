@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from weightinit.training.loop import Recipe
 from weightinit.training.presets import Network, Preset
+from weightinit.training.recipe import Recipe
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SIZE = {"img_size": 8, "patch_size": 4, "embed_dim": 16, "num_heads": 2}
@@ -140,12 +140,10 @@ def test_tuning_reads_no_test_images(trials, tiny, lab, monkeypatch):
 
 
 def test_the_recorded_ancestor_says_what_the_ancestor_says(trials, tiny, lab, tmp_path):
-    from weightinit.training.augment import batches
-
     ancestor, data = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)), lab.data()
     file = tmp_path / "said.safetensors"
     recalled = trials["remember"].remember(ancestor, data, TINY.recipe, file)
-    stream = batches(data, steps=range(3), batch_size=32, augment="light", seed=0)
+    stream = data.batches(range(3), batch_size=32, augment="light", seed=0)
     for images, _ in stream:
         assert torch.allclose(recalled(images), ancestor(images), atol=1e-2)
     with pytest.raises(KeyError):

@@ -1,8 +1,7 @@
 import pytest
 import torch
-from helpers.inherit import fill, small_vit
+from helpers.inherit import bert, fill, says, small_vit
 from helpers.models import draw
-from test_methods_bert2bert import bert, says
 from timm.models.eva import Eva
 
 import weightinit as wi

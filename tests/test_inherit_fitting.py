@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from weightinit.errors import ProjectionError
-from weightinit.inherit.fitting import ComposedModel, fit
+from weightinit.inherit.fitting import ComposedModel, fit, run
 
 
 class Halved(ComposedModel):
@@ -63,3 +63,39 @@ def test_gradients_are_clipped():
 def test_a_loss_that_is_not_finite_stops():
     with pytest.raises(ProjectionError, match=r"at step 0: use a lower lr than 0\.1"):
         train(Halved(), lambda m: m(X).sum() * math.nan, 1)
+
+
+def test_a_resumed_range_is_counted_on_and_shown(capsys):
+    module, seen = Halved(), []
+
+    def step(index):
+        seen.append(index)
+        loss = module(X).square().sum()
+        loss.backward()
+        return loss
+
+    def after(done, loss):
+        assert done == seen[-1] + 1 and not loss.requires_grad
+        return {"loss": float(loss)}
+
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    run(range(3, 5), step, optimizer, after=after, progress=True)
+    shown = capsys.readouterr().err
+    assert seen == [3, 4] and "5/5" in shown and "loss=" in shown
+    run(range(5, 6), step, optimizer, progress=False)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_loss_that_is_not_finite_changes_nothing():
+    module = Halved()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+
+    def step(index):
+        loss = module(X).square().sum() * float("inf")
+        loss.backward()
+        return loss
+
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    with pytest.raises(ProjectionError, match=r"loss is inf at step 7: use a lower lr than 0\.1"):
+        run(range(7, 9), step, optimizer, progress=False)
+    assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())

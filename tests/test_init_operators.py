@@ -1,8 +1,8 @@
 import pytest
 import torch
+from helpers.models import draw
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_init_widen import draw
 from torch import Tensor
 
 from weightinit import AnatomyError

@@ -1,7 +1,7 @@
 import pytest
 import timm
 import torch
-from helpers.inherit import fill, logits, randomise, small_vit
+from helpers.inherit import bert, fill, logits, randomise, says, small_vit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -19,15 +19,6 @@ def maps_of(old, new, copies="even", seed=0):
     return lambda label: None if copying.of(label) is None else copying.of(label).index
 
 
-def bert(width, tied):
-    transformers = pytest.importorskip("transformers")
-    config = transformers.BertConfig(
-        vocab_size=31, hidden_size=width, num_hidden_layers=2, num_attention_heads=width // 8,
-        intermediate_size=width * 3, max_position_embeddings=8, tie_word_embeddings=tied,
-    )  # fmt: skip
-    return randomise(transformers.BertForMaskedLM(config)).double()
-
-
 def gpt2(width):
     transformers = pytest.importorskip("transformers")
     config = transformers.GPT2Config(
@@ -43,15 +34,6 @@ def timm_model(name, **sizes):
 
 def convnext(width):
     return timm_model("convnext_atto", depths=(1, 1, 2, 1), dims=[width, width, width, 2 * width])
-
-
-def says(model):
-    """What a model of any kind here says of one input."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        if hasattr(model, "config"):
-            return model(torch.randint(31, (2, 8), generator=generator)).logits
-        return model(torch.randn(2, 3, 32, 32, generator=generator, dtype=torch.float64))
 
 
 @pytest.mark.parametrize(

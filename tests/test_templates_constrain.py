@@ -12,7 +12,6 @@ import weightinit as wi
 from weightinit.anatomy import anatomy
 from weightinit.errors import ProjectionError
 from weightinit.templates.compose import Composer
-from weightinit.templates.constrain import ConstrainedModel
 from weightinit.templates.scalers import closed_form
 
 LINEARS = {
@@ -314,7 +313,7 @@ def test_a_random_bundle_of_another_head_dim(bundle):
     """The heads of templates and model may differ, as in init_from_templates."""
     model = wi.init_from_templates(vit(num_heads=4), bundle).eval()
     composer = Composer.of(bundle, anatomy(model))
-    module = ConstrainedModel(
+    module = wi.constrain(
         model,
         bundle.template_config,
         templates={k: bundle.tensors[f"templates.{k}"] for k in bundle.template_config.kinds},

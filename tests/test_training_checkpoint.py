@@ -4,7 +4,7 @@ from torch import nn
 
 from weightinit.errors import WeightInitError
 from weightinit.training import checkpoint
-from weightinit.training.checkpoint import load_checkpoint, load_weights, save_checkpoint
+from weightinit.training.checkpoint import load_checkpoint, save_checkpoint
 
 
 class Tied(nn.Module):
@@ -53,14 +53,14 @@ def test_a_failed_write_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "save_file", broken)
     with pytest.raises(OSError, match="disk full"):
         save_checkpoint(path, module, optimizer, {"step": 2})
-    assert load_weights(path, module) == {"step": 1}
+    assert load_checkpoint(path, module) == {"step": 1}
 
 
 def test_another_model_is_refused(tmp_path):
     path = tmp_path / "c.safetensors"
     save_checkpoint(path, *trained(), {"step": 1})
     with pytest.raises(WeightInitError, match="not a checkpoint of this model"):
-        load_weights(path, nn.Linear(2, 2))
+        load_checkpoint(path, nn.Linear(2, 2))
 
 
 def test_what_is_no_checkpoint_is_refused(tmp_path):

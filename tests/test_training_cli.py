@@ -95,7 +95,7 @@ def test_json_of_a_hypernetwork(tmp_path, capsys):
     assert train(tmp_path, "--json", "--steps", "2", "--data", "digits", "--seed", "3") == 0
     found = json.loads(capsys.readouterr().out)
     assert found["command"] == (
-        "weightinit train-hypernet --preset tiny --data digits -o mine --steps 2 --seed 3"
+        "weightinit train-hypernet --preset tiny --data digits --out mine --steps 2 --seed 3"
     )
     assert str(tmp_path) not in (tmp_path / "mine" / "config.json").read_text()
 

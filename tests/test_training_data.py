@@ -1,5 +1,3 @@
-import itertools
-
 import numpy as np
 import pytest
 import torch
@@ -7,8 +5,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from weightinit.errors import WeightInitError
-from weightinit.training.data import load_data
-from weightinit.training.images import ImageFiles
+from weightinit.training import data
+from weightinit.training.data import assemble, load_data, split_off
+from weightinit.training.images import ImageFiles, Split
 
 
 def rows(split):
@@ -54,10 +53,11 @@ def test_pack_keeps_its_own_test_images(tmp_path):
     assert data.describe()["licence"] == "CC0"
 
 
-def test_pack_is_found_by_name(tmp_path, monkeypatch):
+def test_data_is_found_by_name(tmp_path, monkeypatch):
     pack(tmp_path / "things.safetensors")
+    folder(tmp_path / "animals", ("",))
     monkeypatch.setenv("WEIGHTINIT_DATA", str(tmp_path))
-    assert load_data("things").name == "things"
+    assert load_data("things").name == "things" and load_data("animals").name == "animals"
 
 
 def test_images_of_one_track_stay_on_one_side(tmp_path):
@@ -68,47 +68,6 @@ def test_images_of_one_track_stay_on_one_side(tmp_path):
     track = {bytes(i.numpy()): int(t) for i, t in zip(images, tracks, strict=True)}
     sides = [{track[row] for row in rows(part)} for part in (data.train, data.val)]
     assert sides[1] and not sides[0] & sides[1]
-
-
-def jpeg_pack(path):
-    """CIFAR's layout: files that share one header."""
-    from io import BytesIO
-
-    files = []
-    for i in range(20):
-        pixels = np.full((8, 8, 3), 12 * i, np.uint8)
-        buffer = BytesIO()
-        Image.fromarray(pixels).save(buffer, "JPEG", quality=90)
-        files.append(buffer.getvalue())
-    start = files[0].index(b"\xff\xda")
-    offsets = [0, *itertools.accumulate(len(f) - start for f in files)]
-    body = b"".join(f[start:] for f in files)
-    assert all(f[:start] == files[0][:start] for f in files)
-    save_file(
-        {
-            "header": torch.tensor(list(files[0][:start]), dtype=torch.uint8),
-            "body": torch.tensor(list(body), dtype=torch.uint8),
-            "offsets": torch.tensor(offsets),
-            "labels": (torch.arange(20) % 2).to(torch.uint8),
-            "split": (torch.arange(20) >= 16).to(torch.uint8),
-        },
-        path,
-        metadata={"name": "cifar10"},
-    )
-
-
-def test_jpeg_pack_is_decoded_once(tmp_path, monkeypatch):
-    path, cache = tmp_path / "c.safetensors", tmp_path / "cache"
-    jpeg_pack(path)
-    data = load_data(path, cache_dir=cache)
-    assert data.test.images[:, 0, 0, 0].float().tolist() == pytest.approx(
-        [12 * i for i in range(16, 20)], abs=3
-    )
-    assert data.test.labels.tolist() == [0, 1, 0, 1] and len(data.train) + len(data.val) == 16
-    monkeypatch.setattr(Image, "open", lambda *_: pytest.fail("decoded again"))
-    again = load_data(path, cache_dir=cache)
-    assert torch.equal(again.train.images, data.train.images)
-    assert [p.suffix for p in cache.iterdir()] == [".safetensors"]
 
 
 def folder(root, parts):
@@ -147,8 +106,6 @@ def test_what_is_no_data_is_refused(tmp_path, monkeypatch):
 
 
 def test_cifar10_comes_from_torchvision_where_there_is_no_pack(tmp_path, monkeypatch):
-    import torchvision.datasets
-
     class Fake:
         def __init__(self, root, train, download):
             count = 100 if train else 20
@@ -156,13 +113,46 @@ def test_cifar10_comes_from_torchvision_where_there_is_no_pack(tmp_path, monkeyp
             self.targets = [i % 10 for i in range(count)]
 
     monkeypatch.setenv("WEIGHTINIT_DATA", str(tmp_path))
-    monkeypatch.setattr(torchvision.datasets, "CIFAR10", Fake)
-    data = load_data("cifar10", cache_dir=tmp_path)
-    assert (len(data.train), len(data.val), len(data.test)) == (90, 10, 20)
+    monkeypatch.setattr(data, "CIFAR10", Fake)
+    found = load_data("cifar10", cache_dir=tmp_path)
+    assert (len(found.train), len(found.val), len(found.test)) == (90, 10, 20)
 
     def offline(*_, **__):
         raise RuntimeError("no route to host")
 
-    monkeypatch.setattr(torchvision.datasets, "CIFAR10", offline)
+    monkeypatch.setattr(data, "CIFAR10", offline)
     with pytest.raises(WeightInitError, match="set WEIGHTINIT_DATA"):
         load_data("cifar10", cache_dir=tmp_path)
+
+
+def test_split_off_takes_the_part_of_every_class():
+    labels = torch.tensor([0] * 50 + [1] * 30)
+    kept, held = split_off(labels, 0.2, torch.Generator().manual_seed(0))
+    assert labels[held].bincount().tolist() == [10, 6]
+    assert sorted([*kept.tolist(), *held.tolist()]) == list(range(80))
+
+
+def test_groups_stay_whole():
+    labels = torch.tensor([0] * 20 + [1] * 20)
+    groups = torch.arange(40) // 5
+    kept, held = split_off(labels, 0.25, torch.Generator().manual_seed(0), groups)
+    assert set(groups[held].tolist()).isdisjoint(groups[kept].tolist())
+    assert labels[held].bincount().tolist() == [5, 5]
+
+
+def test_validation_holds_5000_images_at_most():
+    images = torch.zeros(60_000, 1, 1, 1, dtype=torch.uint8)
+    pool = Split(images, torch.arange(60_000) % 10)
+    test = Split(images[:10], torch.arange(10))
+    data = assemble("many", pool, test, seed=0, source={"licence": "CC0"})
+    assert (len(data.train), len(data.val), len(data.test)) == (55_000, 5_000, 10)
+    assert data.describe()["images"] == {"train": 55_000, "val": 5_000, "test": 10}
+
+
+@pytest.mark.parametrize(
+    ("name", "flip"), [("cifar10", True), ("gtsrb", False), ("spoken_digits", False)]
+)
+def test_signs_and_text_are_not_mirrored(name, flip):
+    images = torch.randint(256, (40, 2, 2, 3), dtype=torch.uint8)
+    pool = Split(images, torch.arange(40) % 2)
+    assert assemble(name, pool, None, seed=0, source={}).flip is flip

@@ -11,8 +11,10 @@ from weightinit.errors import WeightInitError
 from weightinit.training import distill
 from weightinit.training.data import load_data
 from weightinit.training.distill import build_auxiliary, get_ancestor, train_templates
-from weightinit.training.loop import evaluate
 from weightinit.training.presets import Network
+from weightinit.training.recipe import Run
+
+OWN = TINY.ancestor, TINY.ancestor_recipe
 
 
 @pytest.fixture(scope="module")
@@ -46,18 +48,18 @@ def test_the_shipped_numbers_are_those_of_the_bundle(tmp_path, digits):
             class_token=True, global_pool=pool, fc_norm=False,
         )  # fmt: skip
         wi.init_from_templates(model, tmp_path / "out")
-        assert evaluate(model, digits.val, digits) == pytest.approx(scores[pool], abs=0.6)
+        assert digits.score(model) == pytest.approx(scores[pool], abs=0.6)
 
 
 def test_the_ancestor_is_trained_once(tmp_path, digits, monkeypatch):
-    first, card = get_ancestor(TINY, digits, cache_dir=tmp_path)
+    first, card = get_ancestor(*OWN, [digits], cache_dir=tmp_path)
     monkeypatch.setattr(distill, "train", lambda *_, **__: pytest.fail("trained again"))
-    again, other = get_ancestor(TINY, digits, cache_dir=tmp_path)
+    again, other = get_ancestor(*OWN, [digits], cache_dir=tmp_path)
     assert card == other and 0 < card["val"] < 100
     for a, b in zip(first.state_dict().values(), again.state_dict().values(), strict=True):
         assert torch.equal(a, b)
     with pytest.raises(pytest.fail.Exception, match="trained again"):
-        get_ancestor(TINY, digits, cache_dir=tmp_path, seed=1)
+        get_ancestor(*OWN, [digits], cache_dir=tmp_path, seed=1)
 
 
 def test_a_killed_distillation_resumes_bit_for_bit(tmp_path, monkeypatch):
@@ -68,12 +70,12 @@ def test_a_killed_distillation_resumes_bit_for_bit(tmp_path, monkeypatch):
         return real(module, data, recipe, **{**options, "save_every": 3})
 
     def killed(module, data, recipe, **options):
-        steps = iter([None] * 5)
-        module.register_forward_pre_hook(lambda *_: next(steps))
+        steps = [None] * 5
+        module.register_forward_pre_hook(lambda *_: steps.pop())
         return short(module, data, recipe, **options)
 
     monkeypatch.setattr(distill, "train", killed)
-    with pytest.raises(StopIteration):
+    with pytest.raises(IndexError):
         run(tmp_path, "cut")
     monkeypatch.setattr(distill, "train", short)
     resumed = run(tmp_path, "cut", resume=True)
@@ -135,8 +137,9 @@ def test_a_mixed_model_of_one_depth_is_the_constrained_model(digits):
 
 def test_a_pretrained_ancestor_brings_its_normalisation(digits):
     network = Network("vit_base_patch16_224.augreg_in21k", pretrained=True)
-    data = distill._as_pretrained(network, digits)
-    assert data.mean == (0.5, 0.5, 0.5) and distill._as_pretrained(TINY.ancestor, digits) is digits
+    run = Run(out="unused")
+    data = distill._data(replace(TINY, ancestor=network), digits, run)
+    assert data.mean == (0.5, 0.5, 0.5) and distill._data(TINY, digits, run) is digits
 
 
 def test_bad_input_is_refused(tmp_path, digits):

@@ -7,7 +7,6 @@ from torch.nn import functional
 from weightinit.ancestor.ancestor import Ancestor
 from weightinit.errors import WeightInitError
 from weightinit.hypernet.samplers import micro
-from weightinit.training.augment import normalise
 from weightinit.training.data import load_data
 from weightinit.training.hypernet_loss import MetaRecipe, guidance, meta_loss
 from weightinit.training.targets import GUIDE, Targets
@@ -17,7 +16,7 @@ from weightinit.training.targets import GUIDE, Targets
 def batch():
     data = load_data("digits")
     labels = functional.one_hot(data.train.labels[:12], 10).float()
-    return data, normalise(data.train.images[:12], data), labels
+    return data, data.normalise(data.train.images[:12]), labels
 
 
 def test_the_guide_is_equation_4():
@@ -37,7 +36,7 @@ def test_loss_by_hand(batch):
     targets = Targets(hypernet())
     target = targets(micro(48, 3, image_size=8), data)
     recipe = MetaRecipe(steps=1, label_smoothing=0.0)
-    found = meta_loss(targets, target, images, labels, None, None, recipe)
+    found = meta_loss(targets, target, data, images, labels, None, None, recipe)
     weights = targets.predict(target).parameters()
     model = vit(embed_dim=48, depth=3, num_heads=3, num_classes=10, patch_size=2)
     model.load_state_dict(weights)
@@ -54,7 +53,7 @@ def test_tals_first_stage_by_hand(batch):
     assert sum(node.roles == (GUIDE,) for node in target.graph.nodes) == 1
     wanted = torch.randn(12, 16)
     recipe = MetaRecipe(steps=1, guide=0.2, penalty=0.0)
-    found = meta_loss(targets, target, images, labels, None, wanted, recipe)
+    found = meta_loss(targets, target, data, images, labels, None, wanted, recipe)
     prediction = targets.predict(target)
     model = vit(embed_dim=48, depth=3, num_heads=3, num_classes=10, patch_size=2)
     model.load_state_dict(prediction.parameters())
@@ -65,7 +64,7 @@ def test_tals_first_stage_by_hand(batch):
     expected = 0.2 * kl + 0.8 * functional.cross_entropy(model(images), labels)
     assert found.item() == pytest.approx(expected.item(), rel=1e-5)
     alone = MetaRecipe(steps=1, guide=1.0, penalty=0.0)
-    meta_loss(targets, target, images, labels, None, wanted, alone).backward()
+    meta_loss(targets, target, data, images, labels, None, wanted, alone).backward()
     assert net.decoder.l2.weight.grad.norm() > 0, "M is predicted, so the guide trains"
 
 
@@ -77,7 +76,7 @@ def test_gradients_reach_the_hypernetwork(batch, kind):
     targets = Targets(net, Ancestor.open(vit(num_classes=10)) if kind == "pith" else None)
     target = targets(micro(48, 3, image_size=8), data)
     task = torch.randn(5) if kind == "tal" else None
-    meta_loss(targets, target, images, labels, task, None, MetaRecipe(steps=1)).backward()
+    meta_loss(targets, target, data, images, labels, task, None, MetaRecipe(steps=1)).backward()
     for name in ("embed.weight", "gnn.0.attn.to_qkv.weight", "gnn.1.ff.net.0.weight", "ln.weight"):
         assert net.get_parameter(name).grad.norm() > 0, name
 
@@ -87,7 +86,9 @@ def test_bf16_is_near_fp32(batch):
     targets = Targets(hypernet())
     target = targets(micro(48, 3, image_size=8), data)
     full, half = (
-        meta_loss(targets, target, images, labels, None, None, MetaRecipe(1, precision=precision))
+        meta_loss(
+            targets, target, data, images, labels, None, None, MetaRecipe(1, precision=precision)
+        )
         for precision in ("no", "bf16")
     )
     assert half.dtype == torch.float32 and half.item() == pytest.approx(full.item(), rel=0.02)

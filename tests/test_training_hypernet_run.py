@@ -12,12 +12,12 @@ from weightinit.hypernet.config import HyperConfig
 from weightinit.hypernet.files import HyperNetwork
 from weightinit.hypernet.samplers import Sampler, micro
 from weightinit.training.data import load_data
+from weightinit.training.distill import get_ancestor
 from weightinit.training.hypernet_run import train_hypernet, warm_start
-from weightinit.training.images import rows
-from weightinit.training.loop import Recipe
 from weightinit.training.presets import Network
+from weightinit.training.recipe import Recipe
 from weightinit.training.targets import zero_shot
-from weightinit.training.text import load_text
+from weightinit.training.text import TextData, load_text
 
 ONE = micro(48, 3, image_size=8)
 OWN = {
@@ -39,7 +39,7 @@ TAL = replace(
 def tasks():
     """All ten digits, and 300 of them as another task."""
     digits = load_data("digits")
-    part = rows(digits.train, torch.arange(300))
+    part = digits.train.rows(torch.arange(300))
     return [digits, replace(digits, name="part", train=part)]
 
 
@@ -139,9 +139,42 @@ def test_several_texts_are_tasks(tmp_path, texts):
     assert rows.keys() == {"one", "two"} and not torch.equal(rows["one"], rows["two"])
     found = bundle.config.provenance
     assert set(found["zero_shot"]) == {"48x1 one", "48x1 two"}
-    assert set(found["ancestor"]["bits_per_byte"]) == {"one", "two"}
+    assert set(found["ancestor"]["val"]) == {"one", "two"}
     again = run(tmp_path, preset, data=texts, resume=True)
     assert all(torch.equal(t, again.tensors[n]) for n, t in bundle.tensors.items())
+
+
+def test_a_given_ancestor_of_texts_is_taken(tmp_path, texts):
+    preset = replace(TEXT, config=HyperConfig("tal", task_dim=1, **SMALL), **LANGUAGE)
+    own = TextData("all", torch.arange(9), torch.arange(9), 256, 16)
+    model = own.build(own.arguments({"n_embd": 32, "n_layer": 1, "n_head": 2}))
+    bundle = run(tmp_path, preset, data=texts, ancestor=model)
+    assert bundle.config.options["task_dim"] == 32
+    assert set(bundle.config.provenance["ancestor"]) == {"source"}
+    few = {"n_embd": 32, "n_layer": 1, "n_head": 2, "vocab_size": 99, "n_positions": 16}
+    with pytest.raises(WeightInitError, match="reads no texts of 256 tokens"):
+        run(tmp_path, preset, data=texts, ancestor=own.build(few))
+    one, two = (load_text(file, context=16) for file in texts)
+    with pytest.raises(WeightInitError, match="load them with one tokenizer"):
+        run(tmp_path, preset, data=[one, replace(two, vocab=99)])
+
+
+def test_an_ancestor_learns_every_text(tmp_path, texts):
+    tasks = [load_text(file, context=16) for file in texts]
+    network, recipe = LANGUAGE["ancestor"], Recipe(60, batch_size=16, lr=1e-2, warmup_steps=5)
+    before = torch.get_rng_state()
+    found, card = get_ancestor(network, recipe, tasks, cache_dir=tmp_path)
+    assert torch.equal(before, torch.get_rng_state())
+    for task in tasks:
+        assert task.score(found) < 0.85 * task.score(network.build(task))
+        assert card["val"][task.name] == pytest.approx(task.score(found), abs=1e-4)
+    again, other = get_ancestor(network, recipe, tasks, cache_dir=tmp_path)
+    assert all(map(torch.equal, found.parameters(), again.parameters())) and other == card
+
+
+def test_a_preset_without_data_asks_for_it(tmp_path):
+    with pytest.raises(WeightInitError, match=r"has no data of its own: pass data= \(--data\)"):
+        run(tmp_path, replace(TEXT, data=()))
 
 
 def test_images_are_no_texts(tmp_path, tasks, texts):

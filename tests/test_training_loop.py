@@ -1,5 +1,5 @@
 import json
-import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -7,8 +7,11 @@ from helpers.processes import torchrun
 from torch import nn
 
 from weightinit.errors import WeightInitError
+from weightinit.training.checkpoint import load_checkpoint
 from weightinit.training.data import load_data
-from weightinit.training.loop import Recipe, evaluate, loss_of, train
+from weightinit.training.images import ImageData
+from weightinit.training.loop import distillation_loss, train
+from weightinit.training.recipe import Recipe
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +45,7 @@ def test_it_learns_and_reports(digits, tmp_path):
     assert history.rows[-1]["loss"] < 0.8 * history.rows[0]["loss"]
     saved = json.loads((tmp_path / "history.json").read_text())
     assert saved["rows"] == history.rows and saved["recipe"]["lr"] == 1e-2
-    assert evaluate(module, digits.val, digits) == history.val
+    assert digits.score(module) == history.val
 
 
 class Killed(Exception):
@@ -119,81 +122,28 @@ def test_loss_against_float64():
     p, q = (torch.softmax(v.double(), 1) for v in (z, t))
     ce = -(y.double() * p.log()).sum() / 6
     kl = (q * (q.log() - p.log())).sum() / 6
-    for kind, expected in (("ce", ce), ("soft", kl), ("soft+ce", kl + ce)):
-        assert float(loss_of(kind, z, y, t)) == pytest.approx(float(expected), rel=1e-5)
-        both = torch.stack([z, z.flip(0)], 1)
-        halves = (loss_of(kind, z, y, t) + loss_of(kind, z.flip(0), y, t)) / 2
-        torch.testing.assert_close(loss_of(kind, both, y, t), halves)
+    both = torch.stack([z, z.flip(0)], 1)
+    for loss, expected in (
+        (lambda z: ImageData.loss(z, y), ce),
+        (lambda z: distillation_loss("soft", z, y, t), kl),
+        (lambda z: distillation_loss("soft+ce", z, y, t), kl + ce),
+    ):
+        assert float(loss(z)) == pytest.approx(float(expected), rel=1e-5)
+        torch.testing.assert_close(loss(both), (loss(z) + loss(z.flip(0))) / 2)
 
 
-def test_rate_warms_up_and_falls_along_a_cosine():
-    recipe = Recipe(steps=110, warmup_steps=10, lr=1.0, warmup_lr=0.1, min_lr=0.2)
-    assert recipe.lr_at(0) == pytest.approx(0.1)
-    assert recipe.lr_at(5) == pytest.approx(0.55)
-    assert recipe.lr_at(10) == pytest.approx(1.0)
-    assert recipe.lr_at(60) == pytest.approx(0.6)
-    assert recipe.lr_at(110) == pytest.approx(0.2)
-
-
-def test_a_users_steps_scale_the_warm_up():
-    recipe = Recipe(steps=100, warmup_steps=10, precision="bf16", seed=1)
-    assert recipe.planned() == recipe
-    found = recipe.planned(steps=50, seed=0, precision="no")
-    assert (found.steps, found.warmup_steps, found.seed, found.precision) == (50, 5, 0, "no")
-
-
-def test_vectors_and_excluded_names_have_no_decay():
-    from weightinit.training.loop import optimizer_of
-
-    class Module(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.w = nn.Parameter(torch.ones(2, 2))
-            self.pos = nn.Parameter(torch.ones(1, 2, 2))
-            self.vector = nn.Parameter(torch.ones(2))
-            self.scalers = nn.ParameterDict({"a": nn.Parameter(torch.ones(1, 1, 1))})
-            self.frozen = nn.Parameter(torch.ones(2, 2), requires_grad=False)
-
-        def no_weight_decay(self):
-            return {"pos"}
-
-    module = Module()
-    optimizer = optimizer_of(module, Recipe(steps=1, weight_decay=0.3, scaler_lr=5.0))
-    found = {
-        id(p): (group["weight_decay"], group["scale"])
-        for group in optimizer.param_groups
-        for p in group["params"]
-    }
-    assert found == {
-        id(module.w): (0.3, 1.0),
-        id(module.pos): (0.0, 1.0),
-        id(module.vector): (0.0, 1.0),
-        id(module.scalers["a"]): (0.3, 5.0),
-    }
-
-
-def test_evaluate_restores_every_mode(digits):
+def test_a_loss_that_is_not_finite_stops_the_training(digits):
     module = classifier()
-    module.train()
-    module[2].eval()
-    score = evaluate(module, digits.val, digits, batch_size=7)
-    assert module.training and not module[2].training
-    assert score == pytest.approx(evaluate(module, digits.val, digits, batch_size=180))
-    right = score * len(digits.val) / 100
-    assert math.isclose(right, round(right), abs_tol=1e-9)
+    with torch.no_grad():
+        module[1].weight.fill_(float("nan"))
+    with pytest.raises(WeightInitError, match=r"loss is nan at step 0: use a lower lr than 0\.5"):
+        train(module, digits, Recipe(steps=1, batch_size=32, lr=0.5))
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"loss": "mse"}, "loss 'mse' is not supported: use one of"),
-        ({"precision": "fp8"}, "precision 'fp8' is not supported"),
-        ({"steps": 0}, "steps=0"),
-    ],
-)
-def test_bad_recipes_are_refused(changes, message):
-    with pytest.raises(WeightInitError, match=message):
-        Recipe(**({"steps": 1} | changes))
+def test_several_tasks_take_turns(digits):
+    tasks = [digits, replace(digits, name="again")]
+    history = train(classifier(), tasks, Recipe(steps=60, batch_size=64, lr=1e-2))
+    assert history.val > 70
 
 
 def test_soft_labels_need_an_ancestor(digits):
@@ -205,7 +155,8 @@ WORKER = """
 import sys, torch
 from torch import nn
 from weightinit.training.data import load_data
-from weightinit.training.loop import Recipe, train
+from weightinit.training.loop import train
+from weightinit.training.recipe import Recipe
 torch.set_num_threads(1)
 torch.manual_seed(0)
 module = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
@@ -220,15 +171,13 @@ def test_two_processes_take_the_steps_of_one(digits, tmp_path):
     script = tmp_path / "worker.py"
     script.write_text(WORKER)
     torchrun(script, tmp_path)
-    from weightinit.training.checkpoint import load_weights
-
     with torch.random.fork_rng():
         torch.manual_seed(0)
         alone, together = (nn.Sequential(nn.Flatten(), nn.Linear(64, 10)) for _ in range(2))
         torch.manual_seed(0)
         alone[1].reset_parameters()
     train(alone, digits, Recipe(steps=8, batch_size=32, augment="none", lr=1e-2))
-    state = load_weights(tmp_path / "checkpoint.safetensors", together)
+    state = load_checkpoint(tmp_path / "checkpoint.safetensors", together)
     assert state["step"] == 8
     torch.testing.assert_close(together[1].weight, alone[1].weight, rtol=0, atol=1e-5)
 

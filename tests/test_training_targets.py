@@ -7,8 +7,6 @@ from weightinit.ancestor.ancestor import Ancestor
 from weightinit.errors import ProjectionError
 from weightinit.hypernet.samplers import micro
 from weightinit.training.data import load_data
-from weightinit.training.images import rows
-from weightinit.training.loop import evaluate
 from weightinit.training.targets import Targets, zero_shot
 
 ARCHITECTURE = micro(48, 3, image_size=8)
@@ -35,9 +33,9 @@ def test_zero_shot_is_the_accuracy_of_the_predicted_network(digits):
     model = vit(embed_dim=48, depth=3, num_heads=3, num_classes=10, patch_size=2)
     target = Targets(net)(ARCHITECTURE, digits)
     model.load_state_dict(Targets(net).predict(target).parameters())
-    assert found == evaluate(model, digits.val, digits)
-    part = rows(digits.test, torch.arange(50))
-    assert zero_shot(net, ARCHITECTURE, digits, split=part) == evaluate(model, part, digits)
+    assert found == digits.score(model)
+    part = digits.test.rows(torch.arange(50))
+    assert zero_shot(net, ARCHITECTURE, digits, split=part) == digits.score(model, part)
     assert state_hash(net) == before
 
 

@@ -6,14 +6,19 @@ import timm
 import torch
 import torchvision
 from helpers.models import vit
-from PIL import Image
 
 from weightinit.errors import WeightInitError
+from weightinit.hypernet.samplers import get_sampler
 from weightinit.inherit.running import captured
-from weightinit.training.augment import batches, normalise
 from weightinit.training.data import load_data
-from weightinit.training.images import ImageFiles, Split, rows
-from weightinit.training.tasks import TaskBatches, in_shape, probabilities, task_embedding
+from weightinit.training.tasks import (
+    check_tasks,
+    image_size,
+    probabilities,
+    task_batches,
+    task_embedding,
+)
+from weightinit.training.text import TextData
 
 OPTIONS = {"batch_size": 8, "augment": "light", "seed": 3}
 
@@ -27,7 +32,7 @@ def digits():
 def tasks(digits):
     """Three tasks of 900, 200 and 100 images, told apart by their classes."""
     every = torch.arange(1200).split([900, 200, 100])
-    cut = [rows(digits.train, index) for index in every]
+    cut = [digits.train.rows(index) for index in every]
     return [
         replace(digits, train=part, classes=10 + extra, name=f"part{extra}")
         for extra, part in enumerate(cut)
@@ -44,16 +49,16 @@ def test_probabilities_are_the_papers():
 
 
 def test_tasks_are_drawn_as_often_as_that(tasks):
-    source = TaskBatches(tasks, **OPTIONS)
-    drawn = Counter(source.task_at(step) for step in range(6000))
+    options = OPTIONS | {"augment": "none", "batch_size": 1}
+    drawn = Counter(task for task, *_ in task_batches(tasks, range(6000), **options))
     expected = probabilities([900, 200, 100])
     for task, p in enumerate(expected.tolist()):
         assert drawn[task] / 6000 == pytest.approx(p, abs=4 * (p * (1 - p) / 6000) ** 0.5)
 
 
 def test_a_step_is_the_same_wherever_the_run_starts(tasks):
-    whole = list(TaskBatches(tasks, **OPTIONS).batches(range(40)))
-    rest = list(TaskBatches(tasks, **OPTIONS).batches(range(25, 40)))
+    whole = list(task_batches(tasks, range(40), **OPTIONS))
+    rest = list(task_batches(tasks, range(25, 40), **OPTIONS))
     for (task, images, targets), (again, *tensors) in zip(whole[25:], rest, strict=True):
         assert task == again and torch.equal(images, tensors[0])
         assert torch.equal(targets, tensors[1]) and targets.shape[1] == tasks[task].classes
@@ -62,7 +67,7 @@ def test_a_step_is_the_same_wherever_the_run_starts(tasks):
 
 def test_batches_never_end_and_see_every_image_once_an_epoch(tasks):
     options = OPTIONS | {"augment": "none", "batch_size": 50}
-    found = TaskBatches(tasks, **options).batches(range(60))
+    found = task_batches(tasks, range(60), **options)
     seen = [images for task, images, _ in found if task == 2]
     assert len(seen) > 4, "more than two epochs of the small task"
     for first in range(0, len(seen) // 2 * 2, 2):
@@ -71,50 +76,33 @@ def test_batches_never_end_and_see_every_image_once_an_epoch(tasks):
 
 def test_processes_agree_on_the_task_and_share_the_batch(tasks):
     options = OPTIONS | {"augment": "none"}
-    whole = list(TaskBatches(tasks, **options).batches(range(12)))
-    ranks = [
-        list(TaskBatches(tasks, rank=r, world=2, **options).batches(range(12))) for r in (0, 1)
-    ]
+    whole = list(task_batches(tasks, range(12), **options))
+    ranks = [list(task_batches(tasks, range(12), rank=r, world=2, **options)) for r in (0, 1)]
     for (task, images, _), (a, left, _), (b, right, _) in zip(whole, *ranks, strict=True):
         assert task == a == b
         assert torch.equal(images[0::2], left) and torch.equal(images[1::2], right)
 
 
 def test_one_task_is_plain_training(digits):
-    plain = batches(digits, steps=range(3), **OPTIONS)
+    plain = digits.batches(range(3), **OPTIONS)
     for (task, *tensors), expected in zip(
-        TaskBatches([digits], **OPTIONS).batches(range(3)), plain, strict=True
+        task_batches([digits], range(3), **OPTIONS), plain, strict=True
     ):
         assert task == 0 and all(map(torch.equal, tensors, expected))
 
 
-def test_grey_images_become_as_wide_as_colour_ones(digits):
-    found = in_shape(digits, 8)
-    assert found.train.images.shape == (1259, 8, 8, 3) and found.train.images.dtype == torch.uint8
-    assert all(torch.equal(found.val.images[..., c : c + 1], digits.val.images) for c in range(3))
-    assert found.mean == digits.mean * 3 and found.std == digits.std * 3
-    assert normalise(found.test.images[:4], found).std() == pytest.approx(1, abs=0.2)
-    same = in_shape(found, 8)
-    assert torch.equal(same.train.images, found.train.images) and same.mean == found.mean
-
-
-def test_images_are_resized_as_pillow_does(digits):
-    found = in_shape(digits, 28, channels=1)
-    assert found.train.images.shape[1:] == (28, 28, 1)
-    small = in_shape(found, 14, channels=1)
-    for i in range(5):
-        picture = Image.fromarray(found.test.images[i, ..., 0].numpy())
-        wanted = torch.tensor(list(picture.resize((14, 14), Image.Resampling.BILINEAR).tobytes()))
-        assert (small.test.images[i].flatten().int() - wanted).abs().max() <= 1
-    with pytest.raises(WeightInitError, match="has 3 channels and 1 are asked for: use channels=3"):
-        in_shape(in_shape(digits, 8), 8, channels=1)
-
-
-def test_files_are_resized_as_they_are_read(tmp_path, digits):
-    Image.new("L", (20, 10), 128).save(tmp_path / "a.png")
-    files = Split(ImageFiles((tmp_path / "a.png",), 8, 1), torch.zeros(1, dtype=torch.long))
-    found = in_shape(replace(digits, train=files), 12).train.images
-    assert found[torch.tensor([0])].shape == (1, 12, 12, 3)
+def test_tasks_go_together(digits):
+    text = TextData("n", torch.arange(40), torch.arange(10), 50, 4)
+    for wrong in ([], [text, digits]):
+        with pytest.raises(WeightInitError, match="all images or all texts"):
+            check_tasks(wrong)
+    with pytest.raises(WeightInitError, match="trains no GPT-2: use another for texts"):
+        check_tasks([text], get_sampler("micro"))
+    with pytest.raises(WeightInitError, match="trains no vision transformers"):
+        check_tasks([digits], get_sampler("gpts-1k"))
+    assert image_size([digits]) == 8 and image_size([text]) == 0
+    with pytest.raises(WeightInitError, match="bring them to one square shape"):
+        image_size([digits, digits.in_shape(12)])
 
 
 def test_an_embedding_is_the_mean_feature_of_the_training_images(digits):
@@ -123,10 +111,10 @@ def test_an_embedding_is_the_mean_feature_of_the_training_images(digits):
         found = task_embedding(model, digits, batch_size=400)
         assert model.training and not model.head._forward_pre_hooks
         with torch.no_grad():
-            images = normalise(digits.train.images, digits)
+            images = digits.normalise(digits.train.images)
             feature = model.forward_head(model.eval().forward_features(images), pre_logits=True)
         assert torch.allclose(found, feature.mean(0), atol=1e-5) and found.shape == (16,)
-    other = replace(digits, train=rows(digits.train, torch.arange(100)))
+    other = replace(digits, train=digits.train.rows(torch.arange(100)))
     assert not torch.allclose(task_embedding(model, other), found, atol=1e-3)
 
 

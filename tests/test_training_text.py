@@ -1,9 +1,14 @@
+import math
+import sys
+from dataclasses import replace
+
 import pytest
 import torch
-from helpers.training import TEXT
+from helpers.training import GPT, TEXT, gpt
+from torch.nn import functional
 
 from weightinit.errors import WeightInitError
-from weightinit.training.text import TextData, draws, load_text
+from weightinit.training.text import TextData, load_text
 
 OPTIONS = {"batch_size": 6, "seed": 3}
 
@@ -64,8 +69,8 @@ def test_a_tokenizer(file):
 
 def test_a_step_is_the_same_wherever_the_run_starts(file):
     data = load_text(file, context=16)
-    whole = list(draws(data, steps=range(8), **OPTIONS))
-    rest = list(draws(data, steps=range(5, 8), **OPTIONS))
+    whole = list(data.batches(range(8), **OPTIONS))
+    rest = list(data.batches(range(5, 8), **OPTIONS))
     for (tokens, after), (again, more) in zip(whole[5:], rest, strict=True):
         assert torch.equal(tokens, again) and torch.equal(after, more)
     tokens, after = whole[0]
@@ -77,17 +82,17 @@ def test_a_step_is_the_same_wherever_the_run_starts(file):
 
 def test_processes_share_a_batch(file):
     data = load_text(file, context=16)
-    whole = next(draws(data, steps=range(1), **OPTIONS))[0]
+    whole = next(data.batches(range(1), **OPTIONS))[0]
     for rank in (0, 1):
-        part = next(draws(data, steps=range(1), rank=rank, world=2, **OPTIONS))[0]
+        part = next(data.batches(range(1), rank=rank, world=2, **OPTIONS))[0]
         assert torch.equal(part, whole[rank::2])
     with pytest.raises(WeightInitError, match="does not divide among 4 processes"):
-        next(draws(data, steps=range(1), world=4, **OPTIONS))
+        next(data.batches(range(1), world=4, **OPTIONS))
 
 
 def test_every_token_is_drawn_but_the_held_out():
     data = TextData("n", torch.arange(40), torch.arange(40, 50), 50, 4)
-    seen = torch.cat([torch.stack(b) for b in draws(data, steps=range(100), **OPTIONS)], 1)
+    seen = torch.cat([torch.stack(b) for b in data.batches(range(100), **OPTIONS)], 1)
     assert seen.unique().tolist() == list(range(40))
 
 
@@ -98,16 +103,8 @@ def test_windows_cover_a_text_once():
     assert data.windows(data.val, most=3)[:, 0].tolist() == [0, 16, 36]
 
 
-@pytest.mark.parametrize("name", ["docstrings", "licences", "python"])
-def test_named_texts_are_there_offline(name, monkeypatch):
-    data = load_text(name)
-    assert data.name == name and 1e5 < len(data.train) < 1e6 * 1.2
-    assert torch.equal(data.train, load_text(name).train)
-    assert "Python 3." in data.source["source"]
-
-
 def test_bad_input_is_refused(tmp_path, file):
-    with pytest.raises(WeightInitError, match=r"is not found: use a text file.*docstrings"):
+    with pytest.raises(WeightInitError, match="is not found: use a text file, or a folder"):
         load_text("no/such/text")
     with pytest.raises(WeightInitError, match="holds no window of 512"):
         load_text(file, context=512)
@@ -119,3 +116,42 @@ def test_bad_input_is_refused(tmp_path, file):
     (tmp_path / "bad.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(WeightInitError, match="is not a text in UTF-8"):
         load_text(tmp_path / "bad.txt")
+
+
+@pytest.fixture
+def text(file):
+    return load_text(file, context=16, vocabulary="characters")
+
+
+def test_bits_per_byte_by_hand(text):
+    net = gpt(text)
+    windows = text.windows(text.val)
+    with torch.no_grad():
+        logits = net.eval()(windows[:, :-1]).logits
+    nats = functional.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
+    net.train()
+    found = text.score(net, batch_size=3)
+    assert net.training and found == pytest.approx(float(nats) / math.log(2), rel=1e-5)
+    other = replace(text, bytes_per_token=2.0)
+    assert other.score(net) == pytest.approx(found / 2, rel=1e-5)
+    assert text.score(net, text.train) != found
+
+
+def test_a_uniform_model_needs_the_bits_of_the_vocabulary(text):
+    net = gpt(text)
+    with torch.no_grad():
+        net.lm_head.weight.zero_()
+    assert text.score(net) == pytest.approx(math.log2(text.vocab), rel=1e-6)
+
+
+def test_label_smoothing_raises_the_loss_of_a_sure_network():
+    out = type("Out", (), {"logits": 9 * functional.one_hot(torch.tensor([[1, 2]]), 4).float()})()
+    wanted = torch.tensor([[1, 2]])
+    assert TextData.loss(out, wanted, 0.1) > TextData.loss(out, wanted, 0.0)
+
+
+def test_transformers_is_asked_for(monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    data = TextData("n", torch.arange(40), torch.arange(10), 50, 4)
+    with pytest.raises(WeightInitError, match="pip install transformers"):
+        data.build(data.arguments(GPT))

@@ -33,9 +33,9 @@ def demo(
 
     Args:
         output: where the plot goes.
-        steps: optimizer steps of the short training, 64 images each.
-        templates: the bundle.
-        seed: of timm's random init and of the order of images.
+        steps: number of optimizer steps of the short training, 64 images each.
+        templates: name of the bundle.
+        seed: base seed for timm's random init and the order of images.
 
     Returns:
         The table, and the same as plain values: accuracies in percent on the test images.
@@ -52,7 +52,8 @@ def demo(
             f"the demo needs {error.name}: pip install 'weightinit[train,report]'"
         ) from error
     from weightinit.training.data import load_data
-    from weightinit.training.loop import Recipe, evaluate, train
+    from weightinit.training.loop import train
+    from weightinit.training.recipe import Recipe
 
     data = load_data("digits")
     # What serves the random initialisation best, on validation data.
@@ -66,9 +67,9 @@ def demo(
             model = _vit(seed, **size)
             if how == "templates":
                 init_from_templates(model, templates)
-            row[f"{how}_at_once"] = evaluate(model, data.test, data)
+            row[f"{how}_at_once"] = data.score(model, data.test)
             train(model, data, recipe, progress=False)
-            row[f"{how}_trained"] = evaluate(model, data.test, data)
+            row[f"{how}_trained"] = data.score(model, data.test)
         rows.append(row)
     _plot(rows, output, steps)
     return _table(rows, steps, templates, output), {"plot": str(output), "rows": rows}

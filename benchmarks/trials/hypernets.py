@@ -17,12 +17,11 @@ import weightinit as wi
 from trials.run import accuracy
 from trials.sources import Lab, Source
 from weightinit.hypernet.samplers import micro
-from weightinit.training.augment import batches
 from weightinit.training.hypernet_presets import HyperPreset, get_hypernet_preset
 from weightinit.training.hypernet_run import train_hypernet
 from weightinit.training.images import ImageData
 from weightinit.training.loop import train
-from weightinit.training.tasks import in_shape, task_embedding
+from weightinit.training.tasks import task_embedding
 
 #: Width and depth of the ancestor.
 ANCESTOR = (64, 6)
@@ -156,7 +155,7 @@ def score(name: str, size: tuple[int, int], lab: Lab, budget: Budget, seed: int)
     elif name == "rule alone":
         wi.project_from(ancestor(lab), model)
     elif name == "project_from, calibrated":
-        stream = batches(data, steps=range(10), batch_size=64, augment="none", seed=seed)
+        stream = data.batches(range(10), batch_size=64, seed=seed)
         wi.project_from(ancestor(lab), model, calibration=[images for images, _ in stream])
     if size == ANCESTOR:
         row["cosine"] = round(cosine(model, ancestor(lab)), 3)
@@ -194,7 +193,7 @@ def cosine(model: nn.Module, other: nn.Module) -> float:
 
 def task_data(name: str, lab: Lab) -> ImageData:
     """Return a task in the shape that all of them have: 32 pixels, three channels."""
-    return in_shape(lab.data("" if name == TASKS[0] else name), 32, 3)
+    return lab.data("" if name == TASKS[0] else name).in_shape(32, 3)
 
 
 def multi_task(lab: Lab, budget: Budget, seed: int) -> list[dict[str, Any]]:

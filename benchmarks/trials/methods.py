@@ -17,7 +17,6 @@ from trials.sources import Lab, Source
 from weightinit.api import Method as ProjectionMethod
 from weightinit.registry import get_method
 from weightinit.templates.learngene import auto_lg, heur_lg
-from weightinit.training.augment import batches
 from weightinit.training.images import ImageData
 from weightinit.training.presets import Preset
 
@@ -164,7 +163,7 @@ def projected(
 def _inherit(target: Target, lab: Lab, method: ProjectionMethod, *, calibrated: bool) -> Started:
     assert target.ancestor is not None
     ancestor = lab.model(target.ancestor)
-    stream = batches(lab.data(), **CALIBRATION, seed=target.seed)
+    stream = lab.data().batches(**CALIBRATION, seed=target.seed)
     wi.project_from(
         ancestor,
         target.model,
@@ -194,7 +193,7 @@ def extracted(target: Target, lab: Lab) -> Started:
 def torch_pruning(target: Target, lab: Lab) -> Started:
     """Start from what Torch-Pruning leaves of the ancestor; it sees the images' labels too."""
     assert target.ancestor is not None
-    stream = list(batches(lab.data(), **CALIBRATION, seed=target.seed))
+    stream = list(lab.data().batches(**CALIBRATION, seed=target.seed))
     state = pruned(lab.model(target.ancestor), target.model, stream)
     target.model.load_state_dict(state)
     return Started(transferred=sum(value.numel() for value in state.values()))
@@ -245,9 +244,8 @@ def fitted(target: Target, lab: Lab, bundle: wi.TemplateBundle, scalers: str) ->
 
 def _steps(target: Target, lab: Lab, steps: int) -> Callable[[nn.Module], Tensor]:
     """Return a step of cross-entropy on the next batch, for as many steps."""
-    stream: Iterator[tuple[Tensor, Tensor]] = batches(
-        target.data,
-        steps=range(steps),
+    stream: Iterator[tuple[Tensor, Tensor]] = target.data.batches(
+        range(steps),
         batch_size=lab.scale.short.batch_size,
         augment="light",
         seed=1000 + target.seed,

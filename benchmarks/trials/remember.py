@@ -9,9 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from weightinit.training.augment import batches
 from weightinit.training.images import ImageData
-from weightinit.training.loop import Recipe
+from weightinit.training.recipe import Recipe
 
 
 def digest(images: Tensor) -> str:
@@ -37,9 +36,8 @@ def remember(ancestor: nn.Module, data: ImageData, recipe: Recipe, file: Path) -
         ancestor.eval()
         logits: dict[str, Tensor] = {}
         with torch.no_grad():
-            for images, _ in batches(
-                data,
-                steps=range(recipe.steps),
+            for images, _ in data.batches(
+                range(recipe.steps),
                 batch_size=recipe.batch_size,
                 augment=recipe.augment,
                 seed=recipe.seed,

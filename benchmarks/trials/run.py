@@ -18,7 +18,6 @@ from torch import nn
 from trials.methods import METHODS, Target
 from trials.sources import Lab, Source, sized
 from trials.suites import Case
-from weightinit.training.augment import normalise
 from weightinit.training.images import ImageData, Split
 from weightinit.training.loop import accelerator, train
 
@@ -30,7 +29,7 @@ def accuracy(model: nn.Module, split: Split, data: ImageData) -> tuple[float, fl
     model.eval()
     guesses = torch.cat(
         [
-            model(normalise(split.images[rows], data, device)).argmax(1).cpu()
+            model(data.normalise(split.images[rows], device)).argmax(1).cpu()
             for rows in torch.arange(len(split)).split(500)
         ]
     )

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from weightinit.training.loop import Recipe
 from weightinit.training.presets import Network, Preset, get_preset
+from weightinit.training.recipe import Recipe
 
 EPOCH = 45_000 // 512  # of CIFAR-10 without its validation images, in steps of 512
 

@@ -12,17 +12,18 @@ from typing import Any
 import torch
 from torch import nn
 
+from trials.data import load
 from trials.remember import remember
 from trials.scales import Scale
 from weightinit import TemplateBundle
 from weightinit.templates.config import TemplateConfig
 from weightinit.templates.constrain import ConstrainedModel, constrain
-from weightinit.training.checkpoint import load_weights
-from weightinit.training.data import load_data
+from weightinit.training.checkpoint import load_checkpoint
 from weightinit.training.distill import build_auxiliary, get_ancestor
-from weightinit.training.images import ImageData, ImageFiles, rows
-from weightinit.training.loop import Recipe, accelerator, evaluate, train
+from weightinit.training.images import ImageData, ImageFiles
+from weightinit.training.loop import accelerator, train
 from weightinit.training.presets import Network
+from weightinit.training.recipe import Recipe
 
 
 def _scaled(config: TemplateConfig, *, times: float) -> TemplateConfig:
@@ -100,7 +101,7 @@ class Lab:
         name = name or self.name
         if name not in self._data:
             size = self.scale.presets[0].auxiliary.kwargs["img_size"]
-            found = load_data(name, image_size=size, cache_dir=self.cache_dir)
+            found = load(name, image_size=size, cache_dir=self.cache_dir)
             self._data[name] = _limited(_padded(found, size), self.limit)
         return self._data[name]
 
@@ -123,7 +124,9 @@ class Lab:
         file = self.folder / "sources" / f"ancestor-{size}.safetensors"
         if self.recall and file.exists():
             return remember(nn.Identity(), data, preset.recipe, file)
-        ancestor, described = get_ancestor(preset, data, cache_dir=self.cache_dir)
+        ancestor, described = get_ancestor(
+            preset.ancestor, preset.ancestor_recipe, [data], cache_dir=self.cache_dir
+        )
         file.parent.mkdir(parents=True, exist_ok=True)
         (file.parent / "ancestor.json").write_text(json.dumps(described))
         return remember(ancestor, data, preset.recipe, file) if self.recall else ancestor
@@ -173,7 +176,7 @@ class Lab:
             "recipe": asdict(recipe),
             "seconds": round(history.seconds, 1),
             "val": round(history.val, 2),
-            "test": round(evaluate(model, data.test, data), 2),
+            "test": round(data.score(model, data.test), 2),
         }
         if accelerator().is_main_process:
             if isinstance(model, ConstrainedModel):
@@ -192,7 +195,7 @@ class Lab:
     def model(self, source: Source) -> nn.Module:
         """Return a trained plain model."""
         model = self.build(source)
-        load_weights(self.path(source) / "checkpoint.safetensors", model)
+        load_checkpoint(self.path(source) / "checkpoint.safetensors", model)
         return model
 
 
@@ -225,7 +228,7 @@ def _limited(data: ImageData, limit: int) -> ImageData:
         return data
     chosen = torch.arange(limit)
     parts = {
-        part: rows(getattr(data, part), chosen % len(getattr(data, part)))
+        part: getattr(data, part).rows(chosen % len(getattr(data, part)))
         for part in ("train", "val", "test")
     }
     return replace(data, **parts)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from typing import Any
 
 from trials.tables import origin, results, table
@@ -34,9 +33,6 @@ def benchmarks() -> str:
         "sum of `torch.kron`, one einsum, and `torch.compile` of it take so many times as long.\n"
         "`copy`: it takes so many times as long as moving its bytes once.",
         kernel_table(kernels),
-        "`kernels.project`, W = P W Q^T: one einsum, a chain of matmuls, and `torch.compile` of\n"
-        "that take so many times as long; the median over sizes and ranks (the least to the most).",
-        project_table(kernels),
         origin(kernels),
         transforms(),
         predictions(),
@@ -90,20 +86,6 @@ def predictions() -> str:
         "code: graph, all weights of a model, and a training step on four images (PITH: with an\n"
         f"ancestor of ViT-L's size).\n\n{table(header, lines)}\n\n{origin(result)}"
     )
-
-
-def project_table(result: dict[str, Any]) -> str:
-    """Every size and rank of the projection, in one line a pass."""
-    keys = ("einsum", "chain", "compile")
-    lines = []
-    for name in ("project forward", "project backward"):
-        rows = [row for row in result["rows"] if row["name"] == name]
-        line = [name]
-        for key in keys:
-            values = sorted(row[key] for row in rows if key in row)
-            line.append(f"{statistics.median(values):.1f} ({values[0]:.1f} to {values[-1]:.1f})")
-        lines.append(line)
-    return table(["pass", *keys], lines)
 
 
 def kernel_table(result: dict[str, Any]) -> str:

@@ -10,19 +10,23 @@ from typing import Any
 from torch import nn
 
 import weightinit as wi
-from weightinit.training.augment import seeded
-from weightinit.training.domains import TEXTS, bits_per_byte
+from trials.corpora import NAMES, corpus
+from weightinit.training.contexts import seeded
 from weightinit.training.hypernet_presets import get_hypernet_preset
 from weightinit.training.hypernet_run import train_hypernet
-from weightinit.training.language import train_language
-from weightinit.training.loop import Recipe
-from weightinit.training.text import TextData, load_text
+from weightinit.training.loop import train
+from weightinit.training.recipe import Recipe
+from weightinit.training.text import TextData
 
 #: Of every target after its prediction; the rate of predicted and of random weights.
 SHORT = Recipe(steps=240, batch_size=32, lr=1e-3, warmup_steps=24)
 RANDOM_LR = 3e-3
-#: By the name that tables show: the preset, which has seen one of its two targets in training.
-PRESETS = {"LoGAH": "micro-logah-gpt", "TAL, three texts": "micro-tal-text"}
+#: By the name that tables show: the preset, which has seen one of its two targets in training, and
+#: its texts.
+PRESETS = {
+    "LoGAH": ("micro-logah-gpt", ("docstrings",)),
+    "TAL, three texts": ("micro-tal-text", NAMES),
+}
 
 
 def rows(folder: Path, steps: int, seed: int) -> list[dict[str, Any]]:
@@ -34,22 +38,21 @@ def rows(folder: Path, steps: int, seed: int) -> list[dict[str, Any]]:
         seed: of all.
     """
     found = []
-    for name, preset in PRESETS.items():
+    for name, (preset, texts) in PRESETS.items():
         chosen = get_hypernet_preset(preset)
         chosen = replace(chosen, recipe=chosen.recipe.planned(steps=steps))
         out = folder / f"{preset}-{steps}-{seed}"
+        tasks = [corpus(text, chosen.context) for text in texts]
         if not (out / "config.json").exists():
-            train_hypernet(chosen, out=out, seed=seed, resume=True, progress=False)
+            train_hypernet(chosen, tasks, out=out, seed=seed, resume=True, progress=False)
         bundle = wi.HyperNetwork.from_pretrained(out)
         given = _embeddings(out)
-        for text in chosen.data:
-            data = load_text(text, context=chosen.context)
+        for data in tasks:
             for at, kwargs in enumerate(chosen.watch):
                 model = _fresh(kwargs, data, seed)
-                wi.init_from_hypernet(model, bundle, task=given.get(text))
+                wi.init_from_hypernet(model, bundle, task=given.get(data.name))
                 found.append(_row(name, model, kwargs, data, SHORT, seed, unseen=at > 0))
-    for text in get_hypernet_preset("micro-tal-text").data:
-        data = load_text(text, context=64)
+    for data in (corpus(name, 64) for name in NAMES):
         for at, kwargs in enumerate(get_hypernet_preset("micro-logah-gpt").watch):
             recipe = replace(SHORT, lr=RANDOM_LR)
             model = _fresh(kwargs, data, seed)
@@ -66,7 +69,7 @@ def _embeddings(folder: Path) -> dict[str, Any]:
 
 def _fresh(kwargs: Mapping[str, Any], data: TextData, seed: int) -> nn.Module:
     with seeded(seed):
-        return TEXTS.build(TEXTS.arguments(kwargs, data))
+        return data.build(data.arguments(kwargs))
 
 
 def _row(
@@ -85,7 +88,7 @@ def _row(
         "depth": kwargs["n_layer"],
         "unseen": unseen,
         "seed": seed,
-        "at_once": round(bits_per_byte(model, data), 3),
+        "at_once": round(data.score(model), 3),
     }
-    train_language(model, [data], recipe, seed=seed, progress=False)
-    return row | {"steps": recipe.steps, "trained": round(bits_per_byte(model, data), 3)}
+    train(model, data, replace(recipe, seed=seed), progress=False)
+    return row | {"steps": recipe.steps, "trained": round(data.score(model), 3)}

@@ -2,6 +2,7 @@
 
 import re
 
+import pytest
 import timm
 import torch
 
@@ -69,3 +70,22 @@ def logits(model, seed=0):
     images = torch.randn(3, 3, *size, generator=torch.Generator().manual_seed(seed))
     with torch.no_grad():
         return model.eval()(images.to(like))
+
+
+def bert(width, tied):
+    """A Hugging Face BERT for masked words with every parameter random, in fp64."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BertConfig(
+        vocab_size=31, hidden_size=width, num_hidden_layers=2, num_attention_heads=width // 8,
+        intermediate_size=width * 3, max_position_embeddings=8, tie_word_embeddings=tied,
+    )  # fmt: skip
+    return randomise(transformers.BertForMaskedLM(config)).double()
+
+
+def says(model):
+    """What a model of any kind here says of one input."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        if hasattr(model, "config"):
+            return model(torch.randint(31, (2, 8), generator=generator)).logits
+        return model(torch.randn(2, 3, 32, 32, generator=generator, dtype=torch.float64))

@@ -9,11 +9,11 @@ from weightinit.hypernet.config import HyperConfig
 from weightinit.hypernet.network import GraphHyperNetwork
 from weightinit.hypernet.samplers import Sampler, micro
 from weightinit.training import hypernet as meta
-from weightinit.training.domains import TEXTS, gpt2
 from weightinit.training.hypernet_loss import MetaRecipe
 from weightinit.training.hypernet_presets import HyperPreset
-from weightinit.training.loop import Recipe
+from weightinit.training.images import ImageData, Split
 from weightinit.training.presets import Network, Preset
+from weightinit.training.recipe import Recipe
 from weightinit.training.text import load_text
 
 SMALL = {"hid": 16, "layers": 2, "heads": 2, "rank": 4, "max_ck": 1024, "num_classes": 10}
@@ -54,6 +54,14 @@ def hypernet(kind="logah", seed=0, **changes):
         return GraphHyperNetwork(HyperConfig(kind, **(SMALL | changes)))
 
 
+def colours(count=48, size=16):
+    """Random colour images of four classes."""
+    draw = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (count, size, size, 3), dtype=torch.uint8, generator=draw)
+    part = Split(images, torch.arange(count) % 4)
+    return ImageData("colours", part, part, part, 4, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), flip=True)
+
+
 def song(folder):
     """A text that repeats itself, written to a folder and loaded."""
     path = folder / "song.txt"
@@ -69,7 +77,7 @@ def gpt(text, **changes):
     """A small GPT-2 of a text's vocabulary."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return gpt2(TEXTS.arguments(GPT | changes, text)).train()
+        return text.build(text.arguments(GPT | changes)).train()
 
 
 def bits(net):

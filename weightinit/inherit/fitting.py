@@ -1,4 +1,4 @@
-"""Models whose weights follow from other parameters, and the few steps that fit those."""
+"""Models whose weights follow from other parameters; the one training loop, and fits by it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from weightinit.errors import ProjectionError
 
-__all__ = ["ComposedModel", "fit"]
+__all__ = ["ComposedModel", "fit", "run"]
 
 
 class ComposedModel(nn.Module):
@@ -22,7 +22,7 @@ class ComposedModel(nn.Module):
     take them back before, and costs a fortyfold of the time.
 
     Args:
-        model: the inner model; it loses the parameters that follow from others.
+        model: the inner model, which loses the parameters that follow from others.
         names: names of these parameters.
     """
 
@@ -33,7 +33,7 @@ class ComposedModel(nn.Module):
         for name in names:
             path, _, leaf = name.rpartition(".")
             module = model.get_submodule(path)
-            del module._parameters[leaf]
+            module._parameters.pop(leaf, None)  # modules may be shared
             self._places[name] = module, leaf
 
     def weights(self) -> Mapping[str, Tensor]:
@@ -58,6 +58,52 @@ class ComposedModel(nn.Module):
         return self.__dict__
 
 
+def run(
+    steps: range,
+    step: Callable[[int], Tensor],
+    optimizer: torch.optim.Optimizer,
+    *,
+    scaler: torch.amp.GradScaler | None = None,
+    after: Callable[[int, Tensor], Mapping[str, float] | None] | None = None,
+    progress: bool | None = None,
+) -> None:
+    """Run an optimizer over the gradients of a step function.
+
+    Args:
+        steps: numbers of the steps; a resumed run starts in the middle.
+        step: computes the gradients of one step, from its number, and returns the loss.
+        optimizer: updates the parameters, and clears their gradients.
+        scaler: loss scaler of fp16 training, by which ``step`` has scaled the loss.
+        after: called with the number of finished steps and the last loss: schedules the learning
+            rate, records, saves. What it returns is shown beside the bar.
+        progress: whether to show a bar; None shows it on a terminal.
+
+    Raises:
+        ProjectionError: if the loss is not finite; the parameters are those of the step before.
+    """
+    from tqdm import tqdm
+
+    shown = sys.stderr.isatty() if progress is None else progress
+    bar = tqdm(total=steps.stop, initial=steps.start, disable=not shown, unit="step")
+    with bar:
+        for index in steps:
+            loss = step(index).detach()
+            if not torch.isfinite(loss):
+                raise ProjectionError(
+                    f"the loss is {float(loss)} at step {index}: use a lower lr than "
+                    f"{optimizer.defaults['lr']}"
+                )
+            if scaler is None:
+                optimizer.step()
+            else:
+                scaler.step(optimizer)
+                scaler.update()
+            optimizer.zero_grad()
+            bar.update()
+            if after and (row := after(index + 1, loss)):
+                bar.set_postfix({name: f"{value:.4g}" for name, value in row.items()})
+
+
 def fit(
     module: nn.Module,
     train_step: Callable[[nn.Module], Tensor],
@@ -68,35 +114,19 @@ def fit(
     max_norm: float | None = None,
     progress: bool | None = None,
 ) -> None:
-    """Train a module for a few steps.
+    """Train a module for a few steps; ProjectionError if the loss is not finite.
 
-    Args:
-        module: module to train.
-        train_step: maps the module to a scalar loss on a batch of its own choosing.
-        optimizer: holds what is trained.
-        schedule: its learning rate, stepped with it.
-        steps: number of optimizer steps.
-        max_norm: norm to which gradients are clipped; None leaves them.
-        progress: whether to show a bar; None shows it on a terminal.
-
-    Raises:
-        ProjectionError: if the loss is not finite.
+    ``train_step`` maps the module to a scalar loss on a batch of its own choosing. ``schedule`` is
+    stepped with the optimizer. ``progress`` shows a bar; None shows it on a terminal.
     """
-    from tqdm import tqdm
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
 
-    module.train()
-    shown = sys.stderr.isatty() if progress is None else progress
-    for step in tqdm(range(steps), disable=not shown, unit="step"):
+    def step(_: int) -> Tensor:
         loss = train_step(module)
-        if not torch.isfinite(loss):
-            raise ProjectionError(
-                f"the loss is {float(loss.detach())} at step {step}: use a lower lr than "
-                f"{optimizer.defaults['lr']}"
-            )
-        optimizer.zero_grad()
         loss.backward()
         if max_norm is not None:
-            trained = [p for group in optimizer.param_groups for p in group["params"]]
             nn.utils.clip_grad_norm_(trained, max_norm)
-        optimizer.step()
-        schedule.step()
+        return loss
+
+    module.train()
+    run(range(steps), step, optimizer, after=lambda *_: schedule.step(), progress=progress)

@@ -49,19 +49,19 @@ def kron_sum(
     (float64 for float64 input) and rounded once; autocast does not change that.
 
     Args:
-        templates: weight templates ``[N, w1, w2]``, or ``[N, w]`` for vectors
-        scalers: weight scalers ``[..., N, s1, s2]``, or ``[..., N, s]``; leading axes are layers
-        order: ``"block"`` or ``"paper"``
+        templates: weight templates ``[N, w1, w2]``, or ``[N, w]`` for vectors.
+        scalers: weight scalers ``[..., N, s1, s2]``, or ``[..., N, s]``; leading axes are layers.
+        order: ``"block"`` or ``"paper"``.
         out: where to write instead of into new memory: a tensor of the result's shape, any
-            strides and floating dtype, or one such tensor for each index of a single leading axis
+            strides and floating dtype, or one such tensor for each index of a single leading axis.
 
     Returns:
-        ``[..., s1 * w1, s2 * w2]`` (``[..., s * w]``), in the dtype that both promote to; or `out`
+        ``[..., s1 * w1, s2 * w2]`` (``[..., s * w]``), in the dtype that both promote to; or `out`.
 
     Raises:
-        WeightInitError: shapes, dtypes or devices do not fit, or `order` is neither of the two
+        WeightInitError: if shapes, dtypes or devices do not fit, or `order` is neither of the two.
 
-    Example:
+    Examples:
         >>> templates = torch.tensor([[[1.0, 2.0]], [[10.0, 20.0]]])  # two of 1 x 2
         >>> scalers = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]])
         >>> kron_sum(templates, scalers)
@@ -69,7 +69,7 @@ def kron_sum(
         >>> kron_sum(templates, scalers, order="paper")
         tensor([[ 1., 10.,  2., 20.]])
     """
-    shape = check(templates, scalers, order)
+    shape = _shape(templates, scalers, order)
     dtype = torch.promote_types(templates.dtype, scalers.dtype)
     templates, scalers = templates.to(dtype), scalers.to(dtype)
     if out is None:
@@ -78,8 +78,12 @@ def kron_sum(
     return _write(templates, scalers, order, shape, out)
 
 
-def check(templates: Tensor, scalers: Tensor, order: str) -> tuple[int, ...]:
-    """The shape of the result, or a WeightInitError that names both shapes."""
+def _shape(templates: Tensor, scalers: Tensor, order: str) -> tuple[int, ...]:
+    """Return the shape of the result; raise if operands do not fit.
+
+    Raises:
+        WeightInitError: if shapes, dtypes or devices do not fit, or the order is unknown.
+    """
     if order not in ("block", "paper"):
         raise WeightInitError(f"order={order!r} is unknown; use 'block' or 'paper'")
     axes = templates.ndim - 1
@@ -103,7 +107,7 @@ def check(templates: Tensor, scalers: Tensor, order: str) -> tuple[int, ...]:
 
 
 def _canonical(templates: Tensor, scalers: Tensor) -> tuple[Tensor, Tensor]:
-    """Templates ``[N, w1, w2]`` and scalers ``[layers, N, s1, s2]``: a vector is one row."""
+    """Return templates ``[N, w1, w2]`` and scalers ``[layers, N, s1, s2]``: a vector is one row."""
     if templates.ndim == 2:
         templates, scalers = templates[:, None], scalers[..., None, :]
     layers = scalers.shape[:-3].numel()
@@ -207,6 +211,8 @@ def _differentiate_meta(
 
 
 class _KronSum(torch.autograd.Function):
+    """The autograd rule, which `register_autograd` of custom operators hides from torch.func."""
+
     @staticmethod
     def forward(templates: Tensor, scalers: Tensor, order: str) -> Tensor:
         return _compose(templates, scalers, order)
@@ -221,8 +227,6 @@ class _KronSum(torch.autograd.Function):
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx, *grads: Tensor
     ) -> tuple[Tensor | None, Tensor | None, None]:
-        need = ctx.needs_input_grad
-        d_templates, d_scalers = _differentiate(
-            grads[0], *ctx.saved_tensors, ctx.order, need[0], need[1]
-        )
-        return d_templates if need[0] else None, d_scalers if need[1] else None, None
+        need = ctx.needs_input_grad[:2]
+        found = _differentiate(grads[0], *ctx.saved_tensors, ctx.order, *need)
+        return found[0] if need[0] else None, found[1] if need[1] else None, None

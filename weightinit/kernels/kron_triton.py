@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from weightinit.kernels import kron
+from weightinit.kernels.common import accumulator
 
 # Programs enough to fill any GPU; fewer and the rows are split among more of them.
 PROGRAMS = 512
@@ -97,7 +98,7 @@ def _grad_scalers(
 
 
 def forward(templates: Tensor, scalers: Tensor) -> Tensor:
-    """Compose ``[layer, s1, w1, s2, w2]`` of ``[n, w1, w2]`` and ``[layer, n, s1, s2]``."""
+    """Return ``[layer, s1, w1, s2, w2]`` of ``[n, w1, w2]`` and ``[layer, n, s1, s2]``."""
     (w1, w2), (layers, _, s1, s2) = templates.shape[1:], scalers.shape
     out = templates.new_empty(layers, s1, w1, s2, w2)
     _compose(templates, _mixing(scalers), out)
@@ -113,7 +114,7 @@ def forward_into(templates: Tensor, scalers: Tensor, out: Sequence[Tensor]) -> N
 def backward(
     grad: Tensor, templates: Tensor, scalers: Tensor, need_templates: bool, need_scalers: bool
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients to both, from the gradient as a ``[layer, s1, w1, s2, w2]`` view of any strides."""
+    """Return the gradients to both, from a ``[layer, s1, w1, s2, w2]`` view of any strides."""
     if templates.dtype == torch.float64:  # tl.dot has no float64; it is for checks, not for speed
         return kron.backward(grad, templates, scalers, need_templates, need_scalers)
     d_templates = _templates_of(grad, templates, scalers) if need_templates else None
@@ -139,7 +140,7 @@ def _templates_of(grad: Tensor, templates: Tensor, scalers: Tensor) -> Tensor:
     n, w1, w2 = templates.shape
     mixing = _mixing(scalers)
     rows, (block, width, groups, group) = mixing[..., 0].numel(), _tiling(templates, mixing)
-    partial = templates.new_empty(groups, n, w1, w2, dtype=kron.accumulator(templates.dtype))
+    partial = templates.new_empty(groups, n, w1, w2, dtype=accumulator(templates.dtype))
     with _on_device(templates):
         _grad_templates[(triton.cdiv(w1 * w2, block), groups)](
             grad, mixing, partial, n, w1 * w2, w2, grad.stride(2), grad.stride(4),
@@ -168,17 +169,17 @@ def _scalers_of(grad: Tensor, templates: Tensor, scalers: Tensor) -> Tensor:
 
 
 def _mixing(scalers: Tensor) -> Tensor:
-    """Scalers as ``[layer, s1, s2, n]``: the n of one row side by side."""
+    """Return scalers as ``[layer, s1, s2, n]``: the n of one row side by side."""
     return scalers.permute(0, 2, 3, 1).contiguous()
 
 
 def _strides(blocks: Tensor) -> tuple[int, int, int, int, int]:
-    """Sizes of s1 and s2 and the strides of layer, s1 and s2."""
+    """Return the sizes of s1 and s2 and the strides of layer, s1 and s2."""
     return blocks.shape[1], blocks.shape[3], blocks.stride(0), blocks.stride(1), blocks.stride(3)
 
 
 def _tiling(templates: Tensor, mixing: Tensor) -> tuple[int, int, int, int]:
-    """Tile of p, templates rounded up, groups of rows, rows in each."""
+    """Return the tile of p, templates rounded up, groups of rows, rows in each."""
     rows = mixing[..., 0].numel()
     width = triton.next_power_of_2(templates.shape[0])
     block = min(1024, max(128, TILE // width))
@@ -188,7 +189,7 @@ def _tiling(templates: Tensor, mixing: Tensor) -> tuple[int, int, int, int]:
 
 
 def _options(templates: Tensor, **sizes: int) -> dict[str, Any]:
-    """Compile-time arguments: plain values at the call, tl.constexpr inside."""
+    """Return compile-time arguments: plain values at the call, tl.constexpr inside."""
     acc = tl.float64 if templates.dtype == torch.float64 else tl.float32
     return {**sizes, "ACC": acc, "enable_fp_fusion": True}
 

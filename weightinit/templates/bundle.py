@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from weightinit.anatomy import Anatomy
+from weightinit.anatomy import Anatomy, label_of
 from weightinit.errors import BundleError
 from weightinit.files.bundle import Bundle, Wanted, copies
 from weightinit.files.checks import Shape, some
@@ -26,25 +26,18 @@ __all__ = ["TemplateBundle", "as_bundle", "fitted_index", "list_templates", "siz
 MAX_EXPANSION = 64
 EXPANSION_FLOOR = 2 * 2**30
 MAX_KINDS = 256
-#: The axes of matrices and vectors by role, in the auxiliary model: "a" is the width inside
-#: attention, h times k, and "_" any size. Other kinds and roles may have any shape.
-AXES = {
-    "attn.qkv": "a d",
-    "attn.proj": "d a",
-    "mlp.fc1": "m d",
-    "mlp.fc2": "d m",
-    "norm1": "d",
+#: The axes of one part of a kind, by module; "a" is the width inside attention, h times k. A bias
+#: has the first. Other kinds may have any shape.
+KIND_AXES = {
+    "attn.qkv": "a d", "attn.proj": "d a", "mlp.fc1": "m d", "mlp.fc2": "d m", "norm1": "d",
     "norm2": "d",
-    "patch": "d c p q",
-    "pos": "t d",
-    "token.cls": "_ d",
-    "token.dist": "_ d",
-    "token.reg": "_ d",
-    "norm_pre": "d",
-    "norm": "d",
-    "head": "n _",
-    "head_dist": "n _",
-}
+}  # fmt: skip
+#: Those of tensors outside the blocks; "_" is any size. Families and users have more roles, which
+#: only need a well-formed name.
+OUTSIDE_AXES = {
+    "patch": "d c p q", "pos": "t d", "token.cls": "_ d", "token.dist": "_ d", "token.reg": "_ d",
+    "norm_pre": "d", "norm": "d", "head": "n _", "head_dist": "n _",
+}  # fmt: skip
 ROLE = re.compile(r"[a-z][a-z0-9_]*(\.[a-z0-9_]+)*")
 
 
@@ -116,7 +109,9 @@ class TemplateBundle(Bundle):
         for name in names:
             role = name.removeprefix("outside.")
             if role != name and ROLE.fullmatch(role):
-                shapes[name] = tuple(config.sizes.get(a, a) for a in _axes(role)) or None
+                shapes[name] = (
+                    tuple(config.sizes.get(a, a) for a in _axes(OUTSIDE_AXES, role)) or None
+                )
         return {name: shape for name, shape in shapes.items() if name in names}
 
     @classmethod
@@ -238,16 +233,16 @@ def _any(shape: Shape) -> tuple[str, ...]:
     return tuple(f"s{i}" for i in range(len(shape)))
 
 
-def _axes(role: str) -> list[str]:
-    """Return the axes of a role; a bias has the first of its weight's."""
+def _axes(known: Mapping[str, str], role: str) -> list[str]:
+    """Return the axes of a role in a table; none if it is not there."""
     module, _, which = role.rpartition(".")
-    axes = AXES.get(module if which in ("weight", "bias") else role, "").split()
+    axes = known.get(module if which in ("weight", "bias") else role, "").split()
     return axes[:1] if which == "bias" else axes
 
 
 def _auxiliary_size(config: BundleConfig, kind: str) -> Shape | None:
     """Return the size of one part of a kind in the auxiliary model; None for rarer kinds."""
-    axes = _axes(kind)
+    axes = _axes(KIND_AXES, kind)
     labels = " ".join(axes).replace("a", "h k").split()
     absent = [label for label in labels if label not in config.sizes]
     if absent:
@@ -304,7 +299,9 @@ def as_bundle(
 
 def size_key(anatomy: Anatomy) -> dict[str, int]:
     """Return what tells two sizes apart for fitted scalers: depth, width, heads, MLP."""
-    return {"depth": anatomy.depth, **{label: anatomy.sizes[label] for label in "dhkm"}}
+    labels = {x for piece in anatomy.blocks[0].values() for axis in piece.axes for x in axis}
+    channels = [x for x in sorted(labels) if label_of(x).kind == "channel" and x in anatomy.sizes]
+    return {"depth": anatomy.depth, **{label: anatomy.sizes[label] for label in channels}}
 
 
 def fitted_index(bundle: TemplateBundle, anatomy: Anatomy) -> int | None:

@@ -8,16 +8,16 @@ and belong to one size. Axes are in stored orientation, out x in, throughout.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from weightinit.anatomy import Anatomy, Piece
+from weightinit.anatomy import Anatomy, ParamSpec, Piece
 from weightinit.errors import ProjectionError
-from weightinit.inherit.depth import WRITING, damping
+from weightinit.inherit.depth import damping
 from weightinit.inherit.fresh import sub_generator
 from weightinit.kernels import kron_sum
 from weightinit.templates.bundle import TemplateBundle, fitted_index, size_key
@@ -72,7 +72,7 @@ class Composer:
         heads = (self.head_dim or head_dim, head_dim)
         unit = self.config.kinds[kind_of(piece.role)].unit
         return tuple(
-            Cover(n, w, heads) if len(axis) == 2 and axis[1] == "k" else Cover(n, w)
+            Cover(n, w, heads) if len(axis) > 1 and axis[-1] == "k" else Cover(n, w)
             for n, w, axis in zip(piece.size, unit, piece.axes, strict=True)
         )
 
@@ -98,17 +98,65 @@ class Composer:
             ProjectionError: if the bundle has no fitted scalers of this size, or the value is
                 unknown.
         """
-        if scalers not in STARTS:
-            raise ProjectionError(f"scalers={scalers!r} is not one of {tuple(STARTS)}")
+        starts = {"interpolate": self._interpolate, "linear": self._linear, "fitted": self._fitted}
+        if scalers not in starts:
+            raise ProjectionError(f"scalers={scalers!r} is not one of {tuple(starts)}")
         if scalers == "linear" and self.config.method != "wave":
             raise ProjectionError(
                 f"scalers='linear' is WAVE's Eq. B.1; {self.config.method} templates are whole "
                 "layers: use 'interpolate', which takes the method's own closed form"
             )
         return {
-            kind: STARTS[scalers](self, bundle, kind, sub_generator(seed, f"scalers.{kind}"))
+            kind: starts[scalers](bundle, kind, sub_generator(seed, f"scalers.{kind}"))
             for kind in self.pieces
         }
+
+    def _linear(self, bundle: TemplateBundle, kind: str, generator: torch.Generator) -> Tensor:
+        """Return WAVE's Eq. B.1."""
+        number, shape = self.config.kinds[kind].number, self.scaler_shape(kind)
+        return linear_scalers(number, shape, self.target.depth, generator=generator)
+
+    def _interpolate(self, bundle: TemplateBundle, kind: str, generator: torch.Generator) -> Tensor:
+        """Return the auxiliary model's, or its method's closed form, tiled over width."""
+        spec, depth = self.config.kinds[kind], self.target.depth
+        if self.config.method == "wave":
+            trained = bundle.config.traits.get("trained_depths")
+            several = isinstance(trained, (list, tuple)) and len(trained) > 1
+            move = interpolate_depth if several else stretch_depth
+            scalers = move(bundle.tensors[f"scalers.{kind}"].double(), depth)
+            if self.pieces[kind].ends:
+                scalers = scalers * damping(depth, bundle.config.depth)
+        else:
+            scalers = closed_form(self.config.method, spec.number, depth).double()
+            scalers = scalers.view(depth, spec.number, *(1,) * len(spec.shape))
+        parts = scalers.unflatten(2, (len(kind_roles(kind)) // spec.parts, -1))
+        piece, sizes = self.pieces[kind], bundle.config.sizes
+        covers = self.covers(piece)
+        # A table's own length is not among the sizes of a bundle: its templates cover it.
+        source = [
+            math.prod(sizes[x] for x in axis) if sizes.keys() >= {*axis} else tiles * cover.unit
+            for axis, tiles, cover in zip(piece.axes, parts.shape[3:], covers, strict=True)
+        ]
+        wide = widen_scalers(parts, source, covers, noise=NOISE, generator=generator)
+        return wide.flatten(2, 3)
+
+    def _fitted(self, bundle: TemplateBundle, kind: str, generator: torch.Generator) -> Tensor:
+        """Return those that the bundle has for exactly this size."""
+        index = fitted_index(bundle, self.target)
+        if index is None:
+            raise ProjectionError(
+                f"the bundle has no scalers fitted for {size_key(self.target)}: fit them with "
+                "weightinit.fit_scalers, or use scalers='interpolate'"
+            )
+        scalers = bundle.tensors.get(f"fitted.{index}.{kind}")
+        wanted = (self.target.depth, self.config.kinds[kind].number, *self.scaler_shape(kind))
+        shape = None if scalers is None else tuple(scalers.shape)
+        if scalers is None or shape != wanted:
+            raise ProjectionError(
+                f"fitted scalers of {kind} have shape {shape} and the model needs "
+                f"{wanted}: fit them anew with weightinit.fit_scalers"
+            )
+        return scalers.double()
 
     def compose(
         self, piece: Piece, templates: Tensor, scalers: Tensor, *, out: Tensor | None = None
@@ -139,11 +187,11 @@ class Composer:
                 return kron_sum(templates, scalers, order=order, out=out)
             value = _crop(kron_sum(templates, scalers, order=order), piece.size)
             return value if out is None else out.copy_(value)
-        query, key = (piece.role.startswith(f"attn.{name}.") for name in "qk")
-        scalers = scalers * covers[axis].gain if query or key else scalers
+        letter = piece.facts.letter
+        scalers = scalers * covers[axis].gain if letter in ("q", "k") else scalers
         value = kron_sum(templates, scalers, order=order)
         dim = value.dim() - axes + axis
-        value = _fold(value, dim, covers[axis], cut_to_zero=query)
+        value = _fold(value, dim, covers[axis], cut_to_zero=letter == "q")
         # The axis is split: heads, and their head dim or whole copies of the templates'.
         split = value.shape[dim : value.dim() - axes + axis + 1]
         value = _crop(value, (*piece.size[:axis], *split, *piece.size[axis + 1 :]))
@@ -152,80 +200,20 @@ class Composer:
         out.unflatten(axis, split).copy_(value)
         return out
 
-    def joint(self, pieces: Sequence[Piece]) -> bool:
-        """Return whether one Kronecker sum is these parameters of a block, one below the other."""
+    def joint(self, spec: ParamSpec) -> bool:
+        """Return whether a parameter is one Kronecker sum, just as it is stored."""
+        pieces, layout = self.target.pieces(spec), spec.layout
         kind = kind_of(pieces[0].role)
-        spec, covers = self.config.kinds[kind], [c for piece in pieces for c in self.covers(piece)]
-        if tuple(piece.role for piece in pieces) != kind_roles(kind):
+        stacked = layout.fused in (-1, 0) and all(view.plain for view in layout.parts)
+        if not stacked or spec.parts != kind_roles(kind):
             return False
+        covers = [cover for piece in pieces for cover in self.covers(piece)]
         if any(cover.folded or cover.length != cover.size for cover in covers):
             return False
         # The paper's order and templates that span several roles interleave the rows of roles.
-        apart = self.config.order == "block" and (spec.parts == 1 or covers[0].size == spec.unit[0])
-        return apart or len(pieces) == 1
-
-
-def _linear(
-    composer: Composer, bundle: TemplateBundle, kind: str, generator: torch.Generator
-) -> Tensor:
-    """WAVE's Eq. B.1."""
-    number, shape = composer.config.kinds[kind].number, composer.scaler_shape(kind)
-    return linear_scalers(number, shape, composer.target.depth, generator=generator)
-
-
-def _interpolate(
-    composer: Composer, bundle: TemplateBundle, kind: str, generator: torch.Generator
-) -> Tensor:
-    """The auxiliary model's, or the closed form of its method, tiled over width."""
-    spec, depth, piece = composer.config.kinds[kind], composer.target.depth, composer.pieces[kind]
-    if composer.config.method == "wave":
-        trained = bundle.config.traits.get("trained_depths")
-        several = isinstance(trained, (list, tuple)) and len(trained) > 1
-        move = interpolate_depth if several else stretch_depth
-        scalers = move(bundle.tensors[f"scalers.{kind}"].double(), depth)
-        if kind in WRITING:
-            scalers = scalers * damping(depth, bundle.config.depth)
-    else:
-        scalers = closed_form(composer.config.method, spec.number, depth).double()
-        scalers = scalers.view(depth, spec.number, *(1,) * len(spec.shape))
-    source = [math.prod(bundle.config.sizes[label] for label in axis) for axis in piece.axes]
-    parts = len(kind_roles(kind)) // spec.parts
-    return widen_scalers(
-        scalers.unflatten(2, (parts, -1)),
-        source,
-        composer.covers(piece),
-        noise=NOISE,
-        generator=generator,
-    ).flatten(2, 3)
-
-
-def _fitted(
-    composer: Composer, bundle: TemplateBundle, kind: str, generator: torch.Generator
-) -> Tensor:
-    """Those that the bundle has for exactly this size."""
-    target = composer.target
-    index = fitted_index(bundle, target)
-    if index is None:
-        raise ProjectionError(
-            f"the bundle has no scalers fitted for {size_key(target)}: fit them with "
-            "weightinit.fit_scalers, or use scalers='interpolate'"
-        )
-    scalers = bundle.tensors.get(f"fitted.{index}.{kind}")
-    wanted = (target.depth, composer.config.kinds[kind].number, *composer.scaler_shape(kind))
-    shape = None if scalers is None else tuple(scalers.shape)
-    if scalers is None or shape != wanted:
-        raise ProjectionError(
-            f"fitted scalers of {kind} have shape {shape} and the model needs "
-            f"{wanted}: fit them anew with weightinit.fit_scalers"
-        )
-    return scalers.double()
-
-
-STARTS: dict[str, Callable[[Composer, TemplateBundle, str, torch.Generator], Tensor]] = {
-    "interpolate": _interpolate,
-    "linear": _linear,
-    "fitted": _fitted,
-}
+        templates = self.config.kinds[kind]
+        apart = templates.parts == 1 or covers[0].size == templates.unit[0]
+        return len(pieces) == 1 or (apart and self.config.order == "block")
 
 
 def _fold(value: Tensor, dim: int, cover: Cover, *, cut_to_zero: bool) -> Tensor:

@@ -20,7 +20,6 @@ _ROLES: dict[str, tuple[str, ...]] = {
     for which in ("weight", "bias")
 }
 _KINDS = {role: kind for kind, roles in _ROLES.items() for role in roles}
-_NORMS = tuple(f"norm{i}.{which}" for i in (1, 2) for which in ("weight", "bias"))
 METHODS = ("wave", "tleg", "share", "heur_lg", "auto_lg")
 ORDERS = ("block", "paper")
 
@@ -104,17 +103,13 @@ class TemplateConfig:
             head_dim: rows of its contextual relative-position tables, used where a model has them.
             buckets: their columns.
         """
-        square = {
-            "attn.qkv.weight": 6,
-            "attn.proj.weight": 2,
-            "mlp.fc1.weight": 2 * mlp_ratio,
-            "mlp.fc2.weight": 2 * mlp_ratio,
-        }
-        kinds = {name: TemplateKind(number, (width, width)) for name, number in square.items()}
-        kinds["attn.qkv.bias"] = TemplateKind(4, (3 * width,), parts=3)
-        kinds["mlp.fc1.bias"] = TemplateKind(4, (mlp_ratio * width,))
-        for name in ("attn.proj.bias", "mlp.fc2.bias", *_NORMS):
-            kinds[name] = TemplateKind(4, (width,))
+        kinds = {}
+        for name, units in _layer(mlp_ratio).items():
+            kinds[name] = (
+                TemplateKind(4, (units[0] * width,), len(kind_roles(name)))
+                if len(units) == 1
+                else TemplateKind(2 * math.prod(units), (width, width))
+            )
         for part, shape in (
             ("q", (head_dim, buckets)),
             ("k", (head_dim, buckets)),
@@ -133,19 +128,10 @@ class TemplateConfig:
             number: how many layers the set holds.
             mlp_ratio: hidden size of its MLP over ``width``.
         """
-        w, m = width, mlp_ratio * width
-        shapes = {
-            "attn.proj.weight": (w, w),
-            "mlp.fc1.weight": (m, w),
-            "mlp.fc2.weight": (w, m),
-            "attn.proj.bias": (w,),
-            "mlp.fc1.bias": (m,),
-            "mlp.fc2.bias": (w,),
-            **dict.fromkeys(_NORMS, (w,)),
+        kinds = {
+            name: TemplateKind(number, tuple(n * width for n in units), len(kind_roles(name)))
+            for name, units in _layer(mlp_ratio).items()
         }
-        kinds = {name: TemplateKind(number, shape) for name, shape in shapes.items()}
-        kinds["attn.qkv.weight"] = TemplateKind(number, (3 * w, w), parts=3)
-        kinds["attn.qkv.bias"] = TemplateKind(number, (3 * w,), parts=3)
         return cls(method, width, kinds)
 
     def restricted_to(self, anatomy: Anatomy) -> TemplateConfig:
@@ -217,3 +203,18 @@ def kind_roles(kind: str) -> tuple[str, ...]:
 def kind_of(role: str) -> str:
     """Return the kind whose templates a canonical role is composed from."""
     return _KINDS.get(role, role)
+
+
+def _layer(mlp_ratio: int) -> dict[str, tuple[int, ...]]:
+    """Return the sizes of the kinds of one layer, in units of its width."""
+    return {
+        "attn.qkv.weight": (3, 1),
+        "attn.proj.weight": (1, 1),
+        "mlp.fc1.weight": (mlp_ratio, 1),
+        "mlp.fc2.weight": (1, mlp_ratio),
+        "attn.qkv.bias": (3,),
+        "mlp.fc1.bias": (mlp_ratio,),
+        "attn.proj.bias": (1,),
+        "mlp.fc2.bias": (1,),
+        **{f"norm{i}.{which}": (1,) for i in (1, 2) for which in ("weight", "bias")},
+    }

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from weightinit.anatomy import ParamSpec, Piece, anatomy
+from weightinit.anatomy import ParamSpec, anatomy, facts
 from weightinit.errors import ProjectionError
 from weightinit.inherit.fitting import ComposedModel
 from weightinit.inherit.fresh import base_seed, sub_generator
@@ -66,19 +65,37 @@ def constrain(
         >>> sum(s.numel() for s in constrained.scalers.values())
         1392
     """
-    return ConstrainedModel(
+    if train not in ("both", "scalers"):
+        raise ProjectionError(f"train={train!r} is unknown: use 'both' or 'scalers'")
+    if any(p.is_meta for p in model.parameters()):
+        raise ProjectionError(
+            "a meta model has no values to train: build it on a device, or call to_empty() and "
+            "initialise it first"
+        )
+    target = anatomy(model)
+    composer = Composer(config.restricted_to(target), target, head_dim)
+    seed = base_seed(generator)
+    start = {kind: _start(composer, kind, sub_generator(seed, kind)) for kind in composer.pieces}
+    constrained = ConstrainedModel(
         model,
-        config,
-        templates=templates,
-        scalers=scalers,
-        generator=generator,
-        train=train,
-        head_dim=head_dim,
+        composer,
+        {kind: t for kind, (t, _) in start.items()} | dict(templates or {}),
+        {kind: s for kind, (_, s) in start.items()} | dict(scalers or {}),
     )
+    if train == "scalers":
+        for name, parameter in constrained.named_parameters():
+            parameter.requires_grad_(name.startswith("scalers."))
+    return constrained
 
 
 class ConstrainedModel(ComposedModel):
-    """See :func:`constrain`, which makes it.
+    """What :func:`constrain` makes.
+
+    Args:
+        model: a model on a device; it is copied.
+        composer: composes its blocks.
+        templates: start values by kind, ``[N, *shape]``.
+        scalers: start values by kind, ``[depth, N, *scaler_shape]``, of any depth.
 
     Attributes:
         model: the inner model, without its block weights.
@@ -91,96 +108,51 @@ class ConstrainedModel(ComposedModel):
     def __init__(
         self,
         model: nn.Module,
-        config: TemplateConfig,
-        *,
-        templates: Mapping[str, Tensor] | None = None,
-        scalers: Mapping[str, Tensor] | None = None,
-        generator: torch.Generator | None = None,
-        train: str = "both",
-        head_dim: int | None = None,
-    ) -> None:
-        if train not in ("both", "scalers"):
-            raise ProjectionError(f"train={train!r} is unknown: use 'both' or 'scalers'")
-        if any(p.is_meta for p in model.parameters()):
-            raise ProjectionError(
-                "a meta model has no values to train: build it on a device, or call to_empty() and "
-                "initialise it first"
-            )
-        target = anatomy(model)
-        composer = Composer(config.restricted_to(target), target, head_dim)
-        slots = _slots(composer)
-        specs = [spec for slot in slots for spec in slot.specs]
-        super().__init__(_copy(model), [name for s in specs for name in (s.name, *s.tied)])
-        self.config, self.anatomy = composer.config, target
-        self.depth_used: int | None = None
-        self._composer, self._slots = composer, slots
-        like = next(p for p in self.model.parameters() if p.is_floating_point())
-        self.templates = nn.ParameterDict()
-        self.scalers = nn.ParameterDict() if config.method == "wave" else _Constants()
-        seed = base_seed(generator)
-        for kind in self.config.kinds:
-            start = self._start(kind, templates or {}, scalers or {}, sub_generator(seed, kind))
-            for held, value in zip((self.templates, self.scalers), start, strict=True):
-                held[_key(kind)] = nn.Parameter(value.to(like.device, like.dtype).clone())
-        if train == "scalers":
-            for name, parameter in self.named_parameters():
-                parameter.requires_grad_(name.startswith("scalers."))
-
-    def _start(
-        self,
-        kind: str,
+        composer: Composer,
         templates: Mapping[str, Tensor],
         scalers: Mapping[str, Tensor],
-        generator: torch.Generator,
-    ) -> tuple[Tensor, Tensor]:
-        """Return templates and scalers of a kind as given, else as they are drawn."""
-        spec, depth = self.config.kinds[kind], self.anatomy.depth
-        t_shape = (spec.number, *spec.shape)
-        s_shape = (spec.number, *self._composer.scaler_shape(kind))
-        t, s = _draw(kind, t_shape, (depth, *s_shape), generator)
-        if self.config.method != "wave":
-            s = closed_form(self.config.method, spec.number, depth)
-            s = s.view(depth, spec.number, *(1,) * len(spec.shape)).expand(-1, *s_shape)
-            t = torch.zeros_like(t) if kind.endswith("bias") else t
-            if kind.startswith("norm") and kind.endswith("weight"):
-                t = torch.ones_like(t) * (torch.arange(spec.number) == 0).view(-1, 1)
-        t, s = templates.get(kind, t), scalers.get(kind, s)
-        for what, value, expected in (
-            ("templates", t, t_shape),
-            ("scalers", s, (None, *s_shape)),
-        ):
-            if value.shape[1:] != expected[1:] or expected[0] not in (None, value.shape[0]):
-                raise ProjectionError(
-                    f"{what} of {kind} have shape {tuple(value.shape)}, and the model needs "
-                    f"{expected} (None is the depth): pass those of this config and model"
-                )
-        return t.detach(), s.detach()
+    ) -> None:
+        slots = _slots(composer)
+        specs = [spec for slot in slots for spec in slot]
+        super().__init__(_copy(model), [name for s in specs for name in (s.name, *s.tied)])
+        self.composer, self.config = composer, composer.config
+        self.depth_used: int | None = None
+        self._slots, self._joint = slots, {slot[0] for slot in slots if composer.joint(slot[0])}
+        self.templates = nn.ParameterDict()
+        self.scalers = nn.ParameterDict() if self.config.method == "wave" else _Constants()
+        like = next(p for p in self.model.parameters() if p.is_floating_point())
+        for kind, spec in self.config.kinds.items():
+            number, shape = spec.number, composer.scaler_shape(kind)
+            for what, held, value, expected in (
+                ("templates", self.templates, templates[kind], (number, *spec.shape)),
+                ("scalers", self.scalers, scalers[kind], (None, number, *shape)),
+            ):
+                if value.shape[1:] != expected[1:] or expected[0] not in (None, len(value)):
+                    raise ProjectionError(
+                        f"{what} of {kind} have shape {tuple(value.shape)}, and the model needs "
+                        f"{expected} (None is the depth): pass those of this config and model"
+                    )
+                value = value.detach().to(like.device, like.dtype).clone()
+                held[_key(kind)] = nn.Parameter(value)
 
     def weights(self) -> dict[str, Tensor]:
         """Return the composed parameters of all blocks, by name."""
         return {
             name: value
-            for slot in self._slots
-            for spec, value in zip(slot.specs, self._stored(slot), strict=False)
+            for specs in self._slots
+            for spec, value in zip(specs, self._stored(specs[0]), strict=False)
             for name in (spec.name, *spec.tied)
         }
 
-    def _stored(self, slot: _Slot) -> Sequence[Tensor]:
+    def _stored(self, spec: ParamSpec) -> Iterable[Tensor]:
         """Return one parameter of every block as it is stored."""
-        kinds = [kind_of(piece.role) for piece in slot.pieces]
-        if slot.joint:
+        pieces = self.composer.target.pieces(spec)
+        if spec in self._joint:
             # The step must cost what an unconstrained step costs: few and large operations.
-            return kron_sum(*self._values(kinds[0]), order=self.config.order).unbind(0)
-        parts = [
-            self._composer.compose(piece, *self._values(kind))
-            for piece, kind in zip(slot.pieces, kinds, strict=True)
-        ]
-        if slot.stacked:
-            return (parts[0] if len(parts) == 1 else torch.cat(parts, 1)).unbind(0)
-        layout = slot.specs[0].layout
-        return [
-            layout.merge(block) for block in zip(*(part.unbind(0) for part in parts), strict=True)
-        ]
+            templates, scalers = self._values(kind_of(pieces[0].role))
+            return kron_sum(templates, scalers, order=self.config.order).unbind(0)
+        parts = [self.composer.compose(p, *self._values(kind_of(p.role))) for p in pieces]
+        return map(spec.layout.merge, zip(*parts, strict=True))
 
     def _values(self, kind: str) -> tuple[Tensor, Tensor]:
         """Return the templates of a kind, and its scalers in the depth that is used."""
@@ -224,13 +196,13 @@ class ConstrainedModel(ComposedModel):
         tensors = {f"templates.{k}": self.templates[_key(k)] for k in self.config.kinds}
         if self.config.method == "wave":
             tensors |= {f"scalers.{k}": v for k, v in self.scaler_values().items()}
-        specs = self.anatomy.specs
-        left = sorted({s.role for s in specs if s.stack and s.name not in self._places})
+        anatomy = self.composer.target
+        left = sorted({s.role for s in anatomy.specs if s.stack and s.name not in self._places})
         return as_bundle(
-            self.anatomy,
+            anatomy,
             self.config,
             tensors,
-            collect(self.anatomy, dict(self.model.named_parameters(remove_duplicate=False))),
+            collect(anatomy, dict(self.model.named_parameters(remove_duplicate=False))),
             depth=self.depth,
             licence=licence,
             provenance={**(provenance or {}), **({"left_out": left} if left else {})},
@@ -251,36 +223,21 @@ class _Constants(nn.Module):
         return list(self.buffers())
 
 
-@dataclass(frozen=True)
-class _Slot:
-    """One parameter of every block that is composed."""
-
-    specs: tuple[ParamSpec, ...]  # one a block
-    pieces: tuple[Piece, ...]  # of the first block
-    stacked: bool  # it is stored as its pieces, one below the other
-    joint: bool  # one Kronecker sum is the parameter as it is stored
-
-
-def _slots(composer: Composer) -> list[_Slot]:
-    """Return the parameters of the blocks that the kinds of a template set make up."""
+def _slots(composer: Composer) -> list[tuple[ParamSpec, ...]]:
+    """Return the parameters that the kinds of a template set make up, one spec a block."""
     anatomy = composer.target
-    first = anatomy.blocks[0]
-    covered = {role for role in first if kind_of(role) in composer.config.kinds}
+    covered = [role for role in anatomy.blocks[0] if kind_of(role) in composer.config.kinds]
     slots = {}
-    for role in first:
+    for role in covered:
         specs = tuple(block[role].spec for block in anatomy.blocks if role in block)
-        if role not in covered or specs[0].name in slots:
-            continue
+        slots[specs[0].name] = specs
         alike = all(s.shape == specs[0].shape and s.parts == specs[0].parts for s in specs)
-        if len(specs) != anatomy.depth or not alike or not covered.issuperset(specs[0].parts):
+        if len(specs) != anatomy.depth or not alike or not set(specs[0].parts) <= set(covered):
             raise ProjectionError(
                 f"{specs[0].role} ({specs[0].name}) cannot be composed: all blocks must have "
                 f"it in one size, made of kinds of the config ({sorted(covered)}). Leave its kind "
                 "out of the config, or use a model of like blocks"
             )
-        pieces, layout = tuple(anatomy.pieces(specs[0])), specs[0].layout
-        stacked = layout.fused in (-1, 0) and all(view.plain for view in layout.parts)
-        slots[specs[0].name] = _Slot(specs, pieces, stacked, stacked and composer.joint(pieces))
     return list(slots.values())
 
 
@@ -297,23 +254,30 @@ def _copy(model: nn.Module) -> nn.Module:
         ) from error
 
 
-def _draw(
-    kind: str, t_shape: tuple[int, ...], s_shape: tuple[int, ...], generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Draw templates and scalers so that every one of them has a gradient.
+def _start(composer: Composer, kind: str, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Draw templates and scalers of a kind so that every one of them has a gradient.
 
     Matrices: standard deviation 0.02, in every block. Norm weights: 1; the scalers are drawn, then
     moved so that they sum to 1 over templates of ones. Biases: 0; templates in equal pairs, scalers
-    in opposite ones.
+    in opposite ones. Closed forms have scalers of their own, and biases and the slopes of norms are
+    0.
     """
-    number = t_shape[0]
-    s = torch.randn(s_shape, generator=generator) / math.sqrt(number)
-    if kind.startswith("norm") and kind.endswith("weight"):
-        return torch.ones(t_shape), s + (1 - s.sum(1, keepdim=True)) / number
-    t = nn.init.trunc_normal_(torch.empty(t_shape), std=STD, generator=generator)
-    if kind.endswith("bias"):
+    method, spec, depth = composer.config.method, composer.config.kinds[kind], composer.target.depth
+    number, shape = spec.number, composer.scaler_shape(kind)
+    role = facts(kind)
+    s = torch.randn((depth, number, *shape), generator=generator) / math.sqrt(number)
+    t = nn.init.trunc_normal_(torch.empty(number, *spec.shape), std=STD, generator=generator)
+    if method != "wave":
+        s = closed_form(method, number, depth).view(depth, number, *(1,) * len(shape)).expand_as(s)
+        if role.bias or role.gain:
+            t.zero_()[0] = float(role.gain)
+    elif role.gain:
+        t.fill_(1)
+        s += (1 - s.sum(1, keepdim=True)) / number
+    elif role.bias:
         half = number // 2
         t[half : 2 * half], s[:, half : 2 * half] = t[:half], -s[:, :half]
         t[2 * half :] = 0
-        return t, s
-    return t, s / s.norm(dim=1, keepdim=True)
+    else:
+        s /= s.norm(dim=1, keepdim=True)
+    return t, s

@@ -9,21 +9,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from weightinit.errors import WeightInitError
 
-__all__ = [
-    "History",
-    "load_checkpoint",
-    "load_weights",
-    "restore",
-    "save_checkpoint",
-    "store",
-]
+__all__ = ["History", "load_checkpoint", "save_checkpoint"]
 
 
 @dataclass
@@ -31,10 +24,10 @@ class History:
     """What a training run did.
 
     Args:
-        recipe: that was followed.
-        rows: one ``{"step", "loss", "lr"}`` a few times an epoch, with ``"val"`` (accuracy in
-            percent) where it was measured.
-        seconds: spent, over all resumed parts.
+        recipe: the recipe that was followed.
+        rows: one ``{"step", "lr", "loss"}`` a few times an epoch, with ``"val"`` (accuracy in
+            percent; of texts bits per byte) where it was measured.
+        seconds: time spent, over all resumed parts.
     """
 
     recipe: dict[str, Any]
@@ -43,7 +36,7 @@ class History:
 
     @property
     def val(self) -> float:
-        """The last validation accuracy in percent, nan if none was measured."""
+        """The last validation score, nan if none was measured."""
         return next((row["val"] for row in reversed(self.rows) if "val" in row), math.nan)
 
     def save(self, path: Path) -> None:
@@ -52,18 +45,14 @@ class History:
 
 
 def save_checkpoint(
-    path: Path, module: nn.Module, optimizer: torch.optim.Optimizer | None, state: dict[str, Any]
+    path: Path, module: nn.Module, optimizer: Optimizer, state: dict[str, Any]
 ) -> None:
     """Write weights, optimizer state and ``state`` (JSON) to ``path``, by way of a rename.
 
-    Args:
-        path: of the file.
-        module: whose state_dict is written under ``model.``.
-        optimizer: whose tensors are written under ``optimizer.<parameter>.``; None for none.
-        state: what else a resumed run needs.
+    Names begin with ``model.`` and ``optimizer.<parameter>.``.
     """
     tensors = {f"model.{name}": t for name, t in module.state_dict().items()}
-    for index, entry in (optimizer.state_dict()["state"] if optimizer else {}).items():
+    for index, entry in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": t for name, t in entry.items()}
     # clone: safetensors refuses tensors that share memory, which tied weights do
     tensors = {name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}
@@ -74,79 +63,31 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    path: Path, module: nn.Module, optimizer: torch.optim.Optimizer | None = None
+    path: Path, module: nn.Module, optimizer: Optimizer | None = None
 ) -> dict[str, Any]:
     """Read :func:`save_checkpoint`'s file into ``module`` and ``optimizer``; return its state.
 
     Raises:
         WeightInitError: if the file is not such a checkpoint, or of another model.
     """
-    weights, moments = {}, {}
+    weights: dict[str, Tensor] = {}
+    moments: dict[int, dict[str, Tensor]] = {}
     try:
         with safe_open(path, framework="pt") as file:
             state = json.loads((file.metadata() or {})["state"])
             for key in file.keys():
                 part, _, name = key.partition(".")
-                (weights if part == "model" else moments)[name] = file.get_tensor(key)
+                if part == "model":
+                    weights[name] = file.get_tensor(key)
+                elif optimizer is not None:
+                    index, _, name = name.partition(".")
+                    moments.setdefault(int(index), {})[name] = file.get_tensor(key)
         module.load_state_dict(weights)
         if optimizer is not None:
-            entries: dict[int, dict[str, Any]] = {}
-            for key, tensor in moments.items():
-                index, _, name = key.partition(".")
-                entries.setdefault(int(index), {})[name] = tensor
-            groups = optimizer.state_dict()["param_groups"]
-            optimizer.load_state_dict({"state": entries, "param_groups": groups})
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
     except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
         raise WeightInitError(
             f"{path} is not a checkpoint of this model ({error}): remove it, or start without "
             "resuming"
         ) from error
     return state
-
-
-def load_weights(path: Path, module: nn.Module) -> dict[str, Any]:
-    """Read a checkpoint's weights alone; return its state."""
-    return load_checkpoint(path, module)
-
-
-def store(
-    path: Path,
-    module: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    history: History,
-    step: int,
-) -> None:
-    """Write where a training stands to ``path``, and its history beside it as history.json."""
-    record = {"step": step, "history": asdict(history), "scaler": scaler.state_dict()}
-    save_checkpoint(path, module, optimizer, record)
-    history.save(path.with_name("history.json"))
-
-
-def restore(
-    path: Path,
-    module: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    history: History,
-) -> tuple[History, int]:
-    """Read :func:`store`'s file into ``module`` and the others; return its history and step.
-
-    Args:
-        path: of the file.
-        module: whose weights are read.
-        optimizer: whose state is read.
-        scaler: of gradients, likewise.
-        history: of the run that goes on; its recipe must be the same.
-
-    Raises:
-        WeightInitError: if it is no such file, or the recipe is another.
-    """
-    state = load_checkpoint(path, module, optimizer)
-    if state["history"]["recipe"] != history.recipe:
-        raise WeightInitError(
-            f"{path} was trained by another recipe ({state['history']['recipe']}): resume with the "
-            "same options, or start in another folder"
-        )
-    scaler.load_state_dict(state["scaler"])
-    return History(**state["history"]), state["step"]

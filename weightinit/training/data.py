@@ -1,26 +1,28 @@
-"""Real images for training: scikit-learn's digits, safetensors packs, folders of image files."""
+"""Image data by name or path: scikit-learn's digits, CIFAR-10, safetensors, folders of files."""
 
 from __future__ import annotations
 
-import hashlib
-import io
-import itertools
 import json
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from torch import Tensor
+from torchvision.datasets import CIFAR10
+from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
 
 from weightinit.errors import WeightInitError
-from weightinit.training.images import ImageData, ImageFiles, Split, assemble, pixels
+from weightinit.training.images import ImageData, ImageFiles, Split
 
-__all__ = ["load_data"]
+__all__ = ["assemble", "load_data", "split_off"]
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
+#: Data whose images change their meaning when mirrored.
+NO_FLIP = ("digits", "gtsrb", "omniglot", "mnist", "spoken", "svhn", "text")
+#: Tensors of a file of images.
+PACK = ("images_train", "labels_train", "images_test", "labels_test")
 
 
 def load_data(
@@ -33,17 +35,18 @@ def load_data(
     """Load a data set by name or path.
 
     Args:
-        source: ``"digits"`` (scikit-learn's bundled 1,797 images of 8x8), the path of a
-            ``*.safetensors`` pack, the name of one in ``$WEIGHTINIT_DATA`` (default
-            ``../shared/data``), ``"cifar10"`` (downloaded by torchvision where there is no pack),
-            or a folder of one sub-folder a class, or of ``train`` and ``test`` (or ``val``) so.
-        seed: of the split into train and validation images (and test images, where the data set
-            has none of its own).
-        image_size: of the images of a folder, in pixels (default 224); packs keep their own.
-        cache_dir: where decoded packs are kept (default ``~/.cache/weightinit``).
+        source: ``"digits"`` (scikit-learn's bundled 1,797 images of 8x8); the path of a
+            ``*.safetensors`` file of ``images_train`` (uint8 ``[N, H, W, C]``), ``labels_train``,
+            ``images_test`` and ``labels_test``; a folder of one sub-folder a class, or of ``train``
+            and ``test`` (or ``val``) so; the name of such a file or folder in ``$WEIGHTINIT_DATA``;
+            or ``"cifar10"``, which torchvision downloads.
+        seed: base seed for the split into train and validation images (and test images, where the
+            data set has none of its own).
+        image_size: side of the images of a folder in pixels (default 224); others keep their own.
+        cache_dir: where downloads are kept (default ``~/.cache/weightinit``).
 
     Raises:
-        WeightInitError: if there is no such data, or a pack is not of a known layout.
+        WeightInitError: if there is no such data, or a file is not of a known layout.
 
     Examples:
         >>> from weightinit.training.data import load_data
@@ -51,19 +54,17 @@ def load_data(
         >>> len(data.train), len(data.val), len(data.test), data.classes
         (1259, 179, 359, 10)
     """
-    cache = Path(cache_dir or Path.home() / ".cache" / "weightinit")
     name = os.fspath(source)
     if name == "digits":
         return _digits(seed)
-    path = Path(name)
-    root = Path(os.environ.get("WEIGHTINIT_DATA", "../shared/data"))
-    for pack in (path, root / f"{name}.safetensors", root / f"{name}_compact.safetensors"):
-        if pack.is_file() and pack.suffix == ".safetensors":
-            return _pack(pack, seed, cache)
-    if path.is_dir():
-        return _folder(path, seed, image_size or 224)
+    root = Path(os.environ.get("WEIGHTINIT_DATA", "."))
+    for path in (Path(name), root / name, root / f"{name}.safetensors"):
+        if path.is_dir():
+            return _folder(path, seed, image_size or 224)
+        if path.is_file() and path.suffix == ".safetensors":
+            return _pack(path, seed)
     if name == "cifar10":
-        return _torchvision_cifar10(seed, cache)
+        return _cifar10(seed, Path(cache_dir or Path.home() / ".cache" / "weightinit"))
     packs = sorted(p.stem for p in root.glob("*.safetensors"))
     raise WeightInitError(
         f"data {name!r} is not found: use 'digits', 'cifar10', a folder of images, the path of a "
@@ -81,67 +82,31 @@ def _digits(seed: int) -> ImageData:
     return assemble("digits", Split(images, labels), None, seed=seed, source=source)
 
 
-def _pack(path: Path, seed: int, cache: Path) -> ImageData:
+def _pack(path: Path, seed: int) -> ImageData:
     try:
         with safe_open(path, framework="pt") as file:
-            meta, names = file.metadata() or {}, set(file.keys())
-        if {"header", "body", "offsets", "labels", "split"} <= names:
-            return _jpeg_pack(path, meta, seed, cache)
-        if {"images_train", "labels_train", "images_test", "labels_test"} <= names:
-            tensors = load_file(path)
-            described = json.loads(meta.get("metadata", "{}"))
-            source = {k: described[k] for k in ("source", "commit", "licence") if k in described}
-            pool, test = (
-                Split(tensors[f"images_{part}"], tensors[f"labels_{part}"].long())
-                for part in ("train", "test")
+            described = json.loads((file.metadata() or {}).get("metadata", "{}"))
+            names = set(file.keys())
+        if not names.issuperset(PACK):
+            raise WeightInitError(
+                f"{path} holds {sorted(names)[:8]}: a pack needs {', '.join(PACK[:3])} "
+                f"and {PACK[3]}"
             )
-            name = str(described.get("name", path.stem))
-            groups = tensors.get("track_train")
-            return assemble(name, pool, test, seed=seed, source=source, groups=groups)
+        tensors = load_file(path)
     except SafetensorError as error:
         raise WeightInitError(
             f"{path} is not a safetensors file ({error}): name another"
         ) from error
-    raise WeightInitError(
-        f"{path} holds {sorted(names)[:8]}: a pack needs images_train, labels_train, images_test "
-        "and labels_test, or JPEG files as header, body, offsets, labels and split"
-    )
-
-
-def _jpeg_pack(path: Path, meta: dict[str, str], seed: int, cache: Path) -> ImageData:
-    """Decode a pack of JPEG files that share one header, once."""
-    stat = path.stat()
-    tag = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
-    decoded = cache / f"{path.stem}-{hashlib.sha256(tag.encode()).hexdigest()[:16]}.safetensors"
-    if not decoded.is_file():
-        from PIL import Image
-
-        t = load_file(path)
-        header, body = t["header"].numpy().tobytes(), t["body"].numpy().tobytes()
-        starts = t["offsets"].tolist()
-        images = torch.stack(
-            [
-                pixels(Image.open(io.BytesIO(header + body[a:b])).convert("RGB"))
-                for a, b in itertools.pairwise(starts)
-            ]
-        )
-        cache.mkdir(parents=True, exist_ok=True)
-        part = decoded.with_suffix(f".{os.getpid()}.part")
-        save_file({"images": images, "labels": t["labels"], "split": t["split"]}, part)
-        part.replace(decoded)
-    t = load_file(decoded)
+    source = {k: described[k] for k in ("source", "commit", "licence") if k in described}
     pool, test = (
-        Split(t["images"][rows].contiguous(), t["labels"][rows].long())
-        for rows in (t["split"] == 0, t["split"] == 1)
+        Split(tensors[f"images_{part}"], tensors[f"labels_{part}"].long())
+        for part in ("train", "test")
     )
-    name = meta.get("name", path.stem)
-    source = {k: meta[k] for k in ("source", "commit", "licence") if k in meta}
-    return assemble(name, pool, test, seed=seed, source=source | {"layout": "jpeg"})
+    name, groups = str(described.get("name", path.stem)), tensors.get("track_train")
+    return assemble(name, pool, test, seed=seed, source=source, groups=groups)
 
 
-def _torchvision_cifar10(seed: int, cache: Path) -> ImageData:
-    from torchvision.datasets import CIFAR10
-
+def _cifar10(seed: int, cache: Path) -> ImageData:
     try:
         parts = [CIFAR10(str(cache), train=train, download=True) for train in (True, False)]
     except (OSError, RuntimeError) as error:
@@ -155,24 +120,73 @@ def _torchvision_cifar10(seed: int, cache: Path) -> ImageData:
 
 def _folder(path: Path, seed: int, size: int) -> ImageData:
     root = path / "train" if (path / "train").is_dir() else path
-    names = sorted(p.name for p in root.iterdir() if p.is_dir())
-    pool = _files(root, names, size)
-    tests = [path / part for part in ("test", "val") if root != path and (path / part).is_dir()]
-    test = _files(tests[0], names, size) if tests else None
-    return assemble(path.name, pool, test, seed=seed, source={"classes": names[:1000]})
-
-
-def _files(root: Path, names: Sequence[str], size: int) -> Split:
-    found = [
-        (p, label)
-        for label, name in enumerate(names)
-        for p in sorted((root / name).rglob("*"))
-        if p.suffix.lower() in SUFFIXES
-    ]
-    if not found:
+    try:
+        names, labels = find_classes(root)
+        tests = [path / part for part in ("test", "val") if root != path and (path / part).is_dir()]
+        pool, *test = (_files(folder, labels, size) for folder in (root, *tests[:1]))
+    except FileNotFoundError as error:
         raise WeightInitError(
-            f"{root} holds no images in sub-folders of one class each ({', '.join(SUFFIXES)}): "
-            "name a folder that is laid out as class/image.png"
-        )
-    images = ImageFiles(tuple(p for p, _ in found), size)
-    return Split(images, torch.tensor([label for _, label in found]))
+            f"{root} holds no images in sub-folders of one class each ({', '.join(IMG_EXTENSIONS)})"
+            ": name a folder that is laid out as class/image.png"
+        ) from error
+    source = {"classes": names[:1000]}
+    return assemble(path.name, pool, test[0] if test else None, seed=seed, source=source)
+
+
+def _files(root: Path, labels: dict[str, int], size: int) -> Split:
+    found = make_dataset(root, labels, extensions=IMG_EXTENSIONS, allow_empty=True)
+    if not found:
+        raise FileNotFoundError(root)
+    paths, targets = zip(*found, strict=True)
+    return Split(ImageFiles(tuple(map(Path, paths)), size), torch.tensor(targets))
+
+
+def split_off(
+    labels: Tensor, part: float, generator: torch.Generator, groups: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return (kept, held out) indices: ``part`` of every class, whole groups on one side."""
+    held = torch.zeros(len(labels), dtype=torch.bool)
+    for label in labels.unique():
+        rows = (labels == label).nonzero().flatten()
+        if groups is None:
+            order = rows[torch.randperm(len(rows), generator=generator)]
+            held[order[: round(part * len(rows))]] = True
+        else:
+            names = groups[rows].unique()
+            names = names[torch.randperm(len(names), generator=generator)]
+            held |= torch.isin(groups, names[: max(1, round(part * len(names)))])
+    return (~held).nonzero().flatten(), held.nonzero().flatten()
+
+
+def assemble(
+    name: str,
+    pool: Split,
+    test: Split | None,
+    *,
+    seed: int,
+    source: dict[str, Any],
+    groups: Tensor | None = None,
+) -> ImageData:
+    """Split validation (a tenth, 5,000 at most) and, where there are none, test images off."""
+    generator = torch.Generator().manual_seed(seed)
+    if test is None:
+        rest, held = split_off(pool.labels, 0.2, generator)
+        pool, test = pool.rows(rest), pool.rows(held)
+        rest, held = split_off(pool.labels, 0.125, generator)
+    else:
+        part = min(0.1, 5000 / len(pool))
+        rest, held = split_off(pool.labels, part, generator, groups)
+    train, val = pool.rows(rest), pool.rows(held)
+    sample = train.images[torch.arange(0, len(train), max(1, len(train) // 5000))]
+    flat = sample.flatten(0, 2).double() / 255
+    return ImageData(
+        name=name,
+        train=train,
+        val=val,
+        test=test,
+        classes=int(max(pool.labels.max(), test.labels.max())) + 1,
+        mean=tuple(round(float(v), 4) for v in flat.mean(0)),
+        std=tuple(round(float(v), 4) for v in flat.std(0)),
+        flip=not any(word in name.lower() for word in NO_FLIP),
+        source={"split_seed": seed} | source,
+    )

@@ -5,27 +5,32 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import platform
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from torch import Tensor, nn
 
-from weightinit._version import __version__
+from weightinit.anatomy import anatomy
 from weightinit.errors import WeightInitError
 from weightinit.templates.bundle import TemplateBundle
+from weightinit.templates.compose import Composer
 from weightinit.templates.config import TemplateConfig
 from weightinit.templates.constrain import ConstrainedModel, constrain
-from weightinit.training.checkpoint import load_weights
+from weightinit.training.checkpoint import load_checkpoint
 from weightinit.training.data import load_data
-from weightinit.training.images import ImageData, ImageFiles
-from weightinit.training.loop import History, accelerator, evaluate, train
-from weightinit.training.presets import Network, Preset, Taught, get_preset
+from weightinit.training.images import ImageData
+from weightinit.training.loop import accelerator, train
+from weightinit.training.presets import Network, Preset, get_preset
+from weightinit.training.recipe import Recipe, Run
+from weightinit.training.tasks import Data
 
-__all__ = ["MixedModel", "build_auxiliary", "get_ancestor", "train_templates", "versions"]
+__all__ = ["MixedModel", "build_auxiliary", "get_ancestor", "train_templates"]
 
+#: Templates of each kind, by method; WAVE's config says its own.
 METHODS = {"wave": 0, "tleg": 2, "share": 1}
 
 
@@ -72,14 +77,7 @@ class MixedModel(ConstrainedModel):
 
 
 def build_auxiliary(preset: Preset, data: ImageData, method: str, seed: int) -> MixedModel:
-    """Return the untrained auxiliary model of a preset.
-
-    Args:
-        preset: names its size.
-        data: its classes and channels.
-        method: ``"wave"``, ``"tleg"`` or ``"share"``.
-        seed: of templates, scalers and what is outside the blocks.
-    """
+    """Return the untrained auxiliary model of a preset for the classes and channels of the data."""
     if method not in METHODS:
         raise WeightInitError(f"method {method!r} trains no templates: use one of {list(METHODS)}")
     depth, width = preset.auxiliary.kwargs["depth"], preset.width
@@ -95,76 +93,68 @@ def build_auxiliary(preset: Preset, data: ImageData, method: str, seed: int) -> 
     )
     # Blocks enough for the deepest; the scalers are those of the auxiliary model's own depth.
     largest = preset.auxiliary_at(max(depth, *preset.depths, 0)).build(data, seed)
-    given = [
+    given = (
         {kind: held[kind.replace(".", "_")] for kind in start.config.kinds}
         for held in (start.templates, start.scalers)
-    ]
-    mixed = MixedModel(largest, config, templates=given[0], scalers=given[1])
+    )
+    mixed = MixedModel(largest, Composer(start.config, anatomy(largest)), *given)
     mixed.pools, mixed.depths = preset.pools, preset.depths
     return mixed
 
 
 def get_ancestor(
-    preset: Taught,
-    data: ImageData,
+    network: Network,
+    recipe: Recipe | None,
+    tasks: Sequence[Data],
     *,
     cache_dir: Path,
     seed: int = 0,
     progress: bool | None = None,
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """Return the ancestor and its provenance: timm's own, or trained here and cached.
+    """Return an ancestor and its provenance: pretrained, or trained here and cached.
 
     A training that was interrupted goes on where it stopped.
 
     Args:
-        preset: names the ancestor and its recipe.
-        data: to train it on.
+        network: the ancestor.
+        recipe: recipe of its training; None where it is pretrained.
+        tasks: data to train it on, of several tasks together.
         cache_dir: holds ``ancestors/<hash of the recipe>``.
-        seed: of its initial weights and of its training.
-        progress: see :func:`weightinit.training.loop.train`.
+        seed: base seed for its initial weights and its training.
+        progress: None shows a bar on a terminal.
     """
-    network = preset.ancestor
-    model = network.build(data, seed)
-    described: dict[str, Any] = {"network": asdict(network)}
-    if preset.ancestor_recipe is not None:
-        recipe = replace(preset.ancestor_recipe, seed=seed)
-        described |= {"recipe": asdict(recipe), "data": data.describe()}
-        text = json.dumps(described, sort_keys=True)
-        folder = cache_dir / "ancestors" / hashlib.sha256(text.encode()).hexdigest()[:16]
+    model = network.build(tasks[0], seed)
+    card: dict[str, Any] = {"network": asdict(network)}
+    if recipe is not None:
+        recipe = replace(recipe, seed=seed)
+        card["recipe"] = asdict(recipe)
+        key = json.dumps({**card, "data": [task.describe() for task in tasks]}, sort_keys=True)
+        folder = cache_dir / "ancestors" / hashlib.sha256(key.encode()).hexdigest()[:16]
         file = folder / "checkpoint.safetensors"
-        if not file.exists() or load_weights(file, model)["step"] < recipe.steps:
+        if not file.exists() or load_checkpoint(file, model)["step"] < recipe.steps:
+            every = max(1, recipe.steps // 10)
             train(
-                model,
-                data,
-                recipe,
-                out=folder,
-                resume=True,
-                eval_every=max(1, recipe.steps // 10),
-                progress=progress,
+                model, tasks, recipe, out=folder, resume=True, eval_every=every, progress=progress
             )
-        history = History(**load_weights(file, model)["history"])
-        described["seconds"] = round(history.seconds)
-        del described["data"]
-    described["val"] = round(evaluate(model, data.val, data), 2)
-    described["test"] = round(evaluate(model, data.test, data), 2)
-    return model, described
+        card["seconds"] = round(load_checkpoint(file, model)["history"]["seconds"])
+    for part in ("val", "test"):
+        found = {
+            task.name: round(task.score(model, getattr(task, part)), task.digits)
+            for task in tasks
+            if hasattr(task, part)
+        }
+        if found:
+            card[part] = found if len(tasks) > 1 else found.popitem()[1]
+    return model, card
 
 
 def train_templates(
     preset: str | Preset,
     data: str | os.PathLike[str] | ImageData | None = None,
     *,
-    out: str | os.PathLike[str],
     method: str = "wave",
-    steps: int | None = None,
-    seed: int = 0,
-    resume: bool = False,
-    precision: str | None = None,
-    workers: int = 0,
-    cache_dir: str | os.PathLike[str] | None = None,
     dtype: torch.dtype = torch.float32,
-    command: str = "",
-    progress: bool | None = None,
+    **run: Any,
 ) -> TemplateBundle:
     """Train a template bundle and save it.
 
@@ -172,19 +162,11 @@ def train_templates(
     composed of templates, learns its soft labels (WAVE, Eq. 6 and 7).
 
     Args:
-        preset: by name, or one of your own.
+        preset: name of a preset, or one of your own.
         data: what :func:`weightinit.training.data.load_data` takes; None is the preset's own.
-        out: folder of the bundle; ``training/`` in it holds the checkpoint and the history.
         method: ``"wave"``, ``"tleg"`` or ``"share"`` (whose scalers are closed forms).
-        steps: of the distillation, the warm-up scaled along; None is the preset's.
-        seed: of everything.
-        resume: go on from the checkpoint in ``out``.
-        precision: ``"no"``, ``"bf16"`` or ``"fp16"``; None is the preset's.
-        workers: processes that augment images.
-        cache_dir: of decoded data and ancestors (default ``~/.cache/weightinit``).
-        dtype: of the saved tensors.
-        command: for the provenance.
-        progress: None shows bars on a terminal.
+        dtype: dtype of the saved tensors.
+        **run: see :class:`weightinit.training.recipe.Run`; ``out``, the folder, is required.
 
     Returns:
         The bundle, with its validation and test accuracy in ``config.provenance``.
@@ -192,100 +174,66 @@ def train_templates(
     Raises:
         WeightInitError: if the data is not found or does not fit the preset.
     """
+    given = Run(**run)
     preset = get_preset(preset) if isinstance(preset, str) else preset
-    folder = Path(out).expanduser()
-    cache = Path(cache_dir or Path.home() / ".cache" / "weightinit").expanduser()
-    data = _data(preset, data, seed, cache)
-    recipe = preset.recipe.planned(steps=steps, seed=seed, precision=precision)
-    ancestor, ancestor_card = get_ancestor(
-        preset, data, cache_dir=cache, seed=seed, progress=progress
+    data = _data(preset, data, given)
+    recipe = given.recipe(preset.recipe)
+    ancestor, card = get_ancestor(
+        preset.ancestor,
+        preset.ancestor_recipe,
+        [data],
+        cache_dir=given.cache,
+        seed=given.seed,
+        progress=given.progress,
     )
-    auxiliary = build_auxiliary(preset, data, method, seed)
-    history = train(
-        auxiliary,
-        data,
-        recipe,
-        ancestor=ancestor,
-        out=folder / "training",
-        resume=resume,
-        eval_every=max(1, recipe.steps // 10),
-        workers=workers,
-        progress=progress,
-    )
+    auxiliary = build_auxiliary(preset, data, method, given.seed)
+    options = given.options(recipe.steps // 10)
+    history = train(auxiliary, data, recipe, ancestor=ancestor, **options)
     auxiliary.cpu()
-    provenance = {
-        "command": command,
-        "preset": preset.name,
-        "data": data.describe(),
-        "ancestor": ancestor_card,
-        "auxiliary": {
-            "network": asdict(preset.auxiliary_at(preset.auxiliary.kwargs["depth"])),
-            "recipe": asdict(recipe),
-            "pools": preset.pools,
-            "depths": preset.depths,
-            "seconds": round(history.seconds),
-            "val": scores(auxiliary, data),
-            "test": round(evaluate(auxiliary, data.test, data), 2),
-        },
-        "versions": versions(),
+    described = {
+        "network": asdict(preset.auxiliary_at(auxiliary.depth)),
+        "recipe": asdict(recipe),
+        "pools": preset.pools,
+        "depths": preset.depths,
+        "seconds": round(history.seconds),
+        "val": _scores(auxiliary, data),
+        "test": round(data.score(auxiliary, data.test), 2),
     }
-    bundle = auxiliary.to_bundle(provenance=json.loads(json.dumps(provenance)), dtype=dtype)
+    provenance = given.provenance(
+        preset.name, data=data.describe(), ancestor=card, auxiliary=described
+    )
+    bundle = auxiliary.to_bundle(provenance=provenance, dtype=dtype)
     if accelerator().is_main_process:
-        bundle.save_pretrained(folder)
+        bundle.save_pretrained(given.folder)
     return bundle
 
 
-def scores(auxiliary: MixedModel, data: ImageData) -> dict[str, float]:
+def _scores(auxiliary: MixedModel, data: ImageData) -> dict[str, float]:
     """Return validation accuracy in percent by pooling, and at other depths with the first."""
     model: Any = auxiliary.model
     found = {}
     for pool in auxiliary.pools:
         model.global_pool = pool
-        found[pool] = round(evaluate(auxiliary, data.val, data), 2)
+        found[pool] = round(data.score(auxiliary), 2)
     model.global_pool = auxiliary.pools[0]
     for depth in sorted({*auxiliary.depths} - {auxiliary.depth}):
         auxiliary.depth_used = depth
-        found[f"depth {depth}"] = round(evaluate(auxiliary, data.val, data), 2)
+        found[f"depth {depth}"] = round(data.score(auxiliary), 2)
     auxiliary.depth_used = None
     return found
 
 
-def _data(
-    preset: Preset, data: str | os.PathLike[str] | ImageData | None, seed: int, cache: Path
-) -> ImageData:
+def _data(preset: Preset, data: str | os.PathLike[str] | ImageData | None, run: Run) -> ImageData:
     size = preset.auxiliary.kwargs["img_size"]
     if not isinstance(data, ImageData):
-        data = load_data(data or preset.data, seed=seed, image_size=size, cache_dir=cache)
-    images = data.val.images
-    given = images.size if isinstance(images, ImageFiles) else tuple(images.shape[1:3])
-    if given not in (size, (size, size)):
+        data = load_data(data or preset.data, seed=run.seed, image_size=size, cache_dir=run.cache)
+    if data.val.size != (size, size):
         raise WeightInitError(
-            f"{data.name} has images of {given} pixels, and {preset.name} is for {size}: name "
-            "other data, or another preset"
+            f"{data.name} has images of {data.val.size} pixels, and {preset.name} is for {size}: "
+            "name other data, or another preset"
         )
-    return _as_pretrained(preset.ancestor, data)
-
-
-def _as_pretrained(network: Network, data: ImageData) -> ImageData:
-    """Normalise images as a pretrained ancestor expects them."""
-    if not network.pretrained:
+    if not preset.ancestor.pretrained:
         return data
-    import timm
-
-    config = timm.get_pretrained_cfg(network.model)
+    config = timm.get_pretrained_cfg(preset.ancestor.model)
     assert config is not None
-    return replace(data, mean=tuple(config.mean), std=tuple(config.std))
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of what a training depends on."""
-    import accelerate
-    import timm
-
-    return {
-        "weightinit": __version__,
-        "torch": torch.__version__,
-        "timm": timm.__version__,
-        "accelerate": accelerate.__version__,
-        "python": platform.python_version(),
-    }
+    return data.normalised(config.mean, config.std)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,8 +11,9 @@ from torch.nn import functional
 
 from weightinit.errors import WeightInitError
 from weightinit.inherit.running import captured
-from weightinit.training.loop import Recipe
+from weightinit.training.recipe import Recipe
 from weightinit.training.targets import GUIDE, Target, Targets
+from weightinit.training.tasks import Data
 
 __all__ = ["MetaRecipe", "guidance", "meta_loss"]
 
@@ -23,14 +23,13 @@ class MetaRecipe(Recipe):
     """How to train a hypernetwork; the defaults are those of LoGAH, TAL and PITH.
 
     Args:
-        penalty: times the sum of the Frobenius norms of all predicted parameters.
-        architectures: drawn at each step by each process; their gradients are averaged.
+        penalty: weight of the sum of the Frobenius norms of all predicted parameters.
+        architectures: number drawn at each step by each process; their gradients are averaged.
         guide: weight of TAL's KL between features of target and ancestor, that of the CE being the
             rest; 0 for no guide. The paper takes 0.2.
         guide_temperature: T of its softmax.
         faithful: reverse the KL and scale it as the released code does.
         frozen: keep the encoder's layers, but for FiLM, as TAL's second stage does.
-        task_temperature: T of the sampling of tasks.
     """
 
     lr: float = 3e-4
@@ -43,7 +42,6 @@ class MetaRecipe(Recipe):
     guide_temperature: float = 3.0
     faithful: bool = False
     frozen: bool = False
-    task_temperature: float = 2.0
 
     def __post_init__(self) -> None:
         """Check the values that a command line can set."""
@@ -55,13 +53,6 @@ class MetaRecipe(Recipe):
                 f"architectures={self.architectures}, guide={self.guide} and guide_temperature="
                 f"{self.guide_temperature}: use at least 1, 0 to 1, and more than 0"
             )
-
-    def autocast(self, device: torch.device) -> Any:
-        """Return the precision that targets and ancestor compute in, as a context."""
-        half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
-        if half is torch.bfloat16 and device.type == "cuda" and not torch.cuda.is_bf16_supported():
-            half = None
-        return torch.autocast(device.type, half, enabled=half is not None)
 
 
 def guidance(
@@ -92,39 +83,39 @@ def guidance(
 def meta_loss(
     targets: Targets,
     target: Target,
+    data: Data,
     inputs: Tensor,
     labels: Tensor,
     task: Tensor | None,
-    wanted: Tensor | None,
+    teacher: Tensor | None,
     recipe: MetaRecipe,
 ) -> Tensor:
     """Return CE, or TAL's mix of it and the guide, and the penalty on what is predicted.
 
     Args:
         targets: makes the prediction.
-        target: whose weights are predicted.
+        target: architecture whose weights are predicted.
+        data: data of the batch.
         inputs: images ``[B, C, H, W]`` or tokens ``[B, T]``.
         labels: distributions over the classes ``[B, n]``, or the next tokens ``[B, T]``.
         task: TAL's task embedding ``[task_dim]``.
-        wanted: the ancestor's features, ``[B, d]`` or ``[B * T, d]``, where there is a guide.
+        teacher: the ancestor's features, ``[B, d]`` or ``[B * T, d]``, where there is a guide.
         recipe: names the terms.
     """
     prediction = targets.predict(target, task)
     weights = prediction.parameters()
-    with recipe.autocast(inputs.device):
-        if wanted is None:
-            out, feature = functional_call(target.model, weights, (inputs,)), None
-        else:
-            with captured(target.model, target.anatomy) as found:
-                out = functional_call(target.model, weights, (inputs,))
-            feature = found[0]
-    loss = target.domain.loss(out, labels, recipe.label_smoothing)
+    with recipe.autocast(inputs.device), captured(target.model, target.anatomy) as features:
+        out = functional_call(target.model, weights, (inputs,))
+    loss = data.loss(out, labels, recipe.label_smoothing)
     predicted = [weight for weight in weights.values() if weight.requires_grad]
-    if wanted is not None and feature is not None:
+    if teacher is not None:
         guide = prediction.weights[-1, GUIDE]
         predicted.append(guide)
         kl = guidance(
-            feature.float() @ guide.T, wanted, recipe.guide_temperature, faithful=recipe.faithful
+            features[0].float() @ guide.T,
+            teacher,
+            recipe.guide_temperature,
+            faithful=recipe.faithful,
         )
         loss = recipe.guide * kl + (1 - recipe.guide) * loss
     if recipe.penalty:

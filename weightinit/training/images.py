@@ -1,28 +1,35 @@
-"""Images for training, in three parts: held in memory, or files decoded on demand."""
+"""Images to train on, in three parts: held in memory, or files decoded on demand."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import timm
 import torch
-from torch import Tensor
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional
+from torchvision.transforms import v2
+from torchvision.transforms.v2.functional import resize
 
-__all__ = ["ImageData", "ImageFiles", "Split", "assemble", "pixels", "rows", "split_off"]
+from weightinit.errors import WeightInitError
+from weightinit.training.augment import AUGMENTS, crop_and_flip, heavy_batches
+from weightinit.training.contexts import evaluating, subseed
 
-#: Data whose images change their meaning when mirrored.
-NO_FLIP = ("digits", "gtsrb", "omniglot", "mnist", "spoken", "svhn", "text")
+__all__ = ["ImageData", "ImageFiles", "Split"]
+
+PARTS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
 class ImageFiles:
     """Image files decoded on demand: what stands in for a tensor that would not fit in memory.
 
-    Args:
-        paths: of the files.
-        size: images are resized so that their short side has it, and cropped to the centre.
-        channels: 1 or 3.
+    The short side of an image is resized to ``size`` pixels, the long one cropped.
     """
 
     paths: tuple[Path, ...]
@@ -32,16 +39,18 @@ class ImageFiles:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def picture(self, index: int) -> Any:
-        """Return one image as a PIL image of its own size."""
-        from PIL import Image
-
+    def picture(self, index: int) -> Image.Image:
+        """Return one image of its own size."""
         with Image.open(self.paths[index]) as image:
             return image.convert("RGB" if self.channels == 3 else "L")
 
     def __getitem__(self, index: Tensor) -> Tensor:
         """Return the images at ``index [B]`` as uint8 ``[B, size, size, channels]``."""
-        return torch.stack([_square(self.picture(int(i)), self.size, self.channels) for i in index])
+        bicubic = v2.InterpolationMode.BICUBIC
+        square = v2.Compose(
+            [v2.Resize(self.size, bicubic), v2.CenterCrop(self.size), v2.PILToTensor()]
+        )
+        return torch.stack([square(self.picture(i)).permute(1, 2, 0) for i in index.tolist()])
 
 
 @dataclass(frozen=True)
@@ -54,22 +63,56 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        images = self.images
+        if isinstance(images, ImageFiles):
+            return images.size, images.size
+        return images.shape[1], images.shape[2]
+
+    def rows(self, index: Tensor) -> Split:
+        """Return the images and labels at ``index [N]``."""
+        images = self.images
+        if isinstance(images, ImageFiles):
+            paths = tuple(images.paths[i] for i in index.tolist())
+            return Split(replace(images, paths=paths), self.labels[index])
+        return Split(images[index].contiguous(), self.labels[index])
+
+    def in_shape(self, size: int, channels: int) -> Split:
+        """Return the images resized to a square, bilinearly, with as many channels."""
+        images = self.images
+        if isinstance(images, ImageFiles):
+            return Split(replace(images, size=size, channels=channels), self.labels)
+        if self.size != (size, size) and len(images):
+            planes = [resize(part.permute(0, 3, 1, 2), [size, size]) for part in images.split(1000)]
+            images = torch.cat(planes).permute(0, 2, 3, 1)
+        return Split(images.expand(-1, -1, -1, channels).contiguous(), self.labels)
+
 
 @dataclass(frozen=True)
 class ImageData:
     """One data set in three parts; validation images are held out of the training images.
 
     Args:
-        name: of the data set.
+        name: name of the data set.
         train: images to train on.
         val: images to choose settings with.
         test: images to report on, never to tune on.
-        classes: how many classes there are.
-        mean: of each channel over the training images, in units of 0..1.
+        classes: number of classes.
+        mean: mean of each channel over the training images, in units of 0..1.
         std: standard deviation of the same.
         flip: whether mirrored images keep their meaning.
         source: where the data came from, for provenance (JSON).
     """
+
+    #: What a sampler must draw for such data, in words too, and what a score is.
+    family: ClassVar[str] = "vit"
+    kind: ClassVar[str] = "images"
+    networks: ClassVar[str] = "vision transformers"
+    metric: ClassVar[str] = "accuracy in percent"
+    #: Digits of a score behind the point.
+    digits: ClassVar[int] = 2
 
     name: str
     train: Split
@@ -83,83 +126,139 @@ class ImageData:
 
     def describe(self) -> dict[str, Any]:
         """Return what a bundle's provenance says of its data."""
-        sizes = {part: len(getattr(self, part)) for part in ("train", "val", "test")}
-        return {
-            "name": self.name,
-            "images": sizes,
-            "mean": self.mean,
-            "std": self.std,
-        } | self.source
+        sizes = {part: len(getattr(self, part)) for part in PARTS}
+        found = {"name": self.name, "images": sizes, "mean": self.mean, "std": self.std}
+        return found | self.source
+
+    def in_shape(self, size: int, channels: int = 3) -> ImageData:
+        """Return the data in squares of ``size`` pixels, grey images in as many channels.
+
+        Raises:
+            WeightInitError: if colour images would have to become grey.
+        """
+        own = len(self.mean)
+        if own not in (1, channels):
+            raise WeightInitError(
+                f"{self.name} has {own} channels and {channels} are asked for: use channels={own}"
+            )
+        parts = {part: getattr(self, part).in_shape(size, channels) for part in PARTS}
+        wide = channels // own
+        return replace(self, mean=self.mean * wide, std=self.std * wide, **parts)
+
+    def normalised(self, mean: Sequence[float], std: Sequence[float]) -> ImageData:
+        """Return the data with another normalisation, that of a pretrained ancestor."""
+        return replace(self, mean=tuple(mean), std=tuple(std))
+
+    def normalise(self, images: Tensor, device: torch.device | str = "cpu") -> Tensor:
+        """Return uint8 images ``[B, H, W, C]`` as fp32 ``[B, C, H, W]``, mean 0 and variance 1."""
+        mean, std = (torch.tensor(v, device=device) * 255 for v in (self.mean, self.std))
+        return ((images.to(device).float() - mean) / std).permute(0, 3, 1, 2)
+
+    def inputs(self, batch_size: int) -> Iterator[Tensor]:
+        """Yield the training images once, normalised and not augmented."""
+        for index in torch.arange(len(self.train)).split(batch_size):
+            yield self.normalise(self.train.images[index])
+
+    def batches(
+        self,
+        steps: range,
+        *,
+        batch_size: int,
+        seed: int,
+        augment: str = "none",
+        label_smoothing: float = 0.0,
+        rank: int = 0,
+        world: int = 1,
+        workers: int = 0,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield one (images fp32 ``[B, C, H, W]``, targets ``[B, classes]``) a step.
+
+        A step is a function of the seed and its number alone: a run that was killed resumes with
+        the same bits. Every image is seen once an epoch; the last partial batch is dropped.
+
+        Args:
+            steps: which steps, counted from the start of the training.
+            batch_size: number of images over all processes together.
+            seed: base seed for the order and the augmentation.
+            augment: ``"none"``, ``"light"`` (random crop, flip where the data allows it), or
+                ``"paper"``, see :func:`weightinit.training.augment.heavy_batches`.
+            label_smoothing: how much of the target is spread over all classes.
+            rank: number of this process.
+            world: number of processes that share a batch.
+            workers: number of processes that augment images for ``"paper"``.
+
+        Raises:
+            WeightInitError: if the batch does not divide, or the augmentation is unknown.
+        """
+        count = len(self.train)
+        if augment not in AUGMENTS:
+            raise WeightInitError(f"augment {augment!r} is unknown: use one of {AUGMENTS}")
+        if batch_size % world or batch_size > count:
+            raise WeightInitError(
+                f"batch_size {batch_size} cannot be drawn from {count} training images by "
+                f"{world} processes: use a multiple of {world} that is no larger than the data"
+            )
+        if augment == "paper" and len(self.mean) != 3:
+            raise WeightInitError(
+                f"augment 'paper' needs colour images, and {self.name} has {len(self.mean)} "
+                "channel: use augment 'light'"
+            )
+
+        def rows(step: int) -> Tensor:
+            epoch, batch = divmod(step, count // batch_size)
+            order = _order(count, subseed(seed, 0, epoch))
+            return order[batch * batch_size : (batch + 1) * batch_size][rank::world]
+
+        def batch_of(step: int) -> tuple[Tensor, Tensor]:
+            images, labels = (part[rows(step)] for part in (self.train.images, self.train.labels))
+            if augment == "light":
+                generator = torch.Generator().manual_seed(subseed(seed, 1, step, rank))
+                images = crop_and_flip(images, self.flip, generator)
+            return self.normalise(images), functional.one_hot(labels, self.classes).float()
+
+        pairs = (
+            heavy_batches(self, steps, rows, seed=seed, rank=rank, workers=workers)
+            if augment == "paper"
+            else map(batch_of, steps)
+        )
+        for images, targets in pairs:
+            yield images, targets * (1 - label_smoothing) + label_smoothing / self.classes
+
+    def arguments(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return ``timm.create_model``'s arguments with the classes and channels of the data."""
+        return {"num_classes": self.classes, "in_chans": len(self.mean), **kwargs}
+
+    @staticmethod
+    def build(arguments: Mapping[str, Any]) -> nn.Module:
+        """Return the vision transformer of :meth:`arguments`."""
+        return timm.create_model("vit_tiny_patch16_224", **arguments)
+
+    @staticmethod
+    def loss(out: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
+        """Return the cross-entropy of logits ``[B, n]``, averaged over those ``[B, poolings, n]``.
+
+        The targets ``[B, n]`` are distributions over the classes, and smooth already.
+        """
+        log = functional.log_softmax(out.float(), -1)
+        heads = (-1,) + (1,) * (out.dim() - 2) + (out.shape[-1],)
+        return -(targets.view(heads) * log).sum(-1).mean()
+
+    def score(self, model: nn.Module, part: Split | None = None, *, batch_size: int = 500) -> float:
+        """Return a model's accuracy in percent on a part, the validation images by default."""
+        part, right = self.val if part is None else part, 0
+        with evaluating(model) as device:
+            for index in torch.arange(len(part)).split(batch_size):
+                logits = model(self.normalise(part.images[index], device))
+                right += int((logits.argmax(1).cpu() == part.labels[index]).sum())
+        return 100 * right / len(part)
+
+    @staticmethod
+    def size_of(kwargs: Mapping[str, Any]) -> str:
+        """Return ``"<width>x<depth>"`` of a sampler's arguments."""
+        return f"{kwargs['embed_dim']}x{kwargs['depth']}"
 
 
-def split_off(
-    labels: Tensor, part: float, generator: torch.Generator, groups: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Return (kept, held out) indices: ``part`` of every class, whole groups on one side."""
-    held = torch.zeros(len(labels), dtype=torch.bool)
-    for label in labels.unique():
-        rows = (labels == label).nonzero().flatten()
-        if groups is None:
-            order = rows[torch.randperm(len(rows), generator=generator)]
-            held[order[: round(part * len(rows))]] = True
-        else:
-            names = groups[rows].unique()
-            names = names[torch.randperm(len(names), generator=generator)]
-            held |= torch.isin(groups, names[: max(1, round(part * len(names)))])
-    return (~held).nonzero().flatten(), held.nonzero().flatten()
-
-
-def assemble(
-    name: str,
-    pool: Split,
-    test: Split | None,
-    *,
-    seed: int,
-    source: dict[str, Any],
-    groups: Tensor | None = None,
-) -> ImageData:
-    """Split validation (a tenth, 5,000 at most) and, where there are none, test images off."""
-    generator = torch.Generator().manual_seed(seed)
-    if test is None:
-        rest, held = split_off(pool.labels, 0.2, generator)
-        pool, test = rows(pool, rest), rows(pool, held)
-        rest, held = split_off(pool.labels, 0.125, generator)
-    else:
-        part = min(0.1, 5000 / len(pool))
-        rest, held = split_off(pool.labels, part, generator, groups)
-    train, val = rows(pool, rest), rows(pool, held)
-    sample = train.images[torch.arange(0, len(train), max(1, len(train) // 5000))]
-    flat = sample.flatten(0, 2).double() / 255
-    return ImageData(
-        name=name,
-        train=train,
-        val=val,
-        test=test,
-        classes=int(max(pool.labels.max(), test.labels.max())) + 1,
-        mean=tuple(round(float(v), 4) for v in flat.mean(0)),
-        std=tuple(round(float(v), 4) for v in flat.std(0)),
-        flip=not any(word in name.lower() for word in NO_FLIP),
-        source={"split_seed": seed} | source,
-    )
-
-
-def rows(split: Split, index: Tensor) -> Split:
-    """Return the images and labels at ``index [N]``."""
-    images = split.images
-    if isinstance(images, ImageFiles):
-        paths = tuple(images.paths[int(i)] for i in index)
-        return Split(ImageFiles(paths, images.size, images.channels), split.labels[index])
-    return Split(images[index].contiguous(), split.labels[index])
-
-
-def _square(image: Any, size: int, channels: int) -> Tensor:
-    scale = size / min(image.size)
-    image = image.resize([max(size, round(side * scale)) for side in image.size])
-    left, top = ((side - size) // 2 for side in image.size)
-    return pixels(image.crop((left, top, left + size, top + size))).reshape(size, size, channels)
-
-
-def pixels(image: Any) -> Tensor:
-    """Return a PIL image's pixels as uint8 [H, W, C]; numpy is not needed for it."""
-    raw = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-    return raw.reshape(image.height, image.width, -1)
+@lru_cache(maxsize=32)
+def _order(count: int, seed: int) -> Tensor:
+    """Return the order of the images in one epoch."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))

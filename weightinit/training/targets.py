@@ -17,7 +17,8 @@ from weightinit.hypernet.graph import Graph, graph_of
 from weightinit.hypernet.network import GraphHyperNetwork
 from weightinit.hypernet.predict import Prediction
 from weightinit.hypernet.refinement import ClosedForm
-from weightinit.training.domains import Data, Domain, Part, domain_of
+from weightinit.training.images import Split
+from weightinit.training.tasks import Data
 
 if TYPE_CHECKING:
     from weightinit.api import AncestorLike
@@ -30,20 +31,14 @@ GUIDE = "guide.weight"
 
 @dataclass(frozen=True)
 class Target:
-    """An architecture, ready to be given weights.
+    """An architecture, ready to be given weights: a model on the meta device, in training mode.
 
-    Args:
-        model: on the meta device, in training mode.
-        anatomy: of it.
-        graph: of it, with TAL's M where there is a guide.
-        domain: of the data that it reads.
-        rule: that its weights start at, where they do.
+    The graph holds TAL's M where there is a guide; the rule is what the weights start at, if any.
     """
 
     model: nn.Module
     anatomy: Anatomy
     graph: Graph
-    domain: Domain
     rule: ClosedForm | None = None
 
 
@@ -51,7 +46,7 @@ class Targets:
     """Architectures with their anatomies, graphs and rules, each built once.
 
     Args:
-        hypernet: that predicts them, where it computes.
+        hypernet: network that predicts them, on the device where it computes.
         ancestor: passed on to it, if it is PITH.
         guide: width of the feature that TAL's M projects to; 0 for no M.
     """
@@ -62,40 +57,33 @@ class Targets:
         self.hypernet, self.guide = hypernet, guide
         self.ancestor = ancestor if hypernet.config.kind == "pith" else None
         self.device = hypernet.embed.weight.device
-        self._held = _Held(self.ancestor, self.device) if self.ancestor else None
+        self._source = _CachedAncestor(self.ancestor, self.device) if self.ancestor else None
         self._built: dict[str, Target] = {}
 
     def __call__(self, kwargs: Mapping[str, Any], data: Data) -> Target:
         """Return the model of ``kwargs`` for the classes, or the vocabulary, of ``data``."""
-        domain = domain_of([data])
-        known = domain.arguments(kwargs, data)
-        key = json.dumps(known, sort_keys=True)
+        arguments = data.arguments(kwargs)
+        key = json.dumps(arguments, sort_keys=True)
         if key not in self._built:
             with torch.device("meta"):
-                model = domain.build(known).train()
+                model = data.build(arguments).train()
             if self.device.type == "cpu":
                 _unfuse(model)
-            seen = anatomy(model)
-            extra = {GUIDE: (self.guide, seen.sizes["d"])} if self.guide else None
-            rule = None
-            if self.ancestor is not None and self.hypernet.config.start == "rule":
-                rule = ClosedForm(seen, self.ancestor, device=self.device)
-            graph = graph_of(seen, softmax=self.hypernet.config.softmax, extra=extra)
-            self._built[key] = Target(model, seen, graph, domain, rule)
+            config, target, rule = self.hypernet.config, anatomy(model), None
+            if self.ancestor is not None and config.start == "rule":
+                rule = ClosedForm(target, self.ancestor, device=self.device)
+            extra = {GUIDE: (self.guide, target.sizes["d"])} if self.guide else None
+            graph = graph_of(target, softmax=config.softmax, extra=extra)
+            self._built[key] = Target(model, target, graph, rule)
         return self._built[key]
 
     def predict(self, target: Target, task: Tensor | None = None) -> Prediction:
-        """Return the prediction of a target's weights.
-
-        Args:
-            target: of this object.
-            task: TAL's task embedding ``[task_dim]``.
-        """
+        """Return the prediction of a target's weights, of a TAL for a task ``[task_dim]``."""
         return Prediction(
             self.hypernet,
             target.anatomy,
             task=task,
-            ancestor=self._held,
+            ancestor=self._source,
             graph=target.graph,
             rule=target.rule,
         )
@@ -105,7 +93,7 @@ class Targets:
         self,
         kwargs: Mapping[str, Any],
         data: Data,
-        split: Part | None = None,
+        split: Split | Tensor | None = None,
         task: Tensor | None = None,
     ) -> float:
         """Return what :func:`zero_shot` does, of this object's hypernetwork and ancestor."""
@@ -113,7 +101,8 @@ class Targets:
         model = copy.deepcopy(target.model)
         weights = self.predict(target, task).parameters()
         model.load_state_dict(weights, strict=False, assign=True)
-        return target.domain.score(model, data, split)
+        part: Any = split
+        return data.score(model, part)
 
 
 def zero_shot(
@@ -121,7 +110,7 @@ def zero_shot(
     kwargs: Mapping[str, Any],
     data: Data,
     *,
-    split: Part | None = None,
+    split: Split | Tensor | None = None,
     task: Tensor | None = None,
     ancestor: AncestorLike | None = None,
 ) -> float:
@@ -130,12 +119,12 @@ def zero_shot(
     That is accuracy in percent on images, and bits per byte, less being better, on texts.
 
     Args:
-        hypernet: that predicts.
-        kwargs: of the model, as :func:`weightinit.hypernet.samplers.sample` gives them.
-        data: to score it on.
-        split: of it, of a text its tokens; None is what was held out for validation.
+        hypernet: network that predicts.
+        kwargs: arguments of the model, as :func:`weightinit.hypernet.samplers.sample` gives them.
+        data: data to score it on.
+        split: part of the data, of a text its tokens; None is what was held out for validation.
         task: TAL's task embedding ``[task_dim]``.
-        ancestor: that PITH inherits from.
+        ancestor: ancestor that PITH inherits from.
 
     Raises:
         ProjectionError: if architecture, task or ancestor does not fit the hypernetwork.
@@ -151,21 +140,13 @@ def _unfuse(model: nn.Module) -> None:
             vars(module)["fused_attn"] = False
 
 
-class _Held:
+class _CachedAncestor:
     """An ancestor whose parts are read once and stay where they are computed with."""
 
     def __init__(self, source: Ancestor, device: torch.device) -> None:
         self.source, self.device = source, device
+        self.anatomy, self.module = source.anatomy, source.module
         self._parts: dict[tuple[str, str], Tensor] = {}
-
-    @property
-    def anatomy(self) -> Anatomy:
-        """Of the ancestor."""
-        return self.source.anatomy
-
-    def module(self) -> nn.Module:
-        """Return a copy to run."""
-        return self.source.module()
 
     def part(self, piece: Piece) -> Tensor:
         """Return a canonical part."""

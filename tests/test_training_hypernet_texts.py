@@ -1,34 +1,18 @@
+"""Meta-training on texts: the same machine as on images, on GPT-2s."""
+
 import math
-import sys
 from dataclasses import replace
 
 import pytest
 import torch
-from helpers.models import vit
-from helpers.training import (
-    GPT,
-    GPTS,
-    backwards,
-    gpt,
-    hypernet,
-    killed_and_resumed,
-    song,
-)
-from torch.nn import functional
+from helpers.training import GPT, GPTS, backwards, gpt, hypernet, killed_and_resumed, song
 
 import weightinit as wi
-from weightinit.errors import WeightInitError
-from weightinit.hypernet.samplers import get_sampler
 from weightinit.inherit.running import captured
-from weightinit.training.augment import normalise
-from weightinit.training.data import load_data
-from weightinit.training.domains import IMAGES, TEXTS, bits_per_byte, domain_of
 from weightinit.training.hypernet import meta_train
 from weightinit.training.hypernet_loss import MetaRecipe
-from weightinit.training.loop import evaluate
 from weightinit.training.targets import GUIDE, Targets, zero_shot
 from weightinit.training.tasks import task_embedding
-from weightinit.training.text import TextData
 
 pytest.importorskip("transformers")
 
@@ -47,49 +31,6 @@ def tasks(text):
     return [text, backwards(text)]
 
 
-def test_the_domain_is_that_of_the_data(text):
-    digits = load_data("digits")
-    assert domain_of([digits]) is IMAGES and domain_of([text, text]) is TEXTS
-    for tasks in ([], [text, digits]):
-        with pytest.raises(WeightInitError, match="all images or all texts"):
-            domain_of(tasks)
-    with pytest.raises(WeightInitError, match="trains no GPT-2: use another for texts"):
-        domain_of([text], get_sampler("micro"))
-    with pytest.raises(WeightInitError, match="trains no vision transformers"):
-        domain_of([digits], GPTS)
-
-
-def test_images_are_batched_built_and_scored_as_before():
-    digits = load_data("digits")
-    inputs = list(IMAGES.inputs(digits, 1000))
-    assert torch.equal(torch.cat(inputs), normalise(digits.train.images, digits))
-    net = vit(num_classes=10)
-    assert IMAGES.score(net, digits) == evaluate(net, digits.val, digits)
-    assert IMAGES.score(net, digits, digits.test) == evaluate(net, digits.test, digits)
-    assert IMAGES.image_size([digits]) == 8 and TEXTS.image_size([]) == 0
-
-
-def test_bits_per_byte_by_hand(text):
-    net = gpt(text)
-    windows = text.windows(text.val)
-    with torch.no_grad():
-        logits = net.eval()(windows[:, :-1]).logits
-    nats = functional.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
-    net.train()
-    found = bits_per_byte(net, text, batch_size=3)
-    assert net.training and found == pytest.approx(float(nats) / math.log(2), rel=1e-5)
-    other = replace(text, bytes_per_token=2.0)
-    assert bits_per_byte(net, other) == pytest.approx(found / 2, rel=1e-5)
-    assert bits_per_byte(net, text, text.train) != found
-
-
-def test_a_uniform_model_needs_the_bits_of_the_vocabulary(text):
-    net = gpt(text)
-    with torch.no_grad():
-        net.lm_head.weight.zero_()
-    assert bits_per_byte(net, text) == pytest.approx(math.log2(text.vocab), rel=1e-6)
-
-
 def test_targets_have_the_datas_vocabulary_and_no_weights(text):
     before = torch.get_rng_state()
     targets = Targets(hypernet())
@@ -106,7 +47,7 @@ def test_targets_have_the_datas_vocabulary_and_no_weights(text):
 def test_zero_shot_is_the_score_of_the_predicted_network(text):
     net = hypernet()
     predicted = wi.init_from_hypernet(gpt(text, n_layer=3, n_embd=48, n_head=3), net)
-    assert zero_shot(net, UNSEEN, text) == pytest.approx(bits_per_byte(predicted, text), rel=1e-5)
+    assert zero_shot(net, UNSEEN, text) == pytest.approx(text.score(predicted), rel=1e-5)
 
 
 def test_a_hypernetwork_learns_a_repeated_text_and_predicts_an_unseen_size(text):
@@ -117,7 +58,7 @@ def test_a_hypernetwork_learns_a_repeated_text_and_predicts_an_unseen_size(text)
     rows = [row for row in history.rows if "val" in row]
     assert [row["step"] for row in rows] == [60, 120]
     assert history.rows[-1]["loss"] < 0.85 * history.rows[0]["loss"]
-    fresh = bits_per_byte(gpt(text, n_layer=3, n_embd=48, n_head=3), text)
+    fresh = text.score(gpt(text, n_layer=3, n_embd=48, n_head=3))
     found = zero_shot(net, UNSEEN, text)
     assert found < 0.95 * min(fresh, untrained)
     assert rows[-1]["val 16x2"] < 0.8 * min(fresh, untrained)
@@ -155,16 +96,3 @@ def test_features_of_texts_guide_and_tell_tasks_apart(text, tasks, tied):
     assert math.isfinite(history.rows[-1]["loss"])
     targets = Targets(net, guide=16)
     assert any(node.roles == (GUIDE,) for node in targets(GPT, text).graph.nodes)
-
-
-def test_label_smoothing_raises_the_loss_of_a_sure_network():
-    out = type("Out", (), {"logits": 9 * functional.one_hot(torch.tensor([[1, 2]]), 4).float()})()
-    wanted = torch.tensor([[1, 2]])
-    assert TEXTS.loss(out, wanted, 0.1) > TEXTS.loss(out, wanted, 0.0)
-
-
-def test_transformers_is_asked_for(monkeypatch):
-    monkeypatch.setitem(sys.modules, "transformers", None)
-    data = TextData("n", torch.arange(40), torch.arange(10), 50, 4)
-    with pytest.raises(WeightInitError, match="pip install transformers"):
-        TEXTS.build(TEXTS.arguments(GPT, data))
