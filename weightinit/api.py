@@ -14,9 +14,7 @@ from weightinit.anatomy import Rule, anatomy
 from weightinit.ancestor.ancestor import Ancestor
 from weightinit.ancestor.folding import folded
 from weightinit.errors import ProjectionError
-from weightinit.hypernet.files import HyperNetwork
-from weightinit.hypernet.network import GraphHyperNetwork
-from weightinit.hypernet.pith import embedding, named_network, predicted
+from weightinit.hypernet.pith import HypernetLike, embedding, named_network, predicted
 from weightinit.inherit.fresh import base_seed
 from weightinit.inherit.method import Method
 from weightinit.inherit.pairs import check_pair
@@ -42,7 +40,6 @@ __all__ = [
 DEFAULT_TEMPLATES = "cifar10-w64"
 
 AncestorLike = str | os.PathLike[str] | nn.Module | Mapping[str, Tensor] | Ancestor
-HypernetLike = str | os.PathLike[str] | HyperNetwork | GraphHyperNetwork
 
 
 def init_from_templates(

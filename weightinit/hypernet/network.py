@@ -21,12 +21,12 @@ from weightinit.hypernet.encoder import Encoder
 from weightinit.hypernet.graph import Graph, Key, Node
 from weightinit.hypernet.shapes import limited, scale_of, tiled, vector
 
-__all__ = ["Decoded", "GraphHyperNetwork", "Pass", "Weights"]
+__all__ = ["Decoded", "GraphHyperNetwork", "Pass", "WeightMap"]
 
 Decoded = Tensor | LowRank
 
 
-class Weights(Mapping[Key, Tensor]):
+class WeightMap(Mapping[Key, Tensor]):
     """Canonical parts by block and role, multiplied out when read."""
 
     def __init__(self, parts: Mapping[Key, Decoded]) -> None:
@@ -35,6 +35,9 @@ class Weights(Mapping[Key, Tensor]):
     def __getitem__(self, key: Key) -> Tensor:
         value = self.parts[key]
         return value.dense() if isinstance(value, LowRank) else value
+
+    def __contains__(self, key: object) -> bool:
+        return key in self.parts
 
     def __iter__(self) -> Iterator[Key]:
         return iter(self.parts)
@@ -137,7 +140,7 @@ class GraphHyperNetwork(Encoder):
         task: Tensor | None = None,
         fuse: Fuse | None = None,
         faithful: bool = False,
-    ) -> Weights:
+    ) -> WeightMap:
         """Return every weight that the graph has a node for, differentiable.
 
         Args:
@@ -177,7 +180,7 @@ class GraphHyperNetwork(Encoder):
                 values = _scaled(values, node)
             for place, index in enumerate(members):
                 found |= _parts(graph.nodes[index], values, place)
-        return Weights(found)
+        return WeightMap(found)
 
     def check_task(self, task: Tensor | None) -> None:
         """Raise ProjectionError if a task embedding is missing, or of another length."""

@@ -18,7 +18,7 @@ from weightinit.hypernet.predict import Prediction
 from weightinit.inherit.running import Runnable, captured
 from weightinit.plan import Inheritance
 
-__all__ = ["DEFAULT_PITH", "PITH", "embedding", "named_network", "predicted"]
+__all__ = ["DEFAULT_PITH", "PITH", "HypernetLike", "embedding", "named_network", "predicted"]
 
 #: What PITH takes where no hypernetwork is named: it ships in the package.
 DEFAULT_PITH = "pith-cifar10"

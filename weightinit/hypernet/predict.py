@@ -12,7 +12,7 @@ from weightinit.errors import ProjectionError
 from weightinit.hypernet.decoders import LowRank
 from weightinit.hypernet.fusion import Fusion
 from weightinit.hypernet.graph import Graph, graph_of, keyed
-from weightinit.hypernet.network import Decoded, GraphHyperNetwork, Weights
+from weightinit.hypernet.network import Decoded, GraphHyperNetwork, WeightMap
 from weightinit.hypernet.refinement import ClosedForm, Refinement
 from weightinit.inherit.fresh import fresh_part, sub_generator
 from weightinit.inherit.running import Runnable
@@ -59,7 +59,7 @@ class Prediction:
         if config.kind == "pith" and ancestor is None:
             raise ProjectionError("PITH inherits from an ancestor: pass ancestor=")
         if ancestor is None or config.kind != "pith":
-            self.weights: Weights = hypernet(graph, task=task, faithful=faithful)
+            self.weights: WeightMap = hypernet(graph, task=task, faithful=faithful)
         elif config.start == "rule":
             self._rule = rule or ClosedForm(target, ancestor, seed=seed)
             refinement = Refinement(hypernet, graph, self._rule)

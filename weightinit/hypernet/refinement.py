@@ -16,7 +16,7 @@ from weightinit.anatomy import Anatomy, Piece
 from weightinit.anatomy.roles import facts
 from weightinit.hypernet.decoders import LowRank
 from weightinit.hypernet.graph import Graph, Key, keyed
-from weightinit.hypernet.network import Decoded, GraphHyperNetwork, Pass, Weights
+from weightinit.hypernet.network import Decoded, GraphHyperNetwork, Pass, WeightMap
 from weightinit.inherit.depth import mixes
 from weightinit.inherit.growth import followers
 from weightinit.inherit.running import Runnable
@@ -131,7 +131,7 @@ class Refinement:
                 self._changes[node.block, role] = LowRank(a[place, i], b[place, i])
         return values
 
-    def weights(self, predicted: Weights) -> Weights:
+    def weights(self, predicted: WeightMap) -> WeightMap:
         """Return the sum of rule, changes of P and Q, and the original path's prediction."""
         gate = self.hypernet.gates[0]
         found: dict[Key, Decoded] = {k: v.to(gate) for k, v in self.rule.weights.items()}
@@ -151,4 +151,4 @@ class Refinement:
                     lacking = value.new_zeros(len(base) - len(value), value.shape[1])
                     value = torch.cat([lacking, value])
                 found[key] = base + gate * value
-        return Weights(found)
+        return WeightMap(found)
