@@ -69,10 +69,22 @@ def models_of(library: str, family: str) -> dict[str, Callable[[], nn.Module]]:
     if library == "timm":
         names = timm.list_models(module=family)
         return {name: lambda name=name: timm.create_model(name) for name in names}
+    if library == "torch":
+        return {
+            f"TransformerEncoder ({'norm first' if first else 'norm last'})": lambda first=first: (
+                _encoder(first)
+            )
+            for first in (False, True)
+        }
     if library == "torchvision":
         names = [n for n in torchvision.models.list_models() if n.startswith("vit_")]
         return {name: lambda name=name: torchvision.models.get_model(name) for name in names}
     return {name: lambda name=name: _transformers_model(name) for name in TRANSFORMERS[family]}
+
+
+def _encoder(norm_first: bool) -> nn.Module:
+    layer = nn.TransformerEncoderLayer(64, 4, 128, batch_first=True, norm_first=norm_first)
+    return nn.TransformerEncoder(layer, 2, nn.LayerNorm(64), enable_nested_tensor=False)
 
 
 def _transformers_model(name: str) -> nn.Module:
@@ -156,6 +168,7 @@ def families() -> list[tuple[str, str]]:
     return [
         *(("timm", family) for family in TIMM),
         ("torchvision", "vit"),
+        ("torch", "encoder"),
         *(("transformers", family) for family in TRANSFORMERS),
     ]
 

@@ -38,6 +38,7 @@ GRAPHLESS = {
     ("timm", "vision_transformer_sam"): 3,
     ("timm", "cait"): 10,
     ("timm", "convnext"): 31,
+    ("torch", "encoder"): 2,
     ("transformers", "vit"): 1,
     ("transformers", "deit"): 1,
     ("transformers", "bert"): 6,

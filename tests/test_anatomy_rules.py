@@ -6,6 +6,7 @@ import torch
 import torchvision
 from torch.nn import functional as F
 
+import weightinit as wi
 from weightinit import AnatomyError
 from weightinit.anatomy import anatomy
 
@@ -261,3 +262,24 @@ def test_shared_biases_of_beit_are_known():
     )
     assert anatomy(model).outside["rel_pos.table"].size == (7 * 7 + 3, 3)
     assert anatomy(model.state_dict(), sizes={"h": 3}).outside["rel_pos.table"].axes[1] == ("h",)
+
+
+@pytest.mark.parametrize("norm_first", [True, False])
+def test_the_encoder_of_torch(norm_first):
+    def encoder(depth, width=16):
+        layer = torch.nn.TransformerEncoderLayer(
+            width, 2, 2 * width, batch_first=True, norm_first=norm_first
+        )
+        return torch.nn.TransformerEncoder(layer, depth, enable_nested_tensor=False).eval()
+
+    old, new = encoder(3), encoder(2)
+    seen = anatomy(old)
+    assert (seen.family, seen.depth, seen.sizes["h"], seen.sizes["k"]) == ("encoder", 3, 2, 8)
+    assert (seen.traits.form == "pre_norm") == norm_first
+    wi.project_from(old, new, method=wi.WeightSelection())
+    expected = old.layers[1].self_attn.in_proj_weight
+    assert torch.equal(new.layers[1].self_attn.in_proj_weight, expected)
+    deeper = encoder(4)
+    wi.project_from(old, deeper)
+    x = torch.randn(2, 5, 16)
+    assert deeper(x).std(0).gt(1e-3).any() and bool(torch.isfinite(deeper(x)).all())

@@ -5,7 +5,7 @@ from helpers.models import draw
 from timm.models.eva import Eva
 
 import weightinit as wi
-from weightinit.anatomy import anatomy
+from weightinit.anatomy import Labels, anatomy
 from weightinit.inherit.copies import Copying
 from weightinit.inherit.growth import Growth
 from weightinit.inherit.transfer import Place
@@ -17,9 +17,9 @@ def copying(old, new):
 
 def test_whole_heads_are_copied():
     seen = copying(small_vit(24, 3), small_vit(40, 5))
-    assert seen.of("h k").index.tolist() == [*range(24), *range(16)]
-    assert seen.uneven("h k") and not seen.uneven("t")
-    assert seen("n", Place("head.weight")) is None
+    assert seen.of(Labels("hk")).index.tolist() == [*range(24), *range(16)]
+    assert seen.uneven(Labels("hk")) and not seen.uneven(Labels("t"))
+    assert seen(Labels("n"), Place("head.weight")) is None
 
 
 def test_products_of_queries_and_keys_are_kept_where_heads_grow():
@@ -27,21 +27,22 @@ def test_products_of_queries_and_keys_are_kept_where_heads_grow():
     seen = copying(small_vit(24, 3), small_vit(36, 3))
     q, k = draw(24), draw(24, seed=1)
     wide = [
-        seen("h k", Place(f"attn.{x}.bias", 0)).rows(value, 0) for x, value in (("q", q), ("k", k))
+        seen(Labels("hk"), Place(f"attn.{x}.bias", 0)).rows(value, 0)
+        for x, value in (("q", q), ("k", k))
     ]
     before = (q * k).view(3, 8).sum(1) / 8**0.5
     after = (wide[0] * wide[1]).view(3, 12).sum(1) / 12**0.5
     torch.testing.assert_close(after, before)
-    value = seen("h k", Place("attn.v.bias", 0)).rows
-    assert torch.equal(value, seen.of("h k").index)
+    value = seen(Labels("hk"), Place("attn.v.bias", 0)).rows
+    assert torch.equal(value, seen.of(Labels("hk")).index)
 
 
 def test_rows_that_make_queries_and_keys_of_a_norm_are_not_scaled_twice():
     """The norm of q and k takes away a scale before it, so that its own gain must hold it."""
     seen = copying(*(small_vit(width, 3, qk_norm=True) for width in (24, 48)))
-    before = seen("h k", Place("attn.q.weight", 0)).rows
-    assert torch.equal(before, seen.of("h k").index)
-    gain = seen("k", Place("attn.q_norm.weight", 0)).op("gain")(torch.ones(8), 0)
+    before = seen(Labels("hk"), Place("attn.q.weight", 0)).rows
+    assert torch.equal(before, seen.of(Labels("hk")).index)
+    gain = seen(Labels("k"), Place("attn.q_norm.weight", 0)).op("gain")(torch.ones(8), 0)
     torch.testing.assert_close(gain, torch.full((16,), 0.5**0.25))
 
 
@@ -52,7 +53,7 @@ def test_copies_of_a_query_head_are_served_by_copies_of_its_own_key_value_head()
         for h, e in ((4, 2), (9, 3))
     )
     seen = copying(old, new)
-    heads, groups = seen.of("h").index, seen.of("e").index
+    heads, groups = seen.of(Labels("h")).index, seen.of(Labels("e")).index
     assert torch.equal(heads // 2, groups.repeat_interleave(3))
 
 

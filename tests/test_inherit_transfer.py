@@ -6,8 +6,8 @@ from helpers.inherit import Stub, fill, logits, randomise, small_vit
 import weightinit as wi
 from weightinit.anatomy import Labels, anatomy, facts
 from weightinit.errors import ProjectionError
+from weightinit.inherit.axis import Axis
 from weightinit.inherit.depth import mixes
-from weightinit.inherit.outside import Axis
 from weightinit.inherit.transfer import Place, Transfer, transfer_parts
 from weightinit.plan import Inheritance, Plan
 

@@ -1,7 +1,9 @@
 import pytest
 import torch
+import transformers
 from helpers.inherit import fill, small_vit
 
+import weightinit as wi
 from weightinit.anatomy import anatomy
 from weightinit.methods.auto import Auto
 from weightinit.methods.halfway import ShrinkThenGrow
@@ -37,3 +39,29 @@ def test_a_head_of_other_classes_is_fresh():
         "head.weight",
         "head.bias",
     }
+
+
+def bert(depth, **sizes):
+    config = transformers.BertConfig(
+        **{"hidden_size": 24, "num_attention_heads": 3, "intermediate_size": 48, **sizes},
+        num_hidden_layers=depth, vocab_size=50, max_position_embeddings=16,
+    )  # fmt: skip
+    return transformers.BertModel(config).eval()
+
+
+@pytest.mark.parametrize("wider", [{}, {"hidden_size": 48, "num_attention_heads": 6}])
+def test_a_deeper_post_norm_model_stays_alive(wider):
+    ancestor, model = bert(2), bert(4, **wider)
+    wi.project_from(ancestor, model)
+    tokens = torch.randint(50, (3, 8), generator=torch.Generator().manual_seed(0))
+    out = model(tokens).last_hidden_state
+    assert (out[0] - out[1]).abs().max() > 1e-3
+    out.square().sum().backward()
+    dead = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert all("pooler" in name or "key.bias" in name for name in dead), dead
+
+
+@pytest.mark.parametrize("method", ["lemon", "net2net", "hypercloning"])
+def test_methods_that_add_silent_blocks_refuse_post_norm(method):
+    with pytest.raises(wi.ProjectionError, match=r"norm of the whole stream.*bert2bert"):
+        wi.project_from(bert(2), bert(3), method=method)

@@ -132,12 +132,18 @@ def test_folders_import_one_another_without_circles():
     assert floors({room: names - {room} for room, names in rooms.items()}) <= 10
 
 
+def test_inference_imports_no_training():
+    for module, names in dependencies().items():
+        if module.split(".")[1] not in ("training", "cli", "demo"):
+            assert not any(name.startswith("weightinit.training") for name in names), module
+
+
 def test_metadata_has_lower_bounds_only():
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
     lines = setup["options"]["install_requires"].split()
     assert {line.split(">=")[0] for line in lines} == {
-        "torch", "timm", "safetensors", "huggingface_hub", "einops",
+        "torch", "timm", "safetensors", "huggingface_hub", "numpy",
     }  # fmt: skip
     assert all("==" not in line and "<" not in line for line in lines)
 

@@ -9,9 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import weightinit as wi
-from weightinit.anatomy import anatomy
+from weightinit.anatomy import anatomy, facts
 from weightinit.errors import ProjectionError
-from weightinit.inherit.depth import WRITING
 from weightinit.templates.bundle import size_key
 from weightinit.templates.compose import Composer
 from weightinit.templates.config import TemplateConfig, kind_roles
@@ -189,7 +188,7 @@ def test_scalers_are_moved_over_depth_as_they_were_trained(trained, move, depth)
     factor = min(1.0, (1.5 * 3 / depth) ** 0.75)
     for kind, values in start(bundle, vit(depth=depth)).items():
         whole = move(bundle.tensors[f"scalers.{kind}"].double(), depth)
-        torch.testing.assert_close(values, whole * (factor if kind in WRITING else 1.0))
+        torch.testing.assert_close(values, whole * (factor if facts(kind).end else 1.0))
 
 
 @given(old=st.integers(1, 8), new=st.integers(1, 20))

@@ -61,6 +61,30 @@ def test_class_attention_blocks_take_the_deepest_scalers(bundle):
     torch.testing.assert_close(token.attn.q.weight, last.attn.qkv.weight[:192])
 
 
+class Table(torch.nn.Module):
+    """One lookup table of contextual relative positions."""
+
+    def __init__(self, *shape):
+        super().__init__()
+        self.lookup_table_weight = torch.nn.Parameter(torch.zeros(shape))
+
+
+def test_contextual_relative_positions_are_composed():
+    def with_tables(depth):
+        model = vit(depth=depth)
+        for block in model.blocks:
+            block.attn.rpe_q, block.attn.rpe_k = Table(1, 8, 10), Table(1, 8, 10)
+            block.attn.rpe_v = Table(1, 10, 8)
+        return model
+
+    config = wi.TemplateConfig.wave(16, head_dim=8, buckets=10)
+    trained = wi.constrain(with_tables(3), config)
+    target = wi.init_from_templates(with_tables(2), trained.to_bundle())
+    for name, weight in trained.weights().items():
+        if "rpe" in name and "blocks.2" not in name:
+            torch.testing.assert_close(target.get_parameter(name), weight)
+
+
 def test_templates_of_another_family_are_refused():
     from transformers import BertConfig, BertModel
 

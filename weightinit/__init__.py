@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from weightinit.methods.stacking import Stacking
     from weightinit.methods.subcloning import Subcloning
     from weightinit.plan import Plan, Recipe
+    from weightinit.registry import list_methods
     from weightinit.report import Report
     from weightinit.templates.bundle import TemplateBundle, list_templates
     from weightinit.templates.config import TemplateConfig, TemplateKind
@@ -91,6 +92,7 @@ _LAZY = {
     "Subcloning": "methods.subcloning",
     "Plan": "plan",
     "Recipe": "plan",
+    "list_methods": "registry",
     "Report": "report",
     "TemplateBundle": "templates.bundle",
     "list_templates": "templates.bundle",
@@ -148,6 +150,7 @@ __all__ = [
     "init_from_templates",
     "init_mimetic",
     "kernels",
+    "list_methods",
     "list_templates",
     "plan_hypernet",
     "plan_mimetic",

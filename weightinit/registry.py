@@ -8,7 +8,7 @@ from importlib import import_module
 from weightinit.errors import ProjectionError
 from weightinit.inherit.method import Method
 
-__all__ = ["METHODS", "get_method"]
+__all__ = ["METHODS", "get_method", "list_methods"]
 
 #: From the name that ``method=`` takes to where its options live.
 METHODS: Mapping[str, str] = {
@@ -42,3 +42,13 @@ def get_method(method: str | Method) -> Method:
         raise ProjectionError(f"method={method!r} is unknown: use one of {sorted(METHODS)}")
     module, _, name = METHODS[method].partition(":")
     return getattr(import_module(module), name)()
+
+
+def list_methods() -> list[str]:
+    """Return the names of the methods that ``project_from(..., method=)`` takes.
+
+    Examples:
+        >>> "lemon" in list_methods()
+        True
+    """
+    return sorted(METHODS)

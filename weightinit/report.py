@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from weightinit.text import spans
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -61,12 +63,18 @@ class Report:
 
     def lines(self) -> list[tuple[str, str, str, str, str]]:
         """Return the table: role, blocks, shape, action and source; like rows are one line."""
-        groups: dict[tuple[str, tuple[int, ...], str, str], list[int | None]] = {}
+        groups: dict[tuple[str, tuple[int, ...], str, str], list[int]] = {}
         for row in self.rows:
             key = (row.role, row.shape, row.action, row.source)
-            groups.setdefault(key, []).append(row.block)
+            groups.setdefault(key, []).extend([] if row.block is None else [row.block])
         return [
-            (role, _span(blocks), "x".join(map(str, shape)) or "1", action, source)
+            (
+                role,
+                spans(blocks) or "-",
+                "x".join(map(str, shape)) or "1",
+                action,
+                source,
+            )
             for (role, shape, action, source), blocks in groups.items()
         ]
 
@@ -118,12 +126,3 @@ class Report:
         if curves:
             axes.legend(fontsize="small")
         return figure
-
-
-def _span(blocks: Sequence[int | None]) -> str:
-    numbers = sorted(b for b in blocks if b is not None)
-    if not numbers:
-        return "-"
-    if len(numbers) > 1 and numbers == list(range(numbers[0], numbers[-1] + 1)):
-        return f"{numbers[0]}-{numbers[-1]}"
-    return ",".join(map(str, numbers))

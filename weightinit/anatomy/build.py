@@ -13,8 +13,8 @@ from weightinit.anatomy.match import Match, family_of, match, match_user
 from weightinit.anatomy.roles import facts
 from weightinit.anatomy.rules import Family, Rule
 from weightinit.anatomy.solver import HINT, Group, names, solve_all
-from weightinit.anatomy.source import Entry, Source, read
-from weightinit.anatomy.traits import Look, Traits, infer, look
+from weightinit.anatomy.source import ModelTensors, TensorInfo, read
+from weightinit.anatomy.traits import ModuleFacts, Traits, infer, inspect_module
 from weightinit.errors import AnatomyError
 
 __all__ = ["anatomy"]
@@ -31,7 +31,7 @@ def anatomy(
     Args:
         model_or_state_dict: on any device, meta included; wrapped by DDP, torch.compile, FSDP2 or
             not. Head counts and the like are read from a module.
-        rules: of the caller, tried before the built-in ones.
+        rules: the caller's rules, which are tried before the built-in ones.
         sizes: known axis sizes that neither shapes nor a module tell: ``{"h": 6}`` for the head
             count of a bare state dict.
 
@@ -56,23 +56,26 @@ def anatomy(
     source = read(model_or_state_dict)
     family = family_of(entry.key for entry in source.entries)
     entries, matches = _explain(source, family, rules)
-    told = Look()
+    module_facts = ModuleFacts()
     if source.module is not None and family is not None:
-        told = look(source.module, family.library, family.look)
-    known = dict(told.sizes)
+        module_facts = inspect_module(source.module, family.library, family.note)
+    known = dict(module_facts.sizes)
     for label, size in (sizes or {}).items():
         if known.setdefault(label, size) != size:
             raise AnatomyError(
                 f"sizes[{label!r}] = {size}, but the module says {known[label]}: leave it out"
             )
-    flags = {**told.flags, **_flags(family, entries)}
+    flags = module_facts.flags | {
+        flag: any(re.fullmatch(name, entry.key) for entry in entries)
+        for flag, name in (family.flags if family else ())
+    }
     groups = solve_all(entries, matches, known, flags)
-    return _assemble(family, groups, entries, matches, known, told)
+    return _assemble(family, groups, entries, matches, known, module_facts)
 
 
 def _explain(
-    source: Source, family: Family | None, rules: Sequence[Rule]
-) -> tuple[list[Entry], list[Match]]:
+    source: ModelTensors, family: Family | None, rules: Sequence[Rule]
+) -> tuple[list[TensorInfo], list[Match]]:
     """Return the parameters and what may hold for each; raise if nothing does."""
     entries, matches, unmatched, integers = [], [], [], []
     buffers = re.compile(family.buffers) if family and source.module is None else None
@@ -101,19 +104,13 @@ def _explain(
     return entries, matches
 
 
-def _flags(family: Family | None, entries: Sequence[Entry]) -> dict[str, bool]:
-    """Return the flags that the presence of a name sets."""
-    given = family.flags if family else ()
-    return {flag: any(re.fullmatch(name, entry.key) for entry in entries) for flag, name in given}
-
-
 def _assemble(
     family: Family | None,
     groups: list[Group],
-    entries: list[Entry],
+    entries: list[TensorInfo],
     matches: list[Match],
     sizes: dict[str, int],
-    told: Look,
+    module_facts: ModuleFacts,
 ) -> Anatomy:
     specs: dict[int, ParamSpec] = {}
     for group in groups:
@@ -135,7 +132,11 @@ def _assemble(
             )
     ordered = tuple(specs[i] for i in range(len(entries)))
     depths, main = _depths(ordered, matches)
-    described = {**told.traits, "main_stacks": main, "depths": tuple(depths[s] for s in main)}
+    described = {
+        **module_facts.traits,
+        "main_stacks": main,
+        "depths": tuple(depths[s] for s in main),
+    }
     if family is not None:
         described = {"form": family.form, **described, "proven": family.proven}
     rows = [spec.shape[-2] for spec in ordered if facts(spec.role).kind == "token"]

@@ -23,13 +23,13 @@ class ParamSpec:
     """One parameter of a model.
 
     Args:
-        name: in the model's state dict.
+        name: name in the model's state dict.
         key: the name without wrapper prefixes.
-        role: canonical, e.g. ``"attn.qkv.weight"``.
-        pattern: its axes as stored, e.g. ``"(3 h k) d"``.
-        shape: as stored (of a DTensor: the global shape).
+        role: canonical role, such as ``"attn.qkv.weight"``.
+        pattern: axes as stored, such as ``"(3 h k) d"``.
+        shape: shape as stored; a DTensor's is its global one.
         block: index of its block within the stack, or None outside the blocks.
-        stack: name of the stack, e.g. ``"blocks"``, or "" outside the blocks.
+        stack: name of the stack, such as ``"blocks"``, or "" outside the blocks.
         parts: canonical roles in storage order along the fused axis; ``(role,)`` if not fused.
         tied: other names of the same tensor.
     """
@@ -51,10 +51,10 @@ class Piece:
     """A canonical part of a parameter.
 
     Args:
-        role: canonical, e.g. ``"attn.q.weight"``.
-        size: its shape in canonical orientation, e.g. ``(h k, d)``.
+        role: canonical role, such as ``"attn.q.weight"``.
+        size: shape in canonical orientation, such as ``(h k, d)``.
         spec: the parameter that stores it.
-        axes: labels of each canonical axis, outermost first, e.g. ``(("h", "k"), ("d",))``.
+        axes: labels of each canonical axis, outermost first, such as ``(("h", "k"), ("d",))``.
     """
 
     role: str
@@ -69,11 +69,11 @@ class Piece:
 
     @property
     def ends(self) -> bool:
-        """Whether it is of a branch's last layer and writes into the stream."""
+        """Whether it belongs to the last layer of a branch, which writes into the stream."""
         return self.facts.end and self.axes[0].stream
 
     def side(self, dim: int) -> Side:
-        """Return how it stands to one of its axes; see :meth:`Role.side`."""
+        """Return whether it makes, reads or scales an axis; see :meth:`Role.side`."""
         return self.facts.side(dim, len(self.axes))
 
 
@@ -83,11 +83,11 @@ class Anatomy:
 
     Args:
         specs: every parameter once, in the model's order.
-        sizes: of the axis labels: ``d`` residual stream, ``h`` heads, ``k`` head dim, ``m`` MLP
-            hidden, ``t`` tokens, ``p q`` patch, ``c`` input channels, ``n`` classes, ...
+        sizes: size of each axis label: ``d`` residual stream, ``h`` heads, ``k`` head dim, ``m``
+            MLP hidden, ``t`` tokens, ``p q`` patch, ``c`` input channels, ``n`` classes, ...
         depth: number of blocks of the main stack.
-        family: ``vit``, ``convnext``, ``bert``, ``gpt2``.
-        traits: what it computes besides its weights, see :class:`Traits`.
+        family: family of the model: ``vit``, ``convnext``, ``bert``, ``gpt2``.
+        traits: what the model computes besides its weights; see :class:`Traits`.
     """
 
     specs: tuple[ParamSpec, ...]
@@ -168,11 +168,11 @@ class Anatomy:
         """Return the canonical parts of a parameter as writable views of ``tensor``.
 
         Args:
-            spec: of the parameter.
-            tensor: of its stored shape.
+            spec: the parameter.
+            tensor: tensor of its stored shape.
 
         Returns:
-            From canonical role to a view in canonical orientation, of :attr:`Piece.size`.
+            A view of :attr:`Piece.size` for each canonical role.
 
         Examples:
             >>> import torch, torchvision
@@ -207,7 +207,7 @@ class Anatomy:
         Each canonical piece is a parameter of its own there.
 
         Args:
-            widths: sizes of channels; those left out stay.
+            widths: new sizes of channels; those left out stay.
             stages: number of blocks of each main stack.
         """
         counts = {x: sum(stages) for x in self.sizes if label_of(x).kind == "block"}

@@ -60,11 +60,7 @@ class Difference:
         return {label: (a, b) for label, (a, b) in self.widths.items() if a != b}
 
     def forbid_growth(self, method: str) -> None:
-        """Raise ProjectionError if the target is larger anywhere.
-
-        Args:
-            method: what only shrinks, in words.
-        """
+        """Raise ProjectionError if the target is larger anywhere; the message names ``method``."""
         if self.grown:
             raise ProjectionError(
                 f"{method} only shrinks, and the target is larger in {self.text(self.grown)}: use "
@@ -72,11 +68,7 @@ class Difference:
             )
 
     def forbid_shrinking(self, method: str) -> None:
-        """Raise ProjectionError if the target is smaller anywhere.
-
-        Args:
-            method: what only grows, in words.
-        """
+        """Raise ProjectionError if the target is smaller anywhere; the message names ``method``."""
         if self.shrunk:
             raise ProjectionError(
                 f"{method} only grows, and the target is smaller in {self.text(self.shrunk)}: use "
@@ -85,10 +77,5 @@ class Difference:
 
     @staticmethod
     def text(sizes: Mapping[str, tuple[int, int]]) -> str:
-        """Return sizes in words.
-
-        Examples:
-            >>> Difference.text({"d": (96, 192), "depth": (3, 2)})
-            'd 96 -> 192, depth 3 -> 2'
-        """
+        """Return sizes in words, such as ``"d 96 -> 192, depth 3 -> 2"``."""
         return ", ".join(f"{label} {old} -> {new}" for label, (old, new) in sizes.items())

@@ -23,8 +23,8 @@ class Label:
     """What is true of every axis of one label.
 
     Args:
-        meaning: in words.
-        kind: decides what may become of the axis.
+        meaning: the meaning in words.
+        kind: kind of the axis, which decides what may become of the axis.
         stream: whether it is the residual stream, or a stage's.
         shared: whether the layers of the whole model have that axis in common.
         width: whether its size says how wide the network is, as heads of any size do not.
@@ -75,23 +75,12 @@ _OWN = Label("one's own", "fixed")
 
 
 def label_of(name: str) -> Label:
-    """Return what is true of a label; of one that nobody knows, that it keeps its length.
-
-    Examples:
-        >>> label_of("d3").meaning, label_of("mine").kind
-        ('residual stream', 'fixed')
-    """
+    """Return what is true of a label; an unknown one keeps its length."""
     return LABELS.get(name) or LABELS.get(name.rstrip("0123456789"), _OWN)
 
 
 class Labels(tuple[str, ...]):
-    """The labels of one canonical axis, outermost first; it equals a plain tuple of them.
-
-    Examples:
-        >>> heads = Labels(("h", "k"))
-        >>> str(heads), heads.channel, heads.stream, heads == ("h", "k")
-        ('h k', True, False, True)
-    """
+    """The labels of one canonical axis, outermost first; it equals a plain tuple of them."""
 
     __slots__ = ()
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from weightinit.anatomy.labels import LOCAL_LABELS, Labels
-from weightinit.anatomy.pattern import Group, parse, solve
+from weightinit.anatomy.pattern import Factors, parse, solve
 from weightinit.errors import AnatomyError
 
 __all__ = ["Layout", "View", "layout"]
@@ -110,7 +110,12 @@ def _layout(
 
 
 def _part(
-    pattern: str, stored: tuple[Group, ...], to: str, sizes: dict[str, int], start: int, fused: int
+    pattern: str,
+    stored: tuple[Factors, ...],
+    to: str,
+    sizes: dict[str, int],
+    start: int,
+    fused: int,
 ) -> View:
     size = {**sizes, **{f: int(f) for group in stored for f in group if f.isdigit()}}
     flat = [f for group in stored for f in group]
@@ -142,14 +147,14 @@ def _part(
 def layout(
     pattern: str, shape: Sequence[int], sizes: Mapping[str, int], parts: int = 1, to: str = ""
 ) -> Layout:
-    """Return the layout of a stored tensor: cached, and cheap for the blocks of one stack.
+    """Return the layout of a stored tensor, which is cached.
 
     Args:
-        pattern: of the stored tensor.
-        shape: of the stored tensor.
-        sizes: of its labels; those that the shape determines may be missing.
-        parts: how many parts a fused axis holds.
-        to: canonical pattern of each part, if it is not the stored order less the axes of length 1.
+        pattern: pattern of the stored tensor.
+        shape: shape of the stored tensor.
+        sizes: sizes of the labels; those that the shape determines may be missing.
+        parts: number of parts along a fused axis.
+        to: canonical pattern of each part; by default the stored one without axes of length 1.
     """
     labels = parse(pattern).labels
     known = tuple((f, sizes[f]) for f in sorted(labels) if f in sizes and f not in LOCAL_LABELS)

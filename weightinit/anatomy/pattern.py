@@ -15,9 +15,9 @@ from functools import cache
 
 from weightinit.errors import AnatomyError
 
-__all__ = ["Group", "Pattern", "parse", "solve"]
+__all__ = ["Factors", "Pattern", "parse", "solve"]
 
-Group = tuple[str, ...]  # the factors of a fused axis, outermost first: labels and integers
+Factors = tuple[str, ...]  # the factors of a fused axis, outermost first: labels and integers
 _TOKEN = re.compile(r"\(([^()]*)\)|([A-Za-z]\w*|\d+)|\S")
 _FACTOR = re.compile(r"[A-Za-z]\w*|[1-9]\d*")
 
@@ -27,14 +27,14 @@ class Pattern:
     """A parsed pattern: each axis is a sum of groups, and each group a product of factors."""
 
     text: str
-    axes: tuple[tuple[Group, ...], ...]
+    axes: tuple[tuple[Factors, ...], ...]
 
     @property
     def labels(self) -> frozenset[str]:
         """The labels that occur."""
         return frozenset(f for axis in self.axes for g in axis for f in g if not f.isdigit())
 
-    def terms(self, parts: int = 1) -> tuple[int, tuple[tuple[Group, ...], ...]]:
+    def terms(self, parts: int = 1) -> tuple[int, tuple[tuple[Factors, ...], ...]]:
         """Return the fused axis (-1: none) and the axes of each part, one group an axis."""
         for at, axis in enumerate(self.axes):
             groups = axis
@@ -50,19 +50,8 @@ class Pattern:
 
 @cache
 def parse(pattern: str) -> Pattern:
-    """Parse an axis pattern.
-
-    Args:
-        pattern: e.g. ``"(3 h k) d"``.
-
-    Raises:
-        AnatomyError: if the pattern is malformed, or adds up along more than one axis.
-
-    Examples:
-        >>> parse("d (h k)").axes
-        ((('d',),), (('h', 'k'),))
-    """
-    axes: list[tuple[Group, ...]] = []
+    """Parse an axis pattern; AnatomyError if it is malformed, or adds up along several axes."""
+    axes: list[tuple[Factors, ...]] = []
     for token in _TOKEN.finditer(pattern):
         group, factor = token.groups()
         groups = (group if group is not None else factor or "").split("+")
@@ -78,19 +67,10 @@ def parse(pattern: str) -> Pattern:
 
 
 def solve(pattern: str, shape: Sequence[int], sizes: Mapping[str, int]) -> dict[str, int] | None:
-    """Return the sizes of the labels that a shape determines, beyond those known.
+    """Return the sizes of further labels that a shape determines, or None if they contradict it.
 
-    Args:
-        pattern: of the tensor.
-        shape: of the tensor.
-        sizes: labels known already.
-
-    Returns:
-        The newly solved labels (some may stay open), or None where shape and sizes contradict.
-
-    Examples:
-        >>> solve("(3 h k) d", (576, 192), {"h": 3})
-        {'k': 64, 'd': 192}
+    For ``"(3 h k) d"`` of shape ``(576, 192)`` with 3 heads they are ``{"k": 64, "d": 192}``. Some
+    labels may stay open.
     """
     axes = parse(pattern).axes
     if len(axes) != len(shape):
@@ -117,7 +97,7 @@ _OPEN: dict[str, int] = {"": 0}
 
 
 def _solve_axis(
-    axis: tuple[Group, ...], length: int, sizes: Mapping[str, int]
+    axis: tuple[Factors, ...], length: int, sizes: Mapping[str, int]
 ) -> dict[str, int] | None:
     """Solve one axis: length = sum of products, linear in the one label that may be unknown."""
     known, factor, unknown = 0, 0, ""

@@ -23,23 +23,15 @@ def resample_pos(
     """Return position embeddings for another grid, by timm's antialiased bicubic resampling.
 
     Args:
-        pos: ``[old_prefix + old_grid, d]``, the rows of prefix tokens first.
+        pos: embeddings ``[old_prefix + old_grid, d]``, the rows of prefix tokens first.
         old_grid: rows and columns of patches that ``pos`` was made for.
         new_grid: rows and columns wanted.
-        old_prefix: rows of ``pos`` that belong to prefix tokens.
-        new_prefix: such rows wanted. Missing ones are zeros, which leaves the tokens where their
-            own embedding puts them; further ones are dropped.
-
-    Returns:
-        A new tensor ``[new_prefix + new_grid, d]`` of the same dtype.
+        old_prefix: number of rows of prefix tokens.
+        new_prefix: number of such rows wanted. Missing ones are zeros, which leaves the tokens
+            where their own embedding puts them; further ones are dropped.
 
     Raises:
         ProjectionError: if ``pos`` has another number of rows.
-
-    Examples:
-        >>> import torch
-        >>> resample_pos(torch.zeros(1 + 196, 8), (14, 14), (16, 8), 1, 5).shape
-        torch.Size([133, 8])
     """
     if pos.ndim != 2 or pos.shape[0] != old_prefix + math.prod(old_grid):
         raise ProjectionError(
@@ -64,22 +56,14 @@ def resample_table(
     """Return relative position biases for another window, as timm (and BEiT before it) does.
 
     Args:
-        table: ``[(2 a - 1) (2 b - 1) + extra, h]`` of a window of a x b patches; the extra rows at
-            its end are of the class token.
-        old_grid: rows and columns of its window; None where nothing tells: a square one.
-        new_grid: of the window wanted.
-        rows: of the table wanted. Its extra rows are the old ones; missing ones are zeros.
-
-    Returns:
-        A new tensor ``[rows, h]`` of the same dtype.
+        table: biases ``[(2 a - 1) (2 b - 1) + extra, h]`` for a window of a x b patches; the extra
+            rows at the end belong to the class token.
+        old_grid: rows and columns of its window; None assumes a square one.
+        new_grid: rows and columns of the window wanted.
+        rows: number of rows wanted. Extra rows are copied; missing ones are zeros.
 
     Raises:
-        ProjectionError: if the table is of no such window.
-
-    Examples:
-        >>> import torch
-        >>> resample_table(torch.zeros(27 * 27 + 3, 6), (14, 14), (10, 8), 19 * 15 + 3).shape
-        torch.Size([288, 6])
+        ProjectionError: if the table does not fit its window.
     """
     old_size = _table_size(len(table), old_grid)
     new_size = _table_size(rows, new_grid)
@@ -115,17 +99,7 @@ def _table_size(rows: int, grid: tuple[int, int] | None) -> tuple[int, int] | No
 
 
 def resample_axis(table: Tensor, rows: int) -> Tensor:
-    """Return decomposed relative positions for another window, as SAM does: linearly.
-
-    Args:
-        table: ``[2 a - 1, k]``, of offsets along one axis.
-        rows: of the table wanted.
-
-    Examples:
-        >>> import torch
-        >>> resample_axis(torch.zeros(27, 8), 15).shape
-        torch.Size([15, 8])
-    """
+    """Return decomposed relative positions ``[2 a - 1, k]`` for another window, linearly as SAM."""
     if len(table) == rows:
         return table.clone()
     return torch.nn.functional.interpolate(table.T[None], size=rows, mode="linear")[0].T
@@ -135,22 +109,13 @@ def resample_patch(weight: Tensor, size: tuple[int, int], in_chans: int) -> Tens
     """Return a patch embedding for another patch size and number of input channels.
 
     Args:
-        weight: ``[d, c, p, q]``.
+        weight: weight ``[d, c, p, q]``.
         size: patch height and width wanted; resampled as FlexiViT does (Beyer et al. 2023, Eq. 4).
-        in_chans: channels wanted. Three become others by timm's ``adapt_input_conv``; of any other
-            number, channels are tiled or folded such that their sum, the answer to a grey image,
-            stays what it was.
-
-    Returns:
-        A new tensor ``[d, in_chans, *size]`` of the same dtype.
+        in_chans: number of channels wanted. Three become others by timm's ``adapt_input_conv``; any
+            other number is tiled or folded such that the sum, the answer to a grey image, stays.
 
     Raises:
         ProjectionError: if ``weight`` has not four axes, or a size is not positive.
-
-    Examples:
-        >>> import torch
-        >>> resample_patch(torch.zeros(8, 3, 16, 16), (8, 8), 1).shape
-        torch.Size([8, 1, 8, 8])
     """
     if weight.ndim != 4 or min(*size, in_chans) < 1:
         raise ProjectionError(

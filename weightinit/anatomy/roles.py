@@ -20,45 +20,42 @@ Kind = Literal[
 Side = Literal["rows", "columns", "gain"]
 T = TypeVar("T")
 
-_HEAD = re.compile(r"head\w*\..+")
-_SCALE = re.compile(r"(.+\.)?(ls\d?|gamma\w*)")
-_NORM = re.compile(r"(.+\.)?(\w*norm\w*|bn\d?)(\.(weight|bias))?")
+Place = Literal["", "before", "first norm", "final norm", "reads"]
+
+_W = r"\.(weight|bias)"
+#: The first pattern that fits a role tells its kind; a role that none fits is a matrix or a bias.
+_KINDS: dict[str, Kind] = {
+    r"head\w*\..+": "head",
+    r"(.+\.)?(ls\d?|gamma\w*)": "scale",
+    r"attn\.(rel_table|rel_pos_[hw])|rel_pos\.table": "table",
+    r"(.+\.)?(\w*norm\w*|bn\d?)(\.(weight|bias))?": "norm",
+    r"stem\..+": "stem",
+    r"pos": "position",
+    r"token\..+": "token",
+    r"embed\..+": "embedding",
+}
+_PLACES: dict[str, Place] = {
+    rf"(norm_pre|patch\.norm){_W}": "first norm",
+    rf"(patch|stem\.(proj|\d+\.conv)){_W}|pos(\..*)?|(token|embed)\..*": "before",
+    rf"(norm|fc_norm){_W}": "final norm",
+    rf"(head|head_dist|pre_logits|pool\.fc){_W}": "reads",
+}
+_END = rf"(.+\.)?(proj|fc2){_W}"
+_ESSENTIAL = r"(patch|norm|embed\.token|stem\..+|down\.\d+)\.weight|pos|token\.cls"
+_PROVEN = (
+    rf"norm[12]{_W}|ls[12]?|(attn|attns\.\d+)\.([qkv]|proj|[qk]_norm|norm){_W}"
+    rf"|(mlp|ffns\.\d+)\.(fc1|up|fc2|norm){_W}|(attns|ffns)\.\d+\.ls"
+    rf"|attn\.(rel_table|(talk_[lw]|rel_pos\.fc[12]){_W})"
+    rf"|patch{_W}|pos|token\.\w+|(norm_pre|norm|fc_norm|patch\.norm){_W}"
+    rf"|head(_dist)?{_W}|embed\.token\.weight|rope\.freqs"
+)
 #: ConvNeXt V2's response normalisation adds to the identity.
-_RESPONSE = re.compile(r"(.+\.)?grn\.(weight|bias)")
-_TABLE = re.compile(r"attn\.(rel_table|rel_pos_[hw])|rel_pos\.table")
-#: Kinds of roles; the first that fits holds, and what none fits is a matrix or a bias.
-_KINDS: tuple[tuple[re.Pattern[str], Kind], ...] = (
-    (_HEAD, "head"),
-    (_SCALE, "scale"),
-    (_TABLE, "table"),
-    (_NORM, "norm"),
-    (re.compile(r"stem\..+"), "stem"),
-    (re.compile(r"pos"), "position"),
-    (re.compile(r"token\..+"), "token"),
-    (re.compile(r"embed\..+"), "embedding"),
-)
+_RESPONSE = rf"(.+\.)?grn{_W}"
 #: Talking heads, which mix the attention maps.
-_MIXING = re.compile(r"attn\.talk_[lw]\.weight")
-_END = re.compile(r"(.+\.)?(proj|fc2)\.(weight|bias)")
-_BRANCH = re.compile(r"(attn|mlp|attns\.\d+|ffns\.\d+)\..+")
-_AROUND = re.compile(r"(norm|ls)([12])(\..+)?")
-_LETTER = re.compile(r"(.*\.)?([qkv])(_norm)?\.(weight|bias)")
-#: What is before the blocks and writes into the stream, itself or through a norm.
-_BEFORE = re.compile(r"(patch|stem\.(proj|\d+\.conv))\.(weight|bias)|pos(\..*)?|(token|embed)\..*")
-_FIRST_NORM = re.compile(r"(norm_pre|patch\.norm)\.(weight|bias)")
-#: What is behind the blocks: the final norm, and what reads the stream then.
-_FINAL = re.compile(r"(norm|fc_norm)\.(weight|bias)")
-_READS = re.compile(r"(head|head_dist|pre_logits|pool\.fc)\.(weight|bias)")
-#: What a whole checkpoint cannot be without, if the target has it.
-_ESSENTIAL = re.compile(r"(patch|norm|embed\.token|stem\..+|down\.\d+)\.weight|pos|token\.cls")
-#: Roles whose growth tests prove to keep the function.
-_PROVEN = re.compile(
-    r"norm[12]\.(weight|bias)|ls[12]?|(attn|attns\.\d+)\.([qkv]|proj|[qk]_norm|norm)\.(weight|bias)"
-    r"|(mlp|ffns\.\d+)\.(fc1|up|fc2|norm)\.(weight|bias)|(attns|ffns)\.\d+\.ls"
-    r"|attn\.(rel_table|(talk_[lw]|rel_pos\.fc[12])\.(weight|bias))"
-    r"|patch\.(weight|bias)|pos|token\.\w+|(norm_pre|norm|fc_norm|patch\.norm)\.(weight|bias)"
-    r"|head(_dist)?\.(weight|bias)|embed\.token\.weight|rope\.freqs"
-)
+_MIXING = r"attn\.talk_[lw]\.weight"
+_BRANCH = r"(attn|mlp|attns\.\d+|ffns\.\d+)\..+"
+_AROUND = r"(norm|ls)([12])(\..+)?"
+_LETTER = r"(.*\.)?([qkv])(_norm)?\.(weight|bias)"
 
 
 @dataclass(frozen=True)
@@ -67,17 +64,17 @@ class Role:
 
     Args:
         name: the role.
-        kind: of tensor.
+        kind: kind of tensor.
         bias: whether it is the bias of a layer or of a norm.
-        branch: branch of the block that it lies in: ``"attn"``, ``"mlp"``, ``"attns.0"``, ...;
+        branch: the branch of a block that holds it: ``"attn"``, ``"mlp"``, ``"attns.0"``, ...;
             ``""`` outside the branches.
-        serves: the branch that it lies in, or whose norm or layer scale it is.
+        serves: the branch that holds it, or whose norm or layer scale it is.
         end: whether it belongs to the last layer of a branch, whose rows are the stream.
         letter: ``"q"``, ``"k"`` or ``"v"`` of an attention, else ``""``.
-        place: outside the blocks: ``"before"`` them it writes into the stream, as ``"first norm"``
-            it normalises what was written, behind them it is the ``"final norm"`` or ``"reads"``
-            what that gives; else ``""``.
-        essential: whether a whole checkpoint holds it if the target does.
+        place: its place outside the blocks: ``"before"`` them it writes into the stream, which the
+            ``"first norm"`` normalises; after them stands the ``"final norm"``, whose result
+            another ``"reads"``; else ``""``.
+        essential: whether every whole checkpoint holds it if the target does.
         proven: whether tests prove that its growth keeps the function.
     """
 
@@ -88,7 +85,7 @@ class Role:
     serves: str
     end: bool
     letter: str
-    place: Literal["", "before", "first norm", "final norm", "reads"]
+    place: Place
     essential: bool
     proven: bool
 
@@ -102,7 +99,7 @@ class Role:
         """The value at which it does nothing, if there is one."""
         if self.kind == "scale":
             return 1.0
-        zero = self.bias or self.kind == "table" or _RESPONSE.fullmatch(self.name)
+        zero = self.bias or self.kind == "table" or re.fullmatch(_RESPONSE, self.name)
         return 0.0 if zero else None
 
     @property
@@ -112,7 +109,7 @@ class Role:
             return "ones"
         if self.neutral == 0:
             return "zeros"
-        if _MIXING.fullmatch(self.name):
+        if re.fullmatch(_MIXING, self.name):
             return "identity"
         return "kaiming" if self.kind == "stem" else "trunc_normal"
 
@@ -157,11 +154,7 @@ class Role:
         return ("token.cls",) if self.name == "token.dist" else ()
 
     def side(self, dim: int, dims: int) -> Side:
-        """Return how it stands to one of its axes: it makes it, reads it, or scales it.
-
-        Args:
-            dim: axis of the canonical part, from 0.
-            dims: how many axes the canonical part has.
+        """Return whether it makes (rows), reads (columns) or scales (gain) one of its axes.
 
         Examples:
             >>> [facts("attn.proj.weight").side(dim, 2) for dim in (0, 1)]
@@ -177,56 +170,30 @@ class Role:
 
 @lru_cache(maxsize=4096)
 def facts(role: str) -> Role:
-    """Return what is true of a role.
-
-    Examples:
-        >>> facts("mlp.fc2.bias").end, facts("ls1").neutral, facts("head_dist.weight").kind
-        (True, 1.0, 'head')
-    """
-    inside, around, letter = (pattern.fullmatch(role) for pattern in (_BRANCH, _AROUND, _LETTER))
+    """Return what is true of a role."""
+    inside, around, letter = (re.fullmatch(x, role) for x in (_BRANCH, _AROUND, _LETTER))
+    bias = role.endswith("bias")
     branch = inside[1] if inside else ""
     return Role(
         name=role,
-        kind=_kind(role),
-        bias=role.endswith("bias"),
+        kind=_first(_KINDS, role, "bias" if bias else "matrix"),
+        bias=bias,
         branch=branch,
         serves={"1": "attn", "2": "mlp"}[around[2]] if around else branch,
-        end=_END.fullmatch(role) is not None,
+        end=re.fullmatch(_END, role) is not None,
         letter=letter[2] if letter else "",
-        place=_place(role),
-        essential=_ESSENTIAL.fullmatch(role) is not None,
-        proven=_PROVEN.fullmatch(role) is not None,
+        place=_first(_PLACES, role, ""),
+        essential=re.fullmatch(_ESSENTIAL, role) is not None,
+        proven=re.fullmatch(_PROVEN, role) is not None,
     )
 
 
-def _kind(role: str) -> Kind:
-    for pattern, kind in _KINDS:
-        if pattern.fullmatch(role):
-            return kind
-    return "bias" if role.endswith("bias") else "matrix"
-
-
-def _place(role: str) -> Literal["", "before", "first norm", "final norm", "reads"]:
-    if _FIRST_NORM.fullmatch(role):
-        return "first norm"
-    if _BEFORE.fullmatch(role):
-        return "before"
-    if _FINAL.fullmatch(role):
-        return "final norm"
-    return "reads" if _READS.fullmatch(role) else ""
+def _first(table: Mapping[str, T], role: str, default: T) -> T:
+    return next((fact for pattern, fact in table.items() if re.fullmatch(pattern, role)), default)
 
 
 def scale_of(role: str, block: Mapping[str, T]) -> T | None:
-    """Return the layer scale behind the layer that a parameter belongs to, or None.
-
-    Args:
-        role: role of the parameter.
-        block: what a block has, by role.
-
-    Examples:
-        >>> scale_of("mlp.fc2.bias", {"ls1": 1, "ls2": 2}), scale_of("mlp.fc1.bias", {"ls2": 2})
-        (2, None)
-    """
+    """Return the layer scale of the layer that a role belongs to, looked up in a block, or None."""
     fact = facts(role)
     if not fact.end:
         return None

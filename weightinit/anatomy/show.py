@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
+
+from weightinit.text import spans
 
 if TYPE_CHECKING:
     from weightinit.anatomy.core import Anatomy
@@ -19,7 +20,7 @@ def table(anatomy: Anatomy) -> str:
         rows.setdefault(key, []).extend([] if spec.block is None else [spec.block])
     lines = [("where", "role", "axes", "shape")]
     for (stack, role, pattern, shape, tied), blocks in rows.items():
-        where = f"{stack} {_ranges(blocks)}" if stack else ""
+        where = f"{stack} {spans(blocks)}" if stack else ""
         known = " x ".join(map(str, shape)) or "scalar"
         lines.append((where, role, pattern, known + "".join(f", tied to {t}" for t in tied)))
     widths = [max(len(line[i]) for line in lines) for i in range(4)]
@@ -38,22 +39,6 @@ def table(anatomy: Anatomy) -> str:
         if name not in hidden and value not in (False, "none")
     )
     return "\n".join([head, sizes, traits, "", *body])
-
-
-def _ranges(blocks: Iterable[int]) -> str:
-    """Return block indices as ranges.
-
-    Examples:
-        >>> _ranges([0, 1, 2, 5, 7, 8])
-        '0-2,5,7-8'
-    """
-    runs: list[list[int]] = []
-    for block in sorted(blocks):
-        if runs and block == runs[-1][1] + 1:
-            runs[-1][1] = block
-        else:
-            runs.append([block, block])
-    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
 
 
 def to_dict(anatomy: Anatomy) -> dict[str, object]:

@@ -9,8 +9,9 @@ from weightinit.anatomy.labels import LOCAL_LABELS
 from weightinit.anatomy.match import Match
 from weightinit.anatomy.pattern import parse, solve
 from weightinit.anatomy.rules import Rule
-from weightinit.anatomy.source import Entry
+from weightinit.anatomy.source import TensorInfo
 from weightinit.errors import AnatomyError
+from weightinit.text import first
 
 __all__ = ["HINT", "Group", "names", "solve_all"]
 
@@ -30,18 +31,12 @@ class Group:
 
 
 def solve_all(
-    entries: Sequence[Entry],
+    entries: Sequence[TensorInfo],
     matches: Sequence[Match],
     sizes: dict[str, int],
     flags: Mapping[str, bool],
 ) -> list[Group]:
     """Return the parameters in groups of one rule each; ``sizes`` is completed in place.
-
-    Args:
-        entries: the parameters.
-        matches: the rules that may hold for each.
-        sizes: known beforehand, such as the head count.
-        flags: of the module, on which rules may depend.
 
     Raises:
         AnatomyError: naming every parameter whose shape no rule fits, or the sizes left open.
@@ -105,7 +100,7 @@ def _settle(group: Group, sizes: dict[str, int]) -> bool:
 
 def _contradiction(
     wrong: Sequence[Group],
-    entries: Sequence[Entry],
+    entries: Sequence[TensorInfo],
     matches: Sequence[Match],
     sizes: Mapping[str, int],
 ) -> AnatomyError:
@@ -115,7 +110,7 @@ def _contradiction(
         known = {x: sizes[x] for r in rules for x in parse(r.pattern).labels if x in sizes}
         patterns = " or ".join(dict.fromkeys(f'"{rule.pattern}"' for rule in rules))
         lines.append(
-            f"{names([entries[i] for i in group.members])} of shape {group.shape} should be "
+            f"{names(entries[i] for i in group.members)} of shape {group.shape} should be "
             f"{patterns} with {dict(sorted(known.items()))}"
         )
     return AnatomyError(
@@ -125,7 +120,7 @@ def _contradiction(
 
 
 def _left_open(
-    pending: Sequence[Group], entries: Sequence[Entry], sizes: Mapping[str, int]
+    pending: Sequence[Group], entries: Sequence[TensorInfo], sizes: Mapping[str, int]
 ) -> AnatomyError:
     labels = {x for group in pending for x in parse(group.rules[0].pattern).labels}
     missing = sorted(labels - sizes.keys() - LOCAL_LABELS)
@@ -133,7 +128,7 @@ def _left_open(
         what, first = "the head count h follows from no shape", "h"
     else:
         what, first = f"the sizes {missing} follow from no shape", missing[0]
-    left = [entries[i] for group in pending for i in group.members]
+    left = (entries[i] for group in pending for i in group.members)
     return AnatomyError(
         f"{what} (of {names(left)}): pass the model itself instead of its state dict, "
         f"or sizes={{{first!r}: 6}} with the true number"
@@ -142,7 +137,7 @@ def _left_open(
 
 def _check_flags(
     groups: Iterable[Group],
-    entries: Sequence[Entry],
+    entries: Sequence[TensorInfo],
     matches: Sequence[Match],
     flags: Mapping[str, bool],
 ) -> None:
@@ -155,7 +150,7 @@ def _check_flags(
         _as_users_rule(group.rules[0], matches[group.members[0]]) for group in doubtful
     )
     raise AnatomyError(
-        f"{names([entries[i] for group in doubtful for i in group.members])}: no shape tells "
+        f"{names(entries[i] for group in doubtful for i in group.members)}: no shape tells "
         f"{' or '.join(map(repr, asked))}, on which the order of their parts depends: pass the "
         f"model itself instead of its state dict, or the true order, as in "
         f"rules=[{', '.join(rules)}]"
@@ -170,7 +165,6 @@ def _as_users_rule(rule: Rule, found: Match) -> str:
     return f"Rule(r'{prefix}{rule.match}', {rule.role!r}, {rule.pattern!r}{parts}{to})"
 
 
-def names(entries: Sequence[Entry], most: int = 8) -> str:
+def names(entries: Iterable[TensorInfo]) -> str:
     """Return the first names of parameters, and how many more there are."""
-    more = f" and {len(entries) - most} more" if len(entries) > most else ""
-    return ", ".join(entry.name for entry in entries[:most]) + more
+    return first([entry.name for entry in entries])

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from weightinit.errors import AnatomyError
+from weightinit.text import first
 
-__all__ = ["Entry", "Source", "read"]
+__all__ = ["ModelTensors", "TensorInfo", "read"]
 
 # Wrappers that stand anywhere in a name, and attributes under which others keep a whole model.
 _INNER = ("_orig_mod.", "_checkpoint_wrapped_module.", "_fsdp_wrapped_module.")
@@ -25,7 +26,7 @@ _QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")
 
 
 @dataclass(frozen=True)
-class Entry:
+class TensorInfo:
     """One tensor of a model: its name, the name without wrappers, shape and other names."""
 
     name: str
@@ -36,20 +37,15 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Source:
+class ModelTensors:
     """The parameters of a model, and the module inside its wrappers (None for a state dict)."""
 
-    entries: tuple[Entry, ...]
+    entries: tuple[TensorInfo, ...]
     module: nn.Module | None
 
 
 def strip(name: str) -> str:
-    """Return a parameter's name without the prefixes of wrappers.
-
-    Examples:
-        >>> strip("module._orig_mod.backbone.blocks.0.norm1.weight")
-        'blocks.0.norm1.weight'
-    """
+    """Return a parameter's name without the prefixes of wrappers."""
     for part in _INNER:
         if part in name:
             name = name.replace(part, "")
@@ -67,13 +63,8 @@ def unwrap(module: nn.Module) -> nn.Module:
         module = inner
 
 
-def read(source: nn.Module | Mapping[str, Tensor]) -> Source:
-    """Return the parameters of a module or state dict, each tensor once.
-
-    Raises:
-        AnatomyError: if weights are parametrized, quantized or uninitialized, or if two names
-            are one without their wrappers.
-    """
+def read(source: nn.Module | Mapping[str, Tensor]) -> ModelTensors:
+    """Return the parameters of a module or state dict, each tensor once; raise on other weights."""
     if isinstance(source, nn.Module):
         named, refused = _walk(source)
         module = unwrap(source)
@@ -82,7 +73,7 @@ def read(source: nn.Module | Mapping[str, Tensor]) -> Source:
         others = [str(name) for name, x in source.items() if not isinstance(x, Tensor)]
         if others:
             raise AnatomyError(
-                f"{_some(others)}: no tensors; pass the state dict itself, not the file around it"
+                f"{first(others)}: no tensors; pass the state dict itself, not the file around it"
             )
         named, refused = [(str(name), x) for name, x in source.items()], []
         module = None
@@ -108,14 +99,14 @@ def read(source: nn.Module | Mapping[str, Tensor]) -> Source:
             refused.append(f"{name} (of the same name as {seen[key]} but for its prefix)")
         else:
             floating = tensor.is_floating_point()
-            entries.append(Entry(name, key, tuple(tensor.shape), tuple(tied), floating))
+            entries.append(TensorInfo(name, key, tuple(tensor.shape), tuple(tied), floating))
     if refused:
         raise AnatomyError(
-            f"these are no plain floating-point weights: {_some(refused)}. Remove the "
+            f"these are no plain floating-point weights: {first(refused)}. Remove the "
             "parametrizations (torch.nn.utils.parametrize.remove_parametrizations), run lazy "
             "modules once, load the model unquantized, or pass one model at a time"
         )
-    return Source(tuple(entries), module)
+    return ModelTensors(tuple(entries), module)
 
 
 def _storage(tensor: Tensor) -> object:
@@ -163,8 +154,3 @@ def _fault(name: str, tensor: Tensor, is_parameter: bool) -> str:
     if quantized or (is_parameter and not tensor.is_floating_point()):
         return f"quantized, {str(tensor.dtype).removeprefix('torch.')}"
     return ""
-
-
-def _some(names: list[str], most: int = 8) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

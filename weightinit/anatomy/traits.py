@@ -11,7 +11,16 @@ from torch import nn
 
 from weightinit.errors import AnatomyError
 
-__all__ = ["Form", "Look", "Traits", "infer", "look", "look_config", "look_mlp", "type_name"]
+__all__ = [
+    "Form",
+    "ModuleFacts",
+    "Traits",
+    "infer",
+    "inspect_module",
+    "note_config",
+    "note_mlp",
+    "type_name",
+]
 
 #: Where the norms of a block are: ``x + f(norm(x))``, ``x + norm(f(x))``, ``norm(x + f(x))``.
 Form = Literal["pre_norm", "branch_norm", "post_norm"]
@@ -28,7 +37,7 @@ class Traits:
         depths: number of blocks of each of them.
         grid: rows and columns of patches.
         prefix_tokens: number of tokens before the patches.
-        pos_prefix: how many of them have a row of their own among the positions.
+        pos_prefix: number of them that have a row among the positions.
         no_embed_class: whether positions are added before the tokens are.
         pool: how tokens become features.
         act: name of the activation.
@@ -85,7 +94,7 @@ class Traits:
 
 
 @dataclass(frozen=True)
-class Look:
+class ModuleFacts:
     """What a module says: sizes that no shape gives, flags on which rules depend, and traits."""
 
     sizes: dict[str, int] = field(default_factory=dict)
@@ -93,36 +102,23 @@ class Look:
     traits: dict[str, Any] = field(default_factory=dict)
 
 
-def look(module: nn.Module, library: str, read: Callable[[Any, Look], None]) -> Look:
-    """Return what a module of a library says of itself.
-
-    Args:
-        module: the module inside its wrappers.
-        library: name of the library whose it is.
-        read: notes what models of its family have.
-
-    Raises:
-        AnatomyError: if it lacks what models of that library have.
-    """
-    found = Look(traits={"library": library})
+def inspect_module(
+    module: nn.Module, library: str, read: Callable[[Any, ModuleFacts], None]
+) -> ModuleFacts:
+    """Return what ``read`` notes of a module, which must be like its library's models."""
+    noted = ModuleFacts(traits={"library": library})
     try:
-        read(module, found)
+        read(module, noted)
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise AnatomyError(
             f"a {type(module).__name__} has the parameter names of {library}'s models but not "
             f"their attributes ({error}): pass its state dict, with sizes={{'h': ...}}"
         ) from error
-    return found
+    return noted
 
 
 def infer(traits: dict[str, Any], sizes: Mapping[str, int], prefix: int) -> None:
-    """Fill in what follows from sizes: the grid of the positions and the prefix rows inside them.
-
-    Args:
-        traits: to complete, in place.
-        sizes: solved.
-        prefix: number of prefix tokens, counted from their parameters.
-    """
+    """Complete traits in place: the grid of the positions and the prefix rows among them."""
     prefix = traits.setdefault("prefix_tokens", prefix)
     if {"gh", "gw"} <= sizes.keys():
         traits.update(grid=(sizes["gh"], sizes["gw"]), pos_prefix=0)
@@ -140,26 +136,26 @@ def infer(traits: dict[str, Any], sizes: Mapping[str, int], prefix: int) -> None
                 return
 
 
-def look_mlp(found: Look, mlp: Any) -> None:
+def note_mlp(noted: ModuleFacts, mlp: Any) -> None:
     """Note what timm's MLPs say: their activation, and the order of a gated one's halves."""
     glu = "none"
     if hasattr(mlp, "gate_last"):
-        found.flags["gate_last"] = bool(mlp.gate_last)
+        noted.flags["gate_last"] = bool(mlp.gate_last)
         glu = "gate_last" if mlp.gate_last else "gate_first"
     elif hasattr(mlp, "fc1_g"):
         glu = "split"
     act = type_name(getattr(mlp, "act", None) or getattr(mlp, "mlp_act", None))
-    found.traits.update(act=act, glu=glu)
+    noted.traits.update(act=act, glu=glu)
 
 
-def look_config(module: Any, found: Look) -> None:
+def note_config(module: Any, noted: ModuleFacts) -> None:
     """Note what the config of a transformers model says: its heads and its activation."""
     config = getattr(module, "config", None)
     heads = getattr(config, "num_attention_heads", None)
     if heads:
-        found.sizes["h"] = int(heads)
+        noted.sizes["h"] = int(heads)
     act = getattr(config, "hidden_act", None) or getattr(config, "activation_function", None)
-    found.traits.update(act=act if isinstance(act, str) else type_name(act), glu="none")
+    noted.traits.update(act=act if isinstance(act, str) else type_name(act), glu="none")
 
 
 def type_name(module: object) -> str | None:

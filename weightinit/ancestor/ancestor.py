@@ -26,7 +26,7 @@ class Ancestor:
     the ancestor, and what is returned must not be written to either: it may share its memory.
 
     Attributes:
-        anatomy: of the network.
+        anatomy: anatomy of the network.
         source: where it came from, in words, with the resolved commit of a Hub repository.
 
     Examples:
@@ -62,10 +62,10 @@ class Ancestor:
     def stored(self, name: str) -> Tensor:
         """Return one parameter as it is stored: its own dtype and shape, contiguous, on the CPU.
 
-        Of a DTensor it is the full tensor, which all ranks must ask for together.
+        A DTensor is returned whole; all ranks must ask for it together.
 
         Args:
-            name: of the parameter, with or without the prefixes of wrappers.
+            name: name of the parameter, with or without the prefixes of wrappers.
 
         Raises:
             AnatomyError: if there is no such parameter.
@@ -82,7 +82,7 @@ class Ancestor:
         """Return a canonical part of a parameter.
 
         Args:
-            piece: of :attr:`anatomy`.
+            piece: piece of :attr:`anatomy`.
 
         Returns:
             A tensor of :attr:`Piece.size` in fp32 on the CPU; fp64 stays fp64.
@@ -103,7 +103,7 @@ class Ancestor:
     def module(self) -> nn.Module:
         """Return a runnable copy in eval mode, on the CPU or where the user's own module is.
 
-        A module of the user's is copied without the wrappers of DDP and torch.compile around it.
+        The user's own module is copied without the wrappers of DDP and torch.compile around it.
 
         Raises:
             ProjectionError: if there is nothing that runs: a state dict or a bare file, or a
@@ -131,13 +131,13 @@ class Ancestor:
                 or not), the name of a pretrained timm model with or without tag, or
                 ``"org/name"`` of the Hub, with ``"hf-hub:"`` before it or not. ``"@revision"`` may
                 follow the last two. The configs of timm and of transformers are understood.
-            heads: attention heads, for a state dict or a file that does not say.
+            heads: number of attention heads, for a state dict or a file that does not say.
             revision: branch, tag or commit of the Hub repository.
             cache_dir: folder of the Hub's cache; default: that of huggingface_hub.
-            token: for private repositories; default: the one of ``hf auth login``.
+            token: token for private repositories; default: the one of ``hf auth login``.
             local_files_only: use the cache only. ``HF_HUB_OFFLINE=1`` does the same.
-            rules: for parameters that no rule explains; see :func:`weightinit.anatomy`. An ancestor
-                that is open already has its own.
+            rules: rules for parameters that no built-in rule explains; see
+                :func:`weightinit.anatomy`. An open ancestor has its own.
 
         Raises:
             ProjectionError: if there is no such ancestor, or its head count is not known.

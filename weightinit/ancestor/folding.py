@@ -16,13 +16,9 @@ __all__ = ["folded"]
 
 
 def folded(ancestor: Ancestor, target: Anatomy) -> tuple[Ancestor, list[str]]:
-    """Return an ancestor without the layer scales that a target has not, and notes on them.
+    """Return an ancestor without the layer scales that a target lacks, and notes on them.
 
-    What such a scale multiplies is multiplied by it: the function is the same.
-
-    Args:
-        ancestor: only read.
-        target: anatomy of the target.
+    Each layer is multiplied by its scale, which leaves the function as it is.
     """
     seen = ancestor.anatomy
     kept = {role for block in target.all_blocks for role in block}
@@ -51,13 +47,7 @@ def folded(ancestor: Ancestor, target: Anatomy) -> tuple[Ancestor, list[str]]:
 
 
 class _Folding:
-    """Reads an ancestor's tensors, scaled.
-
-    Args:
-        ancestor: with its layer scales.
-        scales: from the name of a parameter, by role of its parts, to their layer scales.
-        gone: roles of the layer scales.
-    """
+    """The tensors of an ancestor, some of their parts multiplied by layer scales."""
 
     def __init__(
         self, ancestor: Ancestor, scales: Mapping[str, Mapping[str, Piece]], gone: set[str]

@@ -44,12 +44,7 @@ class Library(ABC):
         """Return the model on the CPU, its weights read and converted by the library."""
 
     def module(self, weights: Weights, names: Mapping[str, str]) -> nn.Module:
-        """Return the model with weights that were found to be its own.
-
-        Args:
-            weights: its weights.
-            names: from a parameter's name to the name in the files.
-        """
+        """Return the model with its own weights; ``names`` maps names to those in the files."""
         return self.loaded()
 
     def meta(self) -> nn.Module:
@@ -85,7 +80,7 @@ class Timm(Library):
 
     Args:
         model: name of the model, or ``"local-dir:"`` and a folder with timm's config.json.
-        weights: its safetensors.
+        weights: safetensors of the model.
         arguments: further arguments of ``timm.create_model``.
     """
 
@@ -150,7 +145,7 @@ class Transformers(Library):
     Args:
         folder: folder with its config.json and safetensors.
         config: the config, as transformers reads it.
-        model: class of the model, transformers' own.
+        model: class of the model, one of transformers' own.
     """
 
     folder: Path
@@ -160,12 +155,7 @@ class Transformers(Library):
 
     @classmethod
     def of(cls, folder: Path, raw: Mapping[str, Any], where: str) -> Transformers:
-        """Return the model that the config.json of a folder describes.
-
-        Raises:
-            BundleError: if transformers cannot read it, or it is of quantized weights.
-            ProjectionError: if it is of a model that only transformers itself can open.
-        """
+        """Return the model that the config.json of a folder describes, or raise."""
         kind = raw["model_type"]
         if kind not in MODEL_TYPES:
             raise ProjectionError(
@@ -227,12 +217,7 @@ def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def from_config(folder: Path, config: Mapping[str, Any], weights: Weights) -> Library:
-    """Return the library that a config.json is of: timm's or transformers'.
-
-    Raises:
-        BundleError: if it is neither, or asks for what no config may ask for.
-        ProjectionError: if it is of a model that only transformers itself can open.
-    """
+    """Return the library that a config.json is of, timm or transformers, or raise."""
     where = f"{folder / 'config.json'}"
     architecture = config.get("architecture")
     if isinstance(architecture, str):
@@ -260,11 +245,7 @@ def from_config(folder: Path, config: Mapping[str, Any], weights: Weights) -> Li
 
 
 def from_metadata(weights: Weights, what: str) -> Library | None:
-    """Return timm, if the metadata of a safetensors file says how to build its model there.
-
-    Raises:
-        BundleError: if the arguments are no sound JSON.
-    """
+    """Return timm if the metadata of a safetensors file says how to build its model."""
     architecture = weights.metadata.get("architecture")
     if architecture is None:
         return None

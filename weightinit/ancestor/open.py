@@ -19,7 +19,6 @@ from weightinit.ancestor.models import Library, Timm, from_config, from_metadata
 from weightinit.ancestor.pair import pair
 from weightinit.ancestor.weights import (
     ADVICE,
-    PICKLED,
     Weights,
     download,
     find_weights,
@@ -27,12 +26,13 @@ from weightinit.ancestor.weights import (
 )
 from weightinit.errors import AnatomyError, BundleError, ProjectionError
 from weightinit.files import hub
+from weightinit.files.checks import PICKLE_SUFFIXES
 from weightinit.files.hub import CONFIG
 
 __all__ = ["Network", "Opener"]
 
 _HUB_PREFIXES = ("hf-hub:", "hf_hub:")
-_FILES = (".safetensors", *PICKLED)
+_FILES = (".safetensors", *PICKLE_SUFFIXES)
 
 
 class Network(NamedTuple):
@@ -53,18 +53,16 @@ class Network(NamedTuple):
 
 @dataclass(frozen=True)
 class Opener:
-    """Opens ancestors; each method is one door.
+    """Opens ancestors; each method takes one kind.
+
+    Every method raises ProjectionError where there is no such ancestor, its head count is unknown
+    or it is on the meta device, and BundleError where files cannot be had or are not sound.
 
     Args:
-        heads: attention heads, where nothing else says.
+        heads: number of attention heads, where nothing else says.
         revision: branch, tag or commit of a Hub repository.
         client: client of the Hub.
         rules: rules for parameters that no other rule explains.
-
-    Raises:
-        ProjectionError: if ``heads`` is no positive number. Every door raises it where there is no
-            such ancestor, where its head count is not known, and where it is on the meta device.
-        BundleError: from every door, if files cannot be had or are not sound.
     """
 
     heads: int | None = None

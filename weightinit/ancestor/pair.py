@@ -17,7 +17,7 @@ __all__ = ["blocks_among", "fault", "pair"]
 
 
 def blocks_among(names: Iterable[str], like: Iterable[str]) -> list[str]:
-    """Return those of the names that lie in the blocks of the family that others are of."""
+    """Return the names that lie in blocks of the family that the names ``like`` are of."""
     family = family_of(map(strip, like))
     found = [(name, match(family, strip(name)) if family else None) for name in names]
     return [name for name, place in found if place is not None and place.block is not None]
@@ -36,17 +36,10 @@ def fault(missing: list[str], differing: list[str], stray: list[str]) -> str:
 def pair(
     seen: Anatomy, module: nn.Module, weights: Weights, library: str
 ) -> tuple[dict[str, str] | None, str]:
-    """Return where each parameter of a model is stored, or None and what is wrong.
+    """Return the name in the files of each parameter of a model, or None and what is wrong.
 
-    Args:
-        seen: anatomy of the model.
-        module: the model, on the meta device.
-        weights: perhaps its own.
-        library: whose model it is.
-
-    Returns:
-        From a parameter's name to the name of the same tensor in the files, and an empty text; or
-        None and a text that names what is missing, of another shape, or has no place in the model.
+    The model is on the meta device; its tensors that ``weights`` lacks, has in another shape or has
+    besides are what may be wrong.
     """
     found, text = _by_name(seen, module, weights, library)
     if found is None and library == "transformers":

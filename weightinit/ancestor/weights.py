@@ -12,15 +12,22 @@ import torch
 from torch import Tensor
 
 from weightinit.errors import BundleError
-from weightinit.files.checks import PICKLES, Shape, opened, parse_json, read_text, some
+from weightinit.files.checks import (
+    PICKLE_SUFFIXES,
+    PICKLES,
+    Shape,
+    opened,
+    parse_json,
+    read_text,
+    some,
+)
 from weightinit.files.hub import CONFIG, WEIGHTS, Client
 
-__all__ = ["ADVICE", "PICKLED", "Weights", "download", "find_weights", "read_config"]
+__all__ = ["ADVICE", "Weights", "download", "find_weights", "read_config"]
 
 INDEX = "model.safetensors.index.json"
 # timm's configs hold the names of up to 22,000 classes, an index one entry a tensor.
 MAX_JSON, MAX_JSON_ENTRIES = 2**25, 10**6  # bytes, entries
-PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".tar", ".npz")
 SHARD = re.compile(r"[A-Za-z0-9_][\w.-]*\.safetensors", re.ASCII)
 ADVICE = (
     "weightinit never reads pickles, which can run code: load the model with its own library and "
@@ -29,14 +36,7 @@ ADVICE = (
 
 
 class Weights:
-    """The tensors of one or several safetensors files, by name; no tensor is held.
-
-    Args:
-        paths: of the files.
-
-    Raises:
-        BundleError: if one cannot be read, is cut off, or is no safetensors file.
-    """
+    """The tensors of one or several safetensors files, by name; no tensor is held."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = tuple(paths)
@@ -89,18 +89,14 @@ def _check_format(path: Path) -> None:
     with suppress(OSError), path.open("rb") as file:
         start = file.read(16)
     # The header of safetensors is an object: a brace stands where a length has eight bytes.
-    if path.suffix in PICKLED or (start.startswith(PICKLES) and start[8:9] != b"{"):
+    if path.suffix in PICKLE_SUFFIXES or (start.startswith(PICKLES) and start[8:9] != b"{"):
         raise BundleError(f"{path} is a pickle or an archive, no safetensors. {ADVICE}")
     if path.suffix != ".safetensors":
         raise BundleError(f"{path} is not called .safetensors: rename it if it is such a file")
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Return a JSON object of a model's folder: its config or the index of its shards.
-
-    Raises:
-        BundleError: if it is no sound JSON.
-    """
+    """Return a JSON object of a model's folder: its config or the index of its shards."""
     try:
         return parse_json(read_text(path, MAX_JSON), str(path), MAX_JSON_ENTRIES)
     except OSError as error:
@@ -110,12 +106,7 @@ def read_config(path: Path) -> dict[str, Any]:
 def find_weights(folder: Path, what: str) -> Weights:
     """Return the safetensors of a folder: model.safetensors, its shards, or the only file there is.
 
-    Args:
-        folder: with the files.
-        what: names it in messages.
-
-    Raises:
-        BundleError: if there are none, or several that are no shards of one model.
+    ``what`` names the folder in messages.
     """
     if (folder / WEIGHTS).exists():
         return Weights([folder / WEIGHTS])
@@ -142,7 +133,7 @@ def find_weights(folder: Path, what: str) -> Weights:
         return Weights([folder / found[0]])
     if found:
         raise BundleError(f"{what} holds {some(found)}: pass the one that is meant, as a file")
-    pickles = [name for name in names if name.endswith(PICKLED)]
+    pickles = [name for name in names if name.endswith(PICKLE_SUFFIXES)]
     held = f"; it holds {some(pickles)}" if pickles else ""
     raise BundleError(f"{what} holds no {WEIGHTS} and no {INDEX}{held}. {ADVICE}")
 
@@ -168,14 +159,7 @@ def download(
 ) -> tuple[Path, str]:
     """Return the cached folder of a repository with its config and safetensors, and its source.
 
-    Args:
-        client: client of the Hub.
-        repo: ``"org/name"``.
-        revision: branch, tag or commit.
-        names: names of weights files to fetch; default: model.safetensors or its shards.
-
-    Raises:
-        BundleError: if the repository cannot be had, or holds no safetensors.
+    ``names`` are the weights files to fetch; by default model.safetensors or its shards.
     """
     names = tuple(names) or (WEIGHTS, INDEX)
     folder = client.download(repo, revision, files=(CONFIG, *names), what="ancestor")

@@ -20,6 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from weightinit.errors import BundleError
+from weightinit.text import some
 
 __all__ = [
     "DTYPES",
@@ -38,6 +39,7 @@ MAX_RANK = 6
 MAX_HEADER_ENTRIES = 10 * MAX_TENSORS + 1_000  # a tensor takes nine, the rest is metadata
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 NAME = re.compile(r"[A-Za-z0-9_.]{1,128}")
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".tar", ".npz")
 PICKLES = (b"PK\x03\x04", b"\x80")  # torch.save's archive, and the pickle protocol itself
 
 Shape = tuple[int, ...]
@@ -65,13 +67,7 @@ def check_shape(name: str, shape: Iterable[Any]) -> Shape:
 def parse_json(data: bytes, what: str, limit: int) -> dict[str, Any]:
     """Return the JSON object in ``data``, with unique keys and finite numbers of a sane length.
 
-    Args:
-        data: UTF-8 text.
-        what: names it in messages.
-        limit: of the entries in all its lists and objects.
-
-    Raises:
-        BundleError: if it is anything else.
+    ``what`` names it in messages, and ``limit`` bounds the entries in all its lists and objects.
     """
     # Every entry but the first of a list takes a comma: this bounds what json builds.
     if data.count(b",") > limit:
@@ -146,7 +142,7 @@ def read_weights(
         path: the file.
         sha256: hex digest that the whole file must have, computed while it is read.
         check: called with every tensor's shape and their bytes in all, before any is read.
-        max_bytes: largest file that is read.
+        max_bytes: size of the largest file that is read.
 
     Raises:
         BundleError: if the file is malformed, over a limit, of another digest, or not finite.
@@ -218,11 +214,7 @@ def _read_header(path: Path, file: BinaryIO, size: int) -> tuple[bytes, dict[str
 
 @contextmanager
 def opened(path: Path) -> Iterator[Any]:
-    """Open a safetensors file by the format's own reader, which checks its header.
-
-    Raises:
-        BundleError: if the file cannot be read, then or in the body.
-    """
+    """Open a safetensors file by the format's own reader; BundleError if it cannot be read."""
     try:
         with safe_open(path, "pt") as file:
             yield file
@@ -231,10 +223,3 @@ def opened(path: Path) -> Iterator[Any]:
             f"cannot read {path} ({str(error)[:200]}): it is damaged, cut off, or no safetensors "
             "file. Delete it, and download or save it again"
         ) from error
-
-
-def some(names: Iterable[str], limit: int = 5) -> str:
-    """Return the first names as text, and how many more there are."""
-    listed = sorted(names)
-    more = f" and {len(listed) - limit} more" if len(listed) > limit else ""
-    return ", ".join(listed[:limit]) + more

@@ -23,14 +23,14 @@ MAX_ENTRIES = 256  # of sizes, and of fitted
 
 @dataclass(frozen=True)
 class BundleConfig:
-    """What config.json states; what ``options``, ``sizes`` and ``depth`` are of is the kind's.
+    """What config.json states; the kind gives ``options``, ``sizes`` and ``depth`` a meaning.
 
     Args:
         kind: kind of the bundle, such as ``"templates"``.
         method: name of the method.
         options: options of the method, plain JSON.
-        sizes: sizes by name: of templates those of the auxiliary model, by axis label.
-        depth: number of blocks: of templates those of the auxiliary model.
+        sizes: sizes by name; templates state those of the auxiliary model by axis label.
+        depth: number of blocks; templates state that of the auxiliary model.
         licence: SPDX identifier of the weights' licence.
         traits: traits of the auxiliary model (prefix tokens, pooling, ...), plain JSON.
         fitted: ``{"depth": int, "sizes": {...}}`` for each further size that has scalers; only
@@ -73,11 +73,7 @@ class BundleConfig:
         _expect("sha256", sound, self.sha256, "64 hexadecimal digits")
 
     def to_json(self) -> str:
-        """Return the text of config.json.
-
-        Raises:
-            BundleError: if a value is not plain JSON, NaN and infinity included.
-        """
+        """Return the text of config.json; BundleError if a value is not plain and finite JSON."""
         try:
             text = json.dumps({"schema": SCHEMA, **asdict(self)}, indent=2, allow_nan=False)
         except (TypeError, ValueError, RecursionError) as error:
@@ -89,11 +85,7 @@ class BundleConfig:
 
     @classmethod
     def from_json(cls, data: bytes, what: str = "config.json") -> BundleConfig:
-        """Return the config in the bytes of a config.json; ``what`` names it in errors.
-
-        Raises:
-            BundleError: if it is malformed, of another schema, or has unknown or missing keys.
-        """
+        """Return the config in the bytes of a config.json; ``what`` names it in errors."""
         raw = parse_json(data, what, MAX_CONFIG_ENTRIES)
         schema = raw.pop("schema", None)
         if type(schema) is not int or schema != SCHEMA:

@@ -19,11 +19,7 @@ REPO = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revisio
 
 
 def split_revision(name: str, revision: str | None) -> tuple[str, str | None] | None:
-    """Split ``org/name@revision``; return None if ``name`` is no name of a Hub repository.
-
-    Raises:
-        BundleError: if the name and ``revision`` name different revisions.
-    """
+    """Split ``org/name@revision``; return None if ``name`` is no name of a Hub repository."""
     match = REPO.fullmatch(name)
     if match is None:
         return None
@@ -37,7 +33,7 @@ def split_revision(name: str, revision: str | None) -> tuple[str, str | None] | 
 
 @dataclass(frozen=True)
 class Client:
-    """How files of the Hub are fetched; the arguments are huggingface_hub's."""
+    """Arguments of huggingface_hub for the files that it fetches."""
 
     cache_dir: str | os.PathLike[str] | None = None
     token: str | bool | None = None
@@ -60,11 +56,7 @@ class Client:
     ) -> Path:
         """Return the cached folder of a repository's files; its name is the resolved commit.
 
-        Only the files named are ever fetched, of a bundle config.json, model.safetensors and
-        README.md: no pickle, no code. ``what`` says in messages what they are.
-
-        Raises:
-            BundleError: if the repository, the revision, the network or the permission is missing.
+        Only ``files`` are ever fetched: no pickle, no code. ``what`` names them in messages.
         """
         with _explained(repo, revision, f"download the {what}"):
             from huggingface_hub import snapshot_download
@@ -91,14 +83,7 @@ def push(
     create_pr: bool,
     token: str | bool | None,
 ) -> str:
-    """Upload a bundle's files in one commit, README.md only if the repository has none.
-
-    Returns:
-        ``"org/name@commit"`` of the new commit.
-
-    Raises:
-        BundleError: if the repository cannot be created or written to.
-    """
+    """Upload a bundle in one commit, README.md if there is none; return ``"org/name@commit"``."""
     with _explained(repo, revision, "upload the bundle"):
         from huggingface_hub import CommitOperationAdd, HfApi
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from weightinit.errors import BundleError
 from weightinit.files import hub
-from weightinit.files.checks import some
+from weightinit.files.checks import PICKLE_SUFFIXES, some
 from weightinit.files.hub import CONFIG, WEIGHTS
 
 __all__ = ["explain_missing", "locate", "names"]
@@ -25,11 +25,7 @@ def _builtin() -> dict[str, Path]:
 
 
 def names(kind: str = "") -> list[str]:
-    """Return the names of the bundles that ship with weightinit.
-
-    Args:
-        kind: kind of the bundles; all if empty.
-    """
+    """Return the names of the bundles that ship with weightinit, by default those of every kind."""
     return sorted(
         name
         for name, folder in _builtin().items()
@@ -73,8 +69,7 @@ def explain_missing(folder: Path) -> None:
     """Raise a BundleError that says which files a folder lacks, if it does."""
     missing = [name for name in (CONFIG, WEIGHTS) if not (folder / name).exists()]
     if missing:
-        suffixes = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".joblib")
-        pickles = [p.name for p in folder.glob("*") if p.suffix in suffixes]
+        pickles = [p.name for p in folder.glob("*") if p.suffix in PICKLE_SUFFIXES]
         found = f" It holds {some(pickles)}, which weightinit never reads." if pickles else ""
         raise BundleError(
             f"{folder} holds no {' and no '.join(missing)}.{found} weightinit reads config.json "

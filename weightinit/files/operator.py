@@ -68,11 +68,7 @@ class Operator:
     bundle: ClassVar[type[OperatorBundle]]
 
     def contents(self) -> tuple[dict[str, Any], Mapping[str, Tensor], int]:
-        """Return the options, the tensors by name, and the blocks of the model they are for.
-
-        Raises:
-            ProjectionError: if nothing was learned yet.
-        """
+        """Return options, learned tensors by name and the depth, or raise ProjectionError."""
         raise NotImplementedError
 
     @classmethod

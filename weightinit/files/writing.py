@@ -27,15 +27,7 @@ ORDER = (CARD, WEIGHTS, CONFIG)
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Yield a path to write a file to; it replaces ``path`` in the end, or after an error does not.
-
-    Examples:
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     with atomic(Path(folder, "report.txt")) as part:
-        ...         _ = part.write_text("all of it")
-        ...     os.listdir(folder)
-        ['report.txt']
-    """
+    """Yield a path to write to; the file replaces ``path`` in the end, but not after an error."""
     with tempfile.TemporaryDirectory(prefix=".saving-", dir=path.parent) as folder:
         part = Path(folder, path.name)
         yield part
@@ -47,11 +39,8 @@ def replace_files(folder: Path, write: Callable[[Path], None]) -> None:
     """Call ``write`` with an empty folder, then move what it wrote into ``folder``.
 
     Every file is written and synced first and then renamed into place, so that a file of the same
-    name that is open or mapped somewhere keeps its contents. After any exception the folder is as
-    it was before. Files of other names are left alone.
-
-    Raises:
-        BundleError: if the folder cannot be written to.
+    name that is open or mapped somewhere keeps its contents. After any exception, a BundleError if
+    the folder cannot be written to, it is as it was before. Files of other names are left alone.
     """
     state = unchanged = "nothing there was changed"
     try:
@@ -125,15 +114,7 @@ def _sync(path: Path) -> None:
 def model_card(
     config: BundleConfig, shapes: Mapping[str, Shape], title: str, code: str, text: str
 ) -> str:
-    """Return the text of a README.md for the Hub: metadata, use, tensors, provenance.
-
-    Args:
-        config: config of the bundle.
-        shapes: shapes of its tensors, by name.
-        title: heading of the card.
-        code: Python that loads and uses the bundle.
-        text: further paragraphs in Markdown.
-    """
+    """Return the text of a README.md for the Hub: metadata, use, tensors, provenance."""
     from huggingface_hub import ModelCardData
 
     ancestor = str(config.provenance.get("ancestor"))

@@ -7,7 +7,6 @@ trace the model's autograd graph; what that gives for a transformer is written d
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,9 +16,11 @@ import torch
 from torch import Tensor
 
 from weightinit.anatomy import Anatomy, Piece
+from weightinit.anatomy.labels import label_of
+from weightinit.anatomy.roles import facts
 from weightinit.errors import ProjectionError
 
-__all__ = ["PRIMITIVES", "Graph", "Node", "graph_of"]
+__all__ = ["PRIMITIVES", "Graph", "Key", "Node", "graph_of", "grid", "keyed"]
 
 #: Types of nodes by id; the last three are those of the language models' list.
 PRIMITIVES = (
@@ -28,11 +29,8 @@ PRIMITIVES = (
 )  # fmt: skip
 #: Published cutoff of shortest paths: pairs farther apart are not connected.
 CUTOFF = 50
-#: What the published graphs have no node for; it is set by the rule of a fresh parameter.
-RULED = re.compile(
-    r"ls\d?|attn\.([qk]_norm|norm|sub_norm)\..*|mlp\.norm\..*|attn\.(rel_|talk_|rpe_|gamma|lambda_).*"
-    r"|token\..*|rope\.freqs|rel_pos\..*|patch\.norm\..*|pos\.[xy]|pool\.latent"
-)
+#: Block, -1 outside the blocks, and canonical role.
+Key = tuple[int, str]
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,7 @@ class Node:
     @property
     def head(self) -> bool:
         """Whether it belongs to the classifier."""
-        return bool(self.roles) and self.roles[0].startswith("head")
+        return bool(self.roles) and facts(self.roles[0]).kind == "head"
 
     @property
     def spatial(self) -> bool:
@@ -141,7 +139,7 @@ class _Builder:
         self.target, self.softmax = target, softmax
         self.nodes: list[Node] = []
         self.edges: list[tuple[int, int]] = []
-        self.used: set[tuple[int, str]] = set()
+        self.used: set[Key] = set()
 
     def check(self) -> None:
         """Raise if attention or MLP are missing, or something is beside the blocks."""
@@ -255,18 +253,34 @@ class _Builder:
         return index
 
     def _complete(self) -> None:
-        every = {(-1, role): piece for role, piece in self.target.outside.items()}
-        for index, block in enumerate(self.target.blocks):
-            every |= {(index, role): piece for role, piece in block.items()}
-        left = [
-            every[key].spec.name for key in every.keys() - self.used if not RULED.fullmatch(key[1])
-        ]
+        every = keyed(self.target)
+        left = [every[key] for key in every.keys() - self.used]
+        left = [piece.spec.name for piece in left if not _ruled(piece)]
         if left:
             raise ProjectionError(
                 f"the model has parameters outside the hypernetworks' vocabulary: "
                 f"{', '.join(sorted(left)[:6])}; use a plain ViT or GPT-2, or "
                 "wi.project_from(ancestor, model)"
             )
+
+
+def _ruled(piece: Piece) -> bool:
+    """Return whether the published graphs have no node for it: a rule sets it, as if fresh."""
+    fact = piece.facts
+    if fact.kind == "norm":
+        return fact.branch in ("attn", "mlp") or fact.place == "first norm"
+    if fact.kind in ("embedding", "stem", "head"):
+        return False
+    labels = [label_of(name) for axis in piece.axes for name in axis]
+    tokens = labels[0].kind in ("index", "position")
+    layer = any(label.shared or label.width for label in labels)
+    return fact.kind in ("scale", "table", "token", "position") or tokens or not layer
+
+
+def keyed(target: Anatomy) -> dict[Key, Piece]:
+    """Return every canonical piece of a model by block and role."""
+    blocks = enumerate((target.outside, *target.blocks), -1)
+    return {(index, role): piece for index, block in blocks for role, piece in block.items()}
 
 
 def grid(target: Anatomy) -> tuple[int, int]:

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from weightinit.anatomy import Anatomy, Piece
 from weightinit.errors import ProjectionError
 from weightinit.hypernet.config import HyperConfig
 from weightinit.hypernet.decoders import (
@@ -19,20 +18,12 @@ from weightinit.hypernet.decoders import (
     VectorDecoder,
 )
 from weightinit.hypernet.encoder import Encoder
-from weightinit.hypernet.graph import Graph, Node
+from weightinit.hypernet.graph import Graph, Key, Node
 from weightinit.hypernet.shapes import limited, scale_of, tiled, vector
 
-__all__ = ["Decoded", "GraphHyperNetwork", "Key", "Pass", "Weights", "keyed"]
+__all__ = ["Decoded", "GraphHyperNetwork", "Pass", "Weights"]
 
 Decoded = Tensor | LowRank
-#: Block, -1 outside the blocks, and canonical role.
-Key = tuple[int, str]
-
-
-def keyed(target: Anatomy) -> dict[Key, Piece]:
-    """Return every canonical piece of a model by block and role."""
-    blocks = enumerate((target.outside, *target.blocks), -1)
-    return {(index, role): piece for index, block in blocks for role, piece in block.items()}
 
 
 class Weights(Mapping[Key, Tensor]):

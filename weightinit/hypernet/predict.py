@@ -11,8 +11,8 @@ from weightinit.anatomy import Anatomy, Piece
 from weightinit.errors import ProjectionError
 from weightinit.hypernet.decoders import LowRank
 from weightinit.hypernet.fusion import Fusion
-from weightinit.hypernet.graph import Graph, graph_of
-from weightinit.hypernet.network import Decoded, GraphHyperNetwork, Weights, keyed
+from weightinit.hypernet.graph import Graph, graph_of, keyed
+from weightinit.hypernet.network import Decoded, GraphHyperNetwork, Weights
 from weightinit.hypernet.refinement import ClosedForm, Refinement
 from weightinit.inherit.fresh import fresh_part, sub_generator
 from weightinit.inherit.running import Runnable

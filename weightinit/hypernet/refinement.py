@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from weightinit.anatomy import Anatomy, Piece
+from weightinit.anatomy.roles import facts
 from weightinit.hypernet.decoders import LowRank
-from weightinit.hypernet.graph import Graph
-from weightinit.hypernet.network import Decoded, GraphHyperNetwork, Key, Pass, Weights, keyed
+from weightinit.hypernet.graph import Graph, Key, keyed
+from weightinit.hypernet.network import Decoded, GraphHyperNetwork, Pass, Weights
 from weightinit.inherit.depth import mixes
 from weightinit.inherit.growth import followers
 from weightinit.inherit.running import Runnable
@@ -145,10 +146,8 @@ class Refinement:
                     a, b = torch.cat([a, change.a], -1), torch.cat([b, change.b], -1)
                 found[key] = LowRank(a, b, base)
             else:
-                role = key[1]
-                if "norm" in role and role.endswith("weight"):
-                    value = value - 1
-                if role == "pos" and len(value) < len(base):
+                value = value - 1 if facts(key[1]).gain else value
+                if key[1] == "pos" and len(value) < len(base):
                     lacking = value.new_zeros(len(base) - len(value), value.shape[1])
                     value = torch.cat([lacking, value])
                 found[key] = base + gate * value

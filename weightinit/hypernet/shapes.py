@@ -7,6 +7,7 @@ from torch import Tensor
 
 from weightinit.hypernet.config import HyperConfig
 from weightinit.hypernet.graph import Node
+from weightinit.init.operators import repeat
 
 __all__ = ["limited", "scale_of", "tiled", "vector"]
 
@@ -47,11 +48,7 @@ def tiled(values: Tensor, shape: tuple[int, ...]) -> Tensor:
         tensor([[1., 2., 1., 2., 1.]])
     """
     for dim, size in enumerate(shape, 1):
-        have = values.shape[dim]
-        if have < size:
-            values = values.index_select(dim, torch.arange(size, device=values.device) % have)
-        elif have > size:
-            values = values.narrow(dim, 0, size)
+        values = repeat(values, dim, size)
     return values
 
 

@@ -20,21 +20,10 @@ _HELP = "pass a few unlabelled batches as project_from(..., calibration=batches)
 
 
 def calls_of(calibration: Iterable[Any] | None, module: nn.Module) -> list[Call]:
-    """Return what a module is to be called with.
+    """Return the calls of a module that calibration batches ask for.
 
-    Args:
-        calibration: batches: tensors, tuples whose first item is one or a dict, or dicts of keyword
-            arguments. Labels, and what ``forward`` does not take, are left out.
-        module: that will be called.
-
-    Raises:
-        ProjectionError: if there are none, or they are something else.
-
-    Examples:
-        >>> import torch
-        >>> loader = [(torch.zeros(2, 3), torch.zeros(2)), torch.zeros(1, 3)]
-        >>> [args[0].shape[0] for args, _ in calls_of(loader, nn.Linear(3, 1))]
-        [2, 1]
+    A batch is a tensor, a tuple whose first item is a tensor or a dict, or a dict of keyword
+    arguments. Labels, and arguments that ``forward`` does not take, are left out.
     """
     if calibration is None:
         raise ProjectionError(f"this method looks at what the ancestor does on data: {_HELP}")

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from weightinit.anatomy import Labels
+from weightinit.inherit.axis import Axis
 from weightinit.inherit.growth import Growth
-from weightinit.inherit.outside import Axis
 from weightinit.inherit.transfer import Place
 from weightinit.init.operators import Copies, Op, along, cycle, scale
 
@@ -17,17 +17,17 @@ __all__ = ["Copying"]
 
 
 class Copying:
-    """Copies of the channels of every axis that grows: what Transfer calls its axes.
+    """Copies of the channels of every axis that grows: a method's :data:`Axes`.
 
     Where the head dim grows, queries and keys are scaled so that their products, divided by the
     root of the new head dim, are as before.
 
     Args:
-        growth: from the ancestor to the target.
-        choose: from a label and its old and new size to which channels are copied; None copies them
-            in turn. The label of query heads that share a key-value head is ``"in group"``.
-        added: from a place, even shares and the copies to what uneven shares have more (their mean
-            over copies is taken off); None leaves them even.
+        growth: growth from the ancestor to the target.
+        choose: returns the channels that are copied, given a label and its old and new size; None
+            copies them in turn. Query heads that share a key-value head are called ``"in group"``.
+        added: returns what uneven shares have more than even ones, given a place, even shares and
+            the copies (the mean over copies is taken off); None leaves them even.
     """
 
     def __init__(

@@ -10,7 +10,6 @@ from weightinit.init.operators import Mix, interpolation
 
 __all__ = [
     "RULES",
-    "WRITING",
     "Depth",
     "Mix",
     "blocks_for",
@@ -22,9 +21,6 @@ __all__ = [
 #: A rule by name, or from (blocks of the ancestor, blocks of the target) to a mix of the ancestor's
 #: blocks for each of the target's; a block of an empty mix is new.
 Depth = str | Callable[[int, int], list[Mix]]
-
-#: Kinds by which a block writes into the residual stream.
-WRITING = ("attn.proj.weight", "attn.proj.bias", "mlp.fc2.weight", "mlp.fc2.bias")
 
 
 def _solar(old: int, new: int) -> list[int]:
@@ -77,10 +73,6 @@ def followers(old: int, new: int) -> list[Mix]:
     """Return each block followed by copies of itself, the last blocks by more of them.
 
     Up to twice as deep it is LEMON's order: 2 old - new blocks alone, each other with one copy.
-
-    Examples:
-        >>> [index for ((index, _),) in followers(3, 5)]
-        [0, 1, 1, 2, 2]
     """
     each, more = divmod(new - old, old)
     counts = [1 + each + (i >= old - more) for i in range(old)]
@@ -94,7 +86,7 @@ def damping(depth: int, auxiliary: int) -> float:
     it min(1, (1.5 / r)^(3/4)) makes up for it (ours; chosen on validation images of CIFAR-10).
 
     Args:
-        depth: of the target.
+        depth: depth of the target.
         auxiliary: depth of the model that the scalers were trained in.
 
     Examples:
@@ -105,13 +97,7 @@ def damping(depth: int, auxiliary: int) -> float:
 
 
 def mixes(depth: Depth, source: Anatomy, target: Anatomy) -> list[Mix]:
-    """Return a mix of the ancestor's blocks for each of a target's, stage by stage.
-
-    Args:
-        depth: the rule.
-        source: anatomy of the ancestor.
-        target: of the target.
-    """
+    """Return a mix of the ancestor's blocks for each of a target's, stage by stage."""
     old, new = source.stages, target.stages
     if len(old) != len(new):
         raise ProjectionError(
@@ -128,15 +114,7 @@ def mixes(depth: Depth, source: Anatomy, target: Anatomy) -> list[Mix]:
 
 
 def blocks_for(depth: Depth, old: int, new: int) -> list[Mix]:
-    """Return which of ``old`` blocks make each of ``new`` ones.
-
-    Args:
-        depth: a rule by name, or a function of one's own.
-        old: how many blocks the ancestor has.
-        new: how many the target has.
-
-    Raises:
-        ProjectionError: if the rule is unknown, or its answer does not fit.
+    """Return which of ``old`` blocks make each of ``new`` ones, by a rule's name or a function.
 
     Examples:
         >>> [index for ((index, _),) in blocks_for("uniform", 12, 6)]

@@ -22,7 +22,7 @@ class ComposedModel(nn.Module):
     take them back before, and costs a fortyfold of the time.
 
     Args:
-        model: the inner model; it loses the parameters that follow from others.
+        model: the inner model, which loses the parameters that follow from others.
         names: names of these parameters.
     """
 
@@ -33,7 +33,7 @@ class ComposedModel(nn.Module):
         for name in names:
             path, _, leaf = name.rpartition(".")
             module = model.get_submodule(path)
-            del module._parameters[leaf]
+            module._parameters.pop(leaf, None)  # modules may be shared
             self._places[name] = module, leaf
 
     def weights(self) -> Mapping[str, Tensor]:
@@ -114,19 +114,10 @@ def fit(
     max_norm: float | None = None,
     progress: bool | None = None,
 ) -> None:
-    """Train a module for a few steps.
+    """Train a module for a few steps; ProjectionError if the loss is not finite.
 
-    Args:
-        module: module to train.
-        train_step: maps the module to a scalar loss on a batch of its own choosing.
-        optimizer: holds what is trained.
-        schedule: its learning rate, stepped with it.
-        steps: number of optimizer steps.
-        max_norm: norm to which gradients are clipped; None leaves them.
-        progress: whether to show a bar; None shows it on a terminal.
-
-    Raises:
-        ProjectionError: if the loss is not finite.
+    ``train_step`` maps the module to a scalar loss on a batch of its own choosing. ``schedule`` is
+    stepped with the optimizer. ``progress`` shows a bar; None shows it on a terminal.
     """
     trained = [p for group in optimizer.param_groups for p in group["params"]]
 

@@ -18,11 +18,7 @@ Draw = Callable[[Tensor, torch.Generator], object]
 
 
 def base_seed(generator: torch.Generator | None) -> int:
-    """Return the seed that every draw of one call derives from.
-
-    Args:
-        generator: advanced by one draw; None means seed 0, never the global generator.
-    """
+    """Return the seed of all draws of a call: one draw of the generator, or 0 without one."""
     if generator is None:
         return 0
     draw = torch.empty((), dtype=torch.int64, device=generator.device)
@@ -30,50 +26,31 @@ def base_seed(generator: torch.Generator | None) -> int:
 
 
 def sub_generator(seed: int, name: str) -> torch.Generator:
-    """Return a CPU generator for one parameter, so that adding a head does not shift the blocks.
-
-    Args:
-        seed: base seed of the call, from :func:`base_seed`.
-        name: name of the parameter.
-
-    Examples:
-        >>> a, b = sub_generator(0, "head.weight"), sub_generator(0, "head.weight")
-        >>> bool(torch.equal(torch.rand(2, generator=a), torch.rand(2, generator=b)))
-        True
-    """
+    """Return a CPU generator for one parameter, so that adding a head does not shift the blocks."""
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
-def _kaiming(tensor: Tensor, generator: torch.Generator) -> None:
-    nn.init.kaiming_normal_(tensor, mode="fan_out", nonlinearity="relu", generator=generator)
-
-
-def _trunc_normal(tensor: Tensor, generator: torch.Generator) -> None:
-    nn.init.trunc_normal_(tensor, std=0.02, generator=generator)
-
-
-#: From how a role is drawn (:attr:`weightinit.anatomy.Role.start`) to a description and a function.
+#: A description and a function for each way to draw, :attr:`weightinit.anatomy.Role.start`.
 RULES: Mapping[str, tuple[str, Draw]] = {
     "ones": ("ones", lambda tensor, _: nn.init.ones_(tensor)),
     "zeros": ("zeros", lambda tensor, _: nn.init.zeros_(tensor)),
     "identity": ("identity", lambda tensor, _: nn.init.eye_(tensor)),
-    "kaiming": ("torch.nn.init.kaiming_normal_(fan_out)", _kaiming),
-    "trunc_normal": ("torch.nn.init.trunc_normal_(std=0.02)", _trunc_normal),
+    "kaiming": (
+        "torch.nn.init.kaiming_normal_(fan_out)",
+        lambda tensor, generator: nn.init.kaiming_normal_(
+            tensor, mode="fan_out", nonlinearity="relu", generator=generator
+        ),
+    ),
+    "trunc_normal": (
+        "torch.nn.init.trunc_normal_(std=0.02)",
+        lambda tensor, generator: nn.init.trunc_normal_(tensor, std=0.02, generator=generator),
+    ),
 }
 
 
 def fresh_rule(role: str, shape: Sequence[int]) -> tuple[str, Draw]:
-    """Return the rule for a role that no source covers: its description and function.
-
-    Args:
-        role: canonical role, such as ``"head.weight"``.
-        shape: shape of the parameter.
-
-    Examples:
-        >>> fresh_rule("head.bias", (10,))[0], fresh_rule("ls1", (64,))[0]
-        ('zeros', "ones (the block's function is the composed one)")
-    """
+    """Return the rule for a role that no source covers: its description and function."""
     fact = facts(role)
     if fact.kind == "scale":
         return "ones (the block's function is the composed one)", RULES["ones"][1]
@@ -83,12 +60,7 @@ def fresh_rule(role: str, shape: Sequence[int]) -> tuple[str, Draw]:
 
 
 def fresh_part(piece: Piece, seed: int) -> Part:
-    """Return how a piece that no source covers is drawn: by its rule, from its own generator.
-
-    Args:
-        piece: of the target.
-        seed: base seed for all random draws.
-    """
+    """Return how a piece that no source covers is drawn: by its rule, from its own generator."""
     text, rule = fresh_rule(piece.role, piece.spec.shape)
     key = f"{piece.spec.key}.{piece.role}"
     return Part("fresh", text, lambda out: rule(out, sub_generator(seed, key)))

@@ -28,11 +28,11 @@ class Growth:
     """Which axes grow from an ancestor to a target.
 
     Args:
-        method: its name, for messages.
+        method: name of the method, for messages.
         old: anatomy of the ancestor.
         new: anatomy of the target.
-        depth: which blocks of the ancestor make those of the target; see :func:`followers`.
-        lossless: whether to refuse what the proofs do not know.
+        depth: rule for the blocks of the target; see :func:`followers`.
+        lossless: whether to refuse growth that no proof covers.
 
     Raises:
         ProjectionError: if an axis or the depth shrinks, or an axis changes that no rule grows.
@@ -142,11 +142,7 @@ class Growth:
         return added
 
     def faults(self, uneven: Callable[[Labels], bool]) -> list[str]:
-        """Return why the target computes another function than the ancestor.
-
-        Args:
-            uneven: whether a norm over an axis that grows, given its labels, changes.
-        """
+        """Return why the target computes another function; ``uneven`` tells norms that change."""
         return [*self._differences(), *self._unproven(), *self._norms(uneven)]
 
     def _differences(self) -> Iterator[str]:
@@ -220,9 +216,9 @@ def claim(name: str, faults: Sequence[str], condition: str = "") -> tuple[str, l
     """Return for the report a few words for each row, and what to say once.
 
     Args:
-        name: of the method.
-        faults: from :meth:`Growth.faults`.
-        condition: on which the function is kept, if any.
+        name: name of the method.
+        faults: faults from :meth:`Growth.faults`.
+        condition: condition on which the function is kept, if any.
 
     Examples:
         >>> claim("LEMON", ["the head is fresh"])

@@ -26,7 +26,7 @@ class Method(Protocol):
         """Return a part for every piece of a target, and what to say of them.
 
         Args:
-            source: where weights are read.
+            source: source of the weights.
             target: anatomy of the target.
             seed: base seed for all random draws.
             calibration: a few batches that the ancestor takes; methods without use for it say so.

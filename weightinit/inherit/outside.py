@@ -3,72 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from weightinit.anatomy import Anatomy, Piece, Traits, label_of
 from weightinit.anatomy.resample import resample_patch, resample_pos
-from weightinit.init.operators import Op, along, repeat, share
+from weightinit.inherit.axis import Axis, tiled
+from weightinit.inherit.source import LazyTensor
+from weightinit.init.operators import along
 from weightinit.plan import Part
 
-__all__ = ["Axis", "carry", "collect", "tiled"]
+__all__ = ["carry", "collect"]
+
+Value = Tensor | LazyTensor
 
 
 def collect(anatomy: Anatomy, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a model's tensors outside its blocks, by canonical role, as copies.
-
-    Args:
-        anatomy: of the model.
-        parameters: its parameters by name.
-    """
+    """Return copies of a model's tensors outside its blocks, by canonical role."""
     found: dict[str, Tensor] = {}
     for piece in anatomy.outside.values():
         value = parameters[piece.spec.name].detach().cpu()
         found[piece.role] = anatomy.split(piece.spec, value)[piece.role].clone()
     return found
-
-
-class Value(Protocol):
-    """A tensor, or what will be read as one when it is needed."""
-
-    @property
-    def shape(self) -> torch.Size:
-        """Its shape."""
-        ...
-
-    def to(self, other: Tensor) -> Tensor:
-        """Return it in the dtype and on the device of another."""
-        ...
-
-
-@dataclass(frozen=True)
-class Axis:
-    """What becomes of one axis when its length changes.
-
-    Args:
-        rows: makes new channels out of old ones, in whatever produces the axis.
-        columns: makes what reads the old channels read the new ones.
-        gain: acts on the elementwise weights of norms and layer scales; None is as ``rows``.
-    """
-
-    rows: Op
-    columns: Op
-    gain: Op | None = None
-
-    def op(self, side: str) -> Op:
-        """Return the operator of a side: ``"rows"``, ``"columns"`` or ``"gain"``."""
-        return self.rows if side == "gain" and self.gain is None else getattr(self, side)
-
-
-def tiled(size: int) -> Axis:
-    """Return the axis that repeats channels, whole copies sharing what reads them."""
-    return Axis(
-        lambda tensor, dim: repeat(tensor, dim, size),
-        lambda tensor, dim: share(tensor, dim, size),
-    )
 
 
 def resampled(piece: Piece) -> bool:
@@ -87,15 +43,14 @@ def carry(
     """Return how one tensor outside the blocks comes from a source of another size.
 
     Args:
-        piece: the target's piece.
+        piece: piece of the target.
         target: anatomy of the target.
-        outside: the source's tensors by role, from :func:`collect`.
-        traits: the source's: grid and prefix tokens.
-        axis: what becomes of the residual stream; None repeats its channels.
+        outside: tensors of the source by role, from :func:`collect`.
+        traits: traits of the source, of which grid and prefix tokens count.
+        axis: operators for the residual stream; None repeats its channels.
 
     Returns:
-        The part, or None where the source has nothing for it (another number of classes, a token or
-        stem that it lacks).
+        None where the source has nothing for it, such as other classes or a token it lacks.
     """
     name = _name(piece, target, outside)
     if name is None:

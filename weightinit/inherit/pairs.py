@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from weightinit.anatomy import Anatomy, Difference, facts, label_of
 from weightinit.errors import ProjectionError
+from weightinit.text import first, some
 
 __all__ = ["LARGE_RATIO", "check_pair"]
 
@@ -22,23 +23,10 @@ FUNCTION = {
 
 
 def check_pair(ancestor: Anatomy, target: Anatomy) -> list[str]:
-    """Return what to tell the user of a pair of models, or raise because they do not fit.
+    """Return notes on a pair of models, or raise ProjectionError because they do not fit.
 
-    Args:
-        ancestor: anatomy of the source of weights.
-        target: anatomy of the model to fill.
-
-    Raises:
-        ProjectionError: if they are of different families, if their blocks hold other parts, if the
-            ancestor lacks some of its tensors, or if it has the target's shapes and other heads.
-
-    Examples:
-        >>> import timm, weightinit as wi
-        >>> old, new = (
-        ...     wi.anatomy(timm.create_model("vit_tiny_patch16_224", depth=n, embed_dim=96))
-        ...     for n in (6, 1))
-        >>> check_pair(old, new)
-        ['depth differs by a factor of 6: an ancestor closer in size gives more']
+    They do not fit if they are of different families, if their blocks hold other parts, if the
+    ancestor lacks some of its tensors, or if it has the target's shapes and other heads.
     """
     if ancestor.family != target.family:
         raise ProjectionError(
@@ -47,15 +35,15 @@ def check_pair(ancestor: Anatomy, target: Anatomy) -> list[str]:
         )
     if lost := list(_lost(ancestor, target)):
         raise ProjectionError(
-            f"the ancestor lacks {', '.join(lost[:8])}{', ...' if len(lost) > 8 else ''}, which it "
-            "must have beside its other tensors: pass all of its state dict, or the module itself"
+            f"the ancestor lacks {first(lost)}, which it must have beside its other tensors: pass "
+            "all of its state dict, or the module itself"
         )
     mine, theirs = (_roles(seen) for seen in (target, ancestor))
     if mine != theirs:
+        extra, missing = (some(roles, 8) or "nothing" for roles in (theirs - mine, mine - theirs))
         raise ProjectionError(
-            f"the blocks are of other parts: the ancestor has {_some(theirs - mine)} that the "
-            f"target lacks, and lacks its {_some(mine - theirs)}; use an ancestor of the same "
-            "architecture"
+            f"the blocks are of other parts: the ancestor has {extra} that the target lacks, and "
+            f"lacks its {missing}; use an ancestor of the same architecture"
         )
     _check_heads(ancestor, target)
     notes = []
@@ -105,7 +93,3 @@ def _check_heads(ancestor: Anatomy, target: Anatomy) -> None:
 
 def _roles(anatomy: Anatomy) -> set[str]:
     return {role for block in anatomy.blocks for role in block if not facts(role).loose}
-
-
-def _some(roles: Iterable[str]) -> str:
-    return ", ".join(sorted(roles)) or "nothing"

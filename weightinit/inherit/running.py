@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.hooks import RemovableHandle
 
 from weightinit.anatomy import Anatomy, Piece, anatomy
 from weightinit.anatomy.source import strip
@@ -35,16 +35,9 @@ def exact(tensor: Tensor) -> Tensor:
 
 
 class Running:
-    """An ancestor's private copy, the batches it runs on, and where each of its parts is.
+    """A private copy of an ancestor in eval mode, with the calls of its calibration batches.
 
-    Args:
-        source: of the copy.
-        calibration: see :func:`~weightinit.inherit.calibration.calls_of`.
-
-    Attributes:
-        anatomy: of the ancestor.
-        module: the copy, in eval mode; half precision is widened to fp32.
-        calls: one a batch, on the module's device.
+    Half precision is widened to fp32, and the batches are on the module's device.
     """
 
     def __init__(self, source: Runnable, calibration: Iterable[Any] | None) -> None:
@@ -101,11 +94,7 @@ class Running:
 
     @torch.no_grad()
     def run(self, number: int) -> None:
-        """Run one batch.
-
-        Raises:
-            ProjectionError: if the ancestor does not take it.
-        """
+        """Run one batch; ProjectionError if the ancestor does not take it."""
         args, kwargs = self.calls[number]
         try:
             self.module(*args, **kwargs)
@@ -122,8 +111,8 @@ class Running:
         """Run one batch, and take it apart.
 
         Returns:
-            The stream ``[..., d]`` before the blocks; and each block, with all else that it was
-            given then, as a function from the stream before to that after it.
+            The stream ``[..., d]`` before the blocks, and each block, all other arguments bound, as
+            a function from the stream before to that after it.
         """
         first: list[Tensor] = []
         replays: list[Callable[[Tensor], Tensor]] = []
@@ -134,7 +123,9 @@ class Running:
 
         depth = self.anatomy.depth
         blocks = [self.block(index) for index in range(depth)]
-        with _hooked([x.register_forward_pre_hook(see, with_kwargs=True) for x in blocks]):
+        with ExitStack() as hooks:
+            for module in blocks:
+                hooks.enter_context(module.register_forward_pre_hook(see, with_kwargs=True))
             self.run(number)
         if len(replays) != depth:
             raise ProjectionError(
@@ -149,7 +140,7 @@ class Running:
         def put(_: nn.Module, args: Any, result: Any) -> Any:
             return (stream, *result[1:]) if isinstance(result, tuple) else stream
 
-        with _hooked([self.block(self.anatomy.depth - 1).register_forward_hook(put)]):
+        with self.block(self.anatomy.depth - 1).register_forward_hook(put):
             self.run(number)
 
     def check(self, tensor: Tensor) -> Tensor:
@@ -168,27 +159,21 @@ def watching(
     outputs: Mapping[nn.Module, Callable[[Tensor], None]] | None = None,
 ) -> Iterator[None]:
     """Call back with what modules are given, and what they return, while the block is open."""
-    handles = [
-        module.register_forward_pre_hook(
-            lambda _, args, kwargs, see=see: see(first_tensor((*args, *kwargs.values()))),
-            with_kwargs=True,
-        )
-        for module, see in inputs.items()
-    ] + [
-        module.register_forward_hook(lambda _, args, result, see=see: see(first_tensor((result,))))
-        for module, see in (outputs or {}).items()
-    ]
-    with _hooked(handles):
+    with ExitStack() as hooks:
+        for module, see in inputs.items():
+            hook = partial(_see_arguments, see)
+            hooks.enter_context(module.register_forward_pre_hook(hook, with_kwargs=True))
+        for module, see in (outputs or {}).items():
+            hooks.enter_context(module.register_forward_hook(partial(_see_result, see)))
         yield
 
 
-@contextmanager
-def _hooked(handles: Iterable[RemovableHandle]) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+def _see_arguments(see: Callable[[Tensor], None], _: nn.Module, args: Any, kwargs: Any) -> None:
+    see(first_tensor((*args, *kwargs.values())))
+
+
+def _see_result(see: Callable[[Tensor], None], _: nn.Module, args: Any, result: Any) -> None:
+    see(first_tensor((result,)))
 
 
 def _replay(
@@ -259,15 +244,9 @@ class _Attention(nn.Module):
 def captured(model: nn.Module, seen: Anatomy | None = None) -> Iterator[list[Tensor]]:
     """Collect what the classifier of ``model`` reads in each forward inside the block.
 
-    That is the final class token, the pooled patches, or every token of a text, after the final
-    norm. A model without a classifier, or whose classifier is its embedding, returns it itself.
-
-    Args:
-        model: of any library that the anatomy explains.
-        seen: its anatomy; None reads it.
-
-    Yields:
-        The features ``[B, d]`` of each forward, of texts ``[B * T, d]``.
+    The features ``[B, d]`` (``[B * T, d]`` of texts) are the final class token, the pooled patches,
+    or every token of a text, after the final norm. A model without a classifier, or whose
+    classifier is its embedding, returns them itself.
     """
     found: list[Tensor] = []
     head = (seen or anatomy(model)).outside.get("head.weight")
@@ -285,7 +264,5 @@ def captured(model: nn.Module, seen: Anatomy | None = None) -> Iterator[list[Ten
     else:
         module = model.get_submodule(head.spec.name.rpartition(".")[0])
         handle = module.register_forward_pre_hook(argument)
-    try:
+    with handle:
         yield found
-    finally:
-        handle.remove()

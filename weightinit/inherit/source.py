@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from weightinit.anatomy import Anatomy, Piece
 
-__all__ = ["Later", "Outside", "Source"]
+__all__ = ["LazyTensor", "Source", "outside_of"]
 
 
 class Source(Protocol):
@@ -19,7 +18,7 @@ class Source(Protocol):
 
     @property
     def anatomy(self) -> Anatomy:
-        """Of the ancestor."""
+        """Anatomy of the ancestor."""
         ...
 
     def part(self, piece: Piece) -> Tensor:
@@ -28,13 +27,8 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True)
-class Later:
-    """A tensor that is read when it is needed.
-
-    Args:
-        source: of the weights.
-        piece: that is read.
-    """
+class LazyTensor:
+    """A canonical part of a source's tensor, which is read when it is needed."""
 
     source: Source
     piece: Piece
@@ -49,21 +43,6 @@ class Later:
         return self.source.part(self.piece).to(other)
 
 
-class Outside(Mapping[str, Later]):
-    """A source's tensors outside its blocks by role, read when they are needed.
-
-    Args:
-        source: of the weights.
-    """
-
-    def __init__(self, source: Source) -> None:
-        self.source = source
-
-    def __getitem__(self, role: str) -> Later:
-        return Later(self.source, self.source.anatomy.outside[role])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.source.anatomy.outside)
-
-    def __len__(self) -> int:
-        return len(self.source.anatomy.outside)
+def outside_of(source: Source) -> dict[str, LazyTensor]:
+    """Return a source's tensors outside its blocks by role."""
+    return {role: LazyTensor(source, piece) for role, piece in source.anatomy.outside.items()}

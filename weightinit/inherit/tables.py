@@ -11,17 +11,7 @@ __all__ = ["resized"]
 
 
 def resized(value: Tensor, piece: Piece, *, old: Traits, new: Traits) -> Tensor:
-    """Return a table for another window, and any other tensor as it is.
-
-    Args:
-        value: the ancestor's, canonical.
-        piece: the target's piece; only the length of its first axis is looked at.
-        old: traits of the ancestor, with the grid of its patches.
-        new: traits of the target.
-
-    Raises:
-        ProjectionError: if the tables are not of these grids.
-    """
+    """Return a table for another window, and any other tensor as it is."""
     rows = piece.size[0]
     if piece.facts.kind != "table":
         return value

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from weightinit.anatomy import Anatomy, Labels, Piece, Role, facts
 from weightinit.errors import ProjectionError
+from weightinit.inherit.axis import Axis
 from weightinit.inherit.depth import Mix
 from weightinit.inherit.fresh import fresh_part, sub_generator
-from weightinit.inherit.outside import Axis, carry, resampled
-from weightinit.inherit.source import Outside, Source
+from weightinit.inherit.outside import carry, resampled
+from weightinit.inherit.source import Source, outside_of
 from weightinit.inherit.tables import resized
 from weightinit.init import operators
 from weightinit.init.operators import along
@@ -31,9 +32,9 @@ class Place:
     """Where an operator acts.
 
     Args:
-        role: canonical, of the parameter.
-        target: block of the target, -1 outside the blocks.
-        source: block of the ancestor that is read there.
+        role: canonical role of the parameter.
+        target: index of the target's block, -1 outside the blocks.
+        source: index of the ancestor's block that is read there.
     """
 
     role: str
@@ -55,13 +56,13 @@ class Transfer:
     """A method, as what it does along axes and over depth.
 
     Args:
-        axes: of the blocks and of what is outside them.
-        depth: a mix of the ancestor's blocks for each block of the target.
-        how: for the report, a few words.
-        roles: other mixes for single roles, e.g. weights of their own (LiGO).
+        axes: operators of the axes in the blocks and outside them.
+        depth: mix of the ancestor's blocks for each block of the target.
+        how: a few words for the report.
+        roles: mixes for single roles that differ from ``depth`` (LiGO).
         new: writes a parameter of a block that has no mix (an identity block, say) and returns
             True; where it returns False, or is None, the parameter is drawn by rule.
-        finish: changes a composed part in place, given its place and generator: noise, scale.
+        finish: adds noise to a composed part or scales it, in place.
     """
 
     axes: Axes
@@ -75,14 +76,7 @@ class Transfer:
 def transfer_parts(
     source: Source, target: Anatomy, transfer: Transfer, *, seed: int = 0
 ) -> dict[Piece, Part]:
-    """Return what becomes of every piece of a target: inherited, or fresh by rule.
-
-    Args:
-        source: where weights are read.
-        target: anatomy of the target.
-        transfer: the method.
-        seed: base seed for all random draws.
-    """
+    """Return what becomes of every piece of a target: inherited, or fresh by rule."""
     return dict(_Transferral(source, target, transfer, seed).parts())
 
 
@@ -91,7 +85,7 @@ class _Transferral:
 
     def __init__(self, source: Source, target: Anatomy, transfer: Transfer, seed: int) -> None:
         self.source, self.target, self.transfer, self.seed = source, target, transfer, seed
-        self.outside = Outside(source)
+        self.outside = outside_of(source)
         self.resized = partial(resized, old=source.anatomy.traits, new=target.traits)
 
     def parts(self) -> Iterator[tuple[Piece, Part]]:
@@ -135,10 +129,8 @@ class _Transferral:
             self._check(blocks[i][role], piece, Place(role, index, i if index >= 0 else -1))
 
         def moved(out: Tensor, i: int) -> Tensor:
-            own = blocks[i][role]
-            value = self.source.part(own).to(torch.promote_types(out.dtype, torch.float32))
-            value = self.resized(value, piece)
-            return self._moved(value, own, Place(role, index, i if index >= 0 else -1))
+            place = Place(role, index, i if index >= 0 else -1)
+            return self._moved(blocks[i][role], piece, place, out)
 
         def inherit(out: Tensor) -> None:
             total = operators.mix((moved(out, i), weight) for i, weight in mix)
@@ -174,29 +166,24 @@ class _Transferral:
                 f"{', '.join(stuck) or 'its axes'}; give the target the ancestor's size there"
             )
 
-    def _moved(self, value: Tensor, piece: Piece, place: Place) -> Tensor:
-        """Act along every axis of a part."""
-        for dim, labels in enumerate(piece.axes):
+    def _moved(self, own: Piece, piece: Piece, place: Place, out: Tensor) -> Tensor:
+        """Return a part of the ancestor, acted on along every axis."""
+        value = self.resized(self.source.part(own).to(out), piece)
+        for dim, labels in enumerate(own.axes):
             axis = self.transfer.axes(labels, place)
             if axis is not None:
-                value = along(value, dim, axis.op(piece.side(dim)))
+                value = along(value, dim, axis.op(own.side(dim)))
         return value
 
     def _outside(self, piece: Piece) -> Part:
-        place = Place(piece.role)
-        width = next((labels for labels in piece.axes if labels.stream), Labels("d"))
-        stream = self.transfer.axes(width, place) or _SAME
-        carried = self._inherited_head(piece, place) or self._table(piece, place)
-        if carried is None and not resampled(piece) and piece.facts.kind != "head":
-            carried = self._moved_whole(piece, place)
-        return (
-            carried
-            or carry(piece, self.target, self.outside, self.source.anatomy.traits, stream)
-            or self._moved_whole(piece, place)
-            or fresh_part(piece, self.seed)
-        )
+        """Return the part of the first carrier that has something for a piece."""
+        carriers = [self._tied_head, self._table, self._moved_whole, self._carried]
+        if resampled(piece) or piece.facts.kind == "head":
+            carriers[2:] = [self._carried, self._moved_whole]
+        parts = (carrier(piece, Place(piece.role)) for carrier in carriers)
+        return next(filter(None, parts), None) or fresh_part(piece, self.seed)
 
-    def _inherited_head(self, piece: Piece, place: Place) -> Part | None:
+    def _tied_head(self, piece: Piece, place: Place) -> Part | None:
         """Return how a head comes from the token embedding, whose matrix it was in the ancestor."""
         own = self.source.anatomy.outside
         tokens = own.get("embed.token.weight")
@@ -218,13 +205,7 @@ class _Transferral:
         if own is None or piece.facts.kind != "table":
             return None
         self._check(own, piece, place)
-
-        def inherit(out: Tensor) -> None:
-            value = self.resized(self.source.part(own).to(out), piece)
-            out.copy_(self._moved(value, own, place))
-
-        text = f"{place.role} of {own.size[0]} offsets ({self.transfer.how})"
-        return Part("written", text, inherit)
+        return self._whole(own, piece, place, f"{place.role} of {own.size[0]} offsets")
 
     def _moved_whole(self, piece: Piece, place: Place) -> Part | None:
         """Return how a tensor comes over whose every axis is alike or has an operator."""
@@ -235,12 +216,20 @@ class _Transferral:
             acts = labels.channel or labels.block
             if old != new and (not acts or self.transfer.axes(labels, place) is None):
                 return None
-        text = f"{piece.role} ({self.transfer.how})"
+        return self._whole(own, piece, place, piece.role)
+
+    def _whole(self, own: Piece, piece: Piece, place: Place, text: str) -> Part:
         return Part(
             "written",
-            text,
-            lambda out: out.copy_(self._moved(self.source.part(own).to(out), own, place)),
+            f"{text} ({self.transfer.how})",
+            lambda out: out.copy_(self._moved(own, piece, place, out)),
         )
+
+    def _carried(self, piece: Piece, place: Place) -> Part | None:
+        """Return how positions, patches, heads and the like come over, the stream acted on."""
+        width = next((labels for labels in piece.axes if labels.stream), Labels("d"))
+        stream = self.transfer.axes(width, place) or _SAME
+        return carry(piece, self.target, self.outside, self.source.anatomy.traits, stream)
 
 
 def _keep(tensor: Tensor, dim: int) -> Tensor:

@@ -191,9 +191,10 @@ def repeat(tensor: Tensor, dim: int, size: int) -> Tensor:
         >>> repeat(torch.tensor([1.0, 2.0]), 0, 5)
         tensor([1., 2., 1., 2., 1.])
     """
-    if tensor.shape[dim] == size:
-        return tensor
-    return tensor.index_select(dim, cycle(tensor.shape[dim], size).to(tensor.device))
+    length = tensor.shape[dim]
+    if size <= length:
+        return tensor.narrow(dim, 0, size)
+    return tensor.index_select(dim, cycle(length, size).to(tensor.device))
 
 
 def share(tensor: Tensor, dim: int, size: int) -> Tensor:

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from weightinit.anatomy import Anatomy, Labels
 from weightinit.errors import ProjectionError
+from weightinit.inherit.axis import Axis
 from weightinit.inherit.copies import Copying
 from weightinit.inherit.depth import Depth, Mix
 from weightinit.inherit.fresh import sub_generator
 from weightinit.inherit.growth import Growth
-from weightinit.inherit.outside import Axis
 from weightinit.inherit.transfer import Axes, Place, Source, Transfer, transfer_parts
 from weightinit.init.operators import along, scale
 from weightinit.plan import Inheritance

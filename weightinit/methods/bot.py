@@ -14,8 +14,8 @@ from torch import Tensor
 
 from weightinit.anatomy import Anatomy, Difference, Labels, Piece
 from weightinit.errors import ProjectionError, WeightInitError
+from weightinit.inherit.axis import Axis
 from weightinit.inherit.depth import Mix, mixes
-from weightinit.inherit.outside import Axis
 from weightinit.inherit.transfer import Axes, Place, Source, Transfer, transfer_parts
 from weightinit.init._wavelet import check_wavelet, resized, steps
 from weightinit.plan import Inheritance

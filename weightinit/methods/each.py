@@ -9,8 +9,8 @@ from torch import Tensor
 
 from weightinit.anatomy import Anatomy, Labels
 from weightinit.errors import ProjectionError
+from weightinit.inherit.axis import Axis, tiled
 from weightinit.inherit.depth import mixes
-from weightinit.inherit.outside import Axis, tiled
 from weightinit.inherit.transfer import Axes, Place, Source, Transfer, transfer_parts
 from weightinit.init.operators import cycle, joint_index, select_indices
 from weightinit.plan import Inheritance

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from weightinit.anatomy import Anatomy, Labels
 from weightinit.errors import ProjectionError
+from weightinit.inherit.axis import Axis
 from weightinit.inherit.fresh import fresh_rule, sub_generator
 from weightinit.inherit.growth import Growth, claim
-from weightinit.inherit.outside import Axis
 from weightinit.inherit.transfer import Place, Source, Transfer, transfer_parts
 from weightinit.init.operators import corner
 from weightinit.plan import Inheritance

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from weightinit.anatomy import Anatomy, Labels, scale_of
 from weightinit.errors import ProjectionError
+from weightinit.inherit.axis import Axis
 from weightinit.inherit.copies import Copying
 from weightinit.inherit.fresh import fresh_rule, sub_generator
 from weightinit.inherit.growth import Growth, claim
-from weightinit.inherit.outside import Axis
 from weightinit.inherit.transfer import Place, Source, Transfer, transfer_parts
 from weightinit.init.operators import Copies, cycle
 from weightinit.plan import Inheritance

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from weightinit.anatomy import Anatomy, Labels
 from weightinit.errors import ProjectionError
+from weightinit.inherit.axis import Axis
 from weightinit.inherit.copies import Copying
 from weightinit.inherit.fresh import sub_generator
 from weightinit.inherit.growth import Growth, claim
-from weightinit.inherit.outside import Axis
 from weightinit.inherit.transfer import Place, Source, Transfer, transfer_parts
 from weightinit.init.operators import Copies, Op, along, scale
 from weightinit.methods.bert2bert import Choice, copies_of

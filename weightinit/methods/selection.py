@@ -15,9 +15,9 @@ from torch import Tensor
 
 from weightinit.anatomy import Anatomy, Difference, Labels, ParamSpec, Piece
 from weightinit.errors import ProjectionError
+from weightinit.inherit.axis import Axis
 from weightinit.inherit.depth import Depth, mixes
 from weightinit.inherit.fresh import fresh_part, sub_generator
-from weightinit.inherit.outside import Axis
 from weightinit.inherit.transfer import Axes, Place, Source, Transfer, transfer_parts
 from weightinit.init.operators import SELECTIONS, along, joint_index, select_indices
 from weightinit.plan import Inheritance, Part

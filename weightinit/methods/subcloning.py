@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from weightinit.anatomy import Anatomy, Difference, Labels, Piece, label_of
 from weightinit.errors import ProjectionError
+from weightinit.inherit.axis import Axis
 from weightinit.inherit.depth import Depth, mixes
-from weightinit.inherit.outside import Axis
 from weightinit.inherit.running import Runnable, Running, exact, watching
 from weightinit.inherit.transfer import Axes, Place, Transfer, transfer_parts
 from weightinit.init.operators import along, joint_index

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from weightinit.anatomy import Anatomy
+from weightinit.anatomy import Anatomy, label_of
 from weightinit.errors import BundleError
 from weightinit.files.bundle import Bundle, Wanted, copies
 from weightinit.files.checks import Shape, some
@@ -299,7 +299,9 @@ def as_bundle(
 
 def size_key(anatomy: Anatomy) -> dict[str, int]:
     """Return what tells two sizes apart for fitted scalers: depth, width, heads, MLP."""
-    return {"depth": anatomy.depth, **{label: anatomy.sizes[label] for label in "dhkm"}}
+    labels = {x for piece in anatomy.blocks[0].values() for axis in piece.axes for x in axis}
+    channels = [x for x in sorted(labels) if label_of(x).kind == "channel" and x in anatomy.sizes]
+    return {"depth": anatomy.depth, **{label: anatomy.sizes[label] for label in channels}}
 
 
 def fitted_index(bundle: TemplateBundle, anatomy: Anatomy) -> int | None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from weightinit.anatomy import Anatomy, ParamSpec, Piece
 from weightinit.errors import ProjectionError
-from weightinit.inherit.depth import WRITING, damping
+from weightinit.inherit.depth import damping
 from weightinit.inherit.fresh import sub_generator
 from weightinit.kernels import kron_sum
 from weightinit.templates.bundle import TemplateBundle, fitted_index, size_key
@@ -72,7 +72,7 @@ class Composer:
         heads = (self.head_dim or head_dim, head_dim)
         unit = self.config.kinds[kind_of(piece.role)].unit
         return tuple(
-            Cover(n, w, heads) if len(axis) == 2 and axis[1] == "k" else Cover(n, w)
+            Cover(n, w, heads) if len(axis) > 1 and axis[-1] == "k" else Cover(n, w)
             for n, w, axis in zip(piece.size, unit, piece.axes, strict=True)
         )
 
@@ -124,15 +124,20 @@ class Composer:
             several = isinstance(trained, (list, tuple)) and len(trained) > 1
             move = interpolate_depth if several else stretch_depth
             scalers = move(bundle.tensors[f"scalers.{kind}"].double(), depth)
-            if kind in WRITING:
+            if self.pieces[kind].ends:
                 scalers = scalers * damping(depth, bundle.config.depth)
         else:
             scalers = closed_form(self.config.method, spec.number, depth).double()
             scalers = scalers.view(depth, spec.number, *(1,) * len(spec.shape))
-        piece, sizes = self.pieces[kind], bundle.config.sizes
-        source = [math.prod(sizes[label] for label in axis) for axis in piece.axes]
         parts = scalers.unflatten(2, (len(kind_roles(kind)) // spec.parts, -1))
-        wide = widen_scalers(parts, source, self.covers(piece), noise=NOISE, generator=generator)
+        piece, sizes = self.pieces[kind], bundle.config.sizes
+        covers = self.covers(piece)
+        # A table's own length is not among the sizes of a bundle: its templates cover it.
+        source = [
+            math.prod(sizes[x] for x in axis) if sizes.keys() >= {*axis} else tiles * cover.unit
+            for axis, tiles, cover in zip(piece.axes, parts.shape[3:], covers, strict=True)
+        ]
+        wide = widen_scalers(parts, source, covers, noise=NOISE, generator=generator)
         return wide.flatten(2, 3)
 
     def _fitted(self, bundle: TemplateBundle, kind: str, generator: torch.Generator) -> Tensor:
@@ -182,11 +187,11 @@ class Composer:
                 return kron_sum(templates, scalers, order=order, out=out)
             value = _crop(kron_sum(templates, scalers, order=order), piece.size)
             return value if out is None else out.copy_(value)
-        query, key = (piece.role.startswith(f"attn.{name}.") for name in "qk")
-        scalers = scalers * covers[axis].gain if query or key else scalers
+        letter = piece.facts.letter
+        scalers = scalers * covers[axis].gain if letter in ("q", "k") else scalers
         value = kron_sum(templates, scalers, order=order)
         dim = value.dim() - axes + axis
-        value = _fold(value, dim, covers[axis], cut_to_zero=query)
+        value = _fold(value, dim, covers[axis], cut_to_zero=letter == "q")
         # The axis is split: heads, and their head dim or whole copies of the templates'.
         split = value.shape[dim : value.dim() - axes + axis + 1]
         value = _crop(value, (*piece.size[:axis], *split, *piece.size[axis + 1 :]))

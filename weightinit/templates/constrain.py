@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from weightinit.anatomy import ParamSpec, anatomy
+from weightinit.anatomy import ParamSpec, anatomy, facts
 from weightinit.errors import ProjectionError
 from weightinit.inherit.fitting import ComposedModel
 from weightinit.inherit.fresh import base_seed, sub_generator
@@ -264,19 +264,17 @@ def _start(composer: Composer, kind: str, generator: torch.Generator) -> tuple[T
     """
     method, spec, depth = composer.config.method, composer.config.kinds[kind], composer.target.depth
     number, shape = spec.number, composer.scaler_shape(kind)
-    norm, bias = kind.startswith("norm") and kind.endswith("weight"), kind.endswith("bias")
+    role = facts(kind)
     s = torch.randn((depth, number, *shape), generator=generator) / math.sqrt(number)
     t = nn.init.trunc_normal_(torch.empty(number, *spec.shape), std=STD, generator=generator)
     if method != "wave":
         s = closed_form(method, number, depth).view(depth, number, *(1,) * len(shape)).expand_as(s)
-        if bias:
-            t.zero_()
-        if norm:
-            t.zero_()[0] = 1
-    elif norm:
+        if role.bias or role.gain:
+            t.zero_()[0] = float(role.gain)
+    elif role.gain:
         t.fill_(1)
         s += (1 - s.sum(1, keepdim=True)) / number
-    elif bias:
+    elif role.bias:
         half = number // 2
         t[half : 2 * half], s[:, half : 2 * half] = t[:half], -s[:, :half]
         t[2 * half :] = 0

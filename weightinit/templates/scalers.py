@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from weightinit.init.operators import cycle, interpolation, mix
+
 __all__ = [
     "Cover",
     "closed_form",
@@ -92,13 +94,10 @@ def interpolate_depth(scalers: Tensor, depth: int) -> Tensor:
         >>> interpolate_depth(torch.tensor([0.0, 1.0]), 3)
         tensor([0.0000, 0.5000, 1.0000])
     """
-    blocks = scalers.shape[0]
-    if depth == blocks:
+    if depth == len(scalers):
         return scalers
-    place = torch.linspace(0, blocks - 1, depth) if depth > 1 else torch.tensor([(blocks - 1) / 2])
-    low = place.floor().long()
-    weight = (place - low).view(-1, *(1,) * (scalers.dim() - 1)).to(scalers)
-    return torch.lerp(scalers[low], scalers[(low + 1).clamp(max=blocks - 1)], weight)
+    blocks = interpolation(len(scalers), depth)
+    return torch.stack([mix((scalers[i], weight) for i, weight in each) for each in blocks])
 
 
 def stretch_depth(scalers: Tensor, depth: int) -> Tensor:
@@ -236,7 +235,7 @@ def widen_scalers(
 
 def _tiled(blocks: int, cover: Cover) -> Tensor:
     """Return which of an auxiliary model's ``blocks`` scalers stands where along one axis."""
-    return torch.arange(math.ceil(cover.inner / cover.unit)).repeat(cover.copies) % blocks
+    return cycle(blocks, math.ceil(cover.inner / cover.unit)).repeat(cover.copies)
 
 
 def _zero_sum(like: Tensor, dim: int, generator: torch.Generator | None) -> Tensor:

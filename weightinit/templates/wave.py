@@ -7,7 +7,6 @@ bundles hold whole layers as templates and get their scalers from a closed form.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 
@@ -70,25 +69,22 @@ class _Parts:
             for name, value in bundle.tensors.items()
             if name.startswith("outside.")
         }
-        # Blocks of other stacks, such as CaiT's class attention, take the deepest scalers.
-        blocks = [*enumerate(target.blocks), *((-1, block) for _, block in target.extra_blocks)]
-        self.block = {
-            piece.spec.name: (index, block) for index, block in blocks for piece in block.values()
-        }
 
     def __call__(self, piece: Piece) -> Part:
         """Return what becomes of one piece."""
-        if piece.spec.name not in self.block:
+        if piece.spec.block is None:
             traits = Traits.of(self.bundle.config.traits)
             carried = carry(piece, self.target, self.outside, traits)
             return carried or fresh_part(piece, self.seed)
-        index, block = self.block[piece.spec.name]
-        source = _template_role(piece, block, self.scalers)
+        # Blocks of other stacks, such as CaiT's class attention, take the deepest scalers.
+        main = self.target.index(piece.spec)
+        index = -1 if main is None else main
+        source = self._source(piece)
         kind = kind_of(source.role)
         # A row of zeros of the closed forms is a block that they leave random.
         closed = self.composer.config.method != "wave"
         if kind not in self.scalers or (closed and not self.scalers[kind][index].any()):
-            return _open_gate(piece, block) or fresh_part(piece, self.seed)
+            return self._open_gate(piece) or fresh_part(piece, self.seed)
         number = self.composer.config.kinds[kind].number
 
         def fill(out: Tensor) -> None:
@@ -109,18 +105,17 @@ class _Parts:
     def _templates(self, kind: str, dtype: torch.dtype) -> Tensor:
         return self.bundle.tensors[f"templates.{kind}"].to(dtype)
 
+    def _source(self, piece: Piece) -> Piece:
+        """Return the piece in the role of its templates: a GLU without biases is twice fc1."""
+        half = piece.role == "mlp.up.weight" and piece.role not in self.scalers
+        if half and piece.facts.bias_role not in self.target.blocks[0]:
+            return replace(piece, role="mlp.fc1.weight")
+        return piece
 
-def _template_role(piece: Piece, block: Mapping[str, Piece], kinds: Mapping[str, Tensor]) -> Piece:
-    """Return the piece in the role whose templates it takes: a GLU without biases has two fc1."""
-    if piece.role == "mlp.up.weight" and "mlp.up.bias" not in block and piece.role not in kinds:
-        return replace(piece, role="mlp.fc1.weight")
-    return piece
-
-
-def _open_gate(piece: Piece, block: Mapping[str, Piece]) -> Part | None:
-    """Return the part of a GLU's other half with a bias: a constant 1, so the gate is the MLP."""
-    if piece.role not in ("mlp.up.weight", "mlp.up.bias") or "mlp.up.bias" not in block:
-        return None
-    value = float(piece.role == "mlp.up.bias")
-    text = f"{value:g} (the gate alone is the composed MLP)"
-    return Part("fresh", text, lambda out: out.fill_(value))
+    def _open_gate(self, piece: Piece) -> Part | None:
+        """Return a GLU's other half as a constant 1, so that the gate is the composed MLP."""
+        if piece.facts.module != "mlp.up" or "mlp.up.bias" not in self.target.blocks[0]:
+            return None
+        value = float(piece.facts.bias)
+        text = f"{value:g} (the gate alone is the composed MLP)"
+        return Part("fresh", text, lambda out: out.fill_(value))

@@ -5,6 +5,7 @@ from weightinit.anatomy.rules import (
     convnext,
     gpt2,
     timm_vit,
+    torch_encoder,
     torchvision_vit,
     transformers_vit,
 )
@@ -12,9 +13,17 @@ from weightinit.anatomy.rules.rule import Family, Rule, Stack
 
 __all__ = ["FAMILIES", "Family", "Rule", "Stack"]
 
-#: Tried in order: the first whose signature is found among the names holds.
+#: Tried in order: the first whose signature is noted among the names holds.
 FAMILIES: tuple[Family, ...] = tuple(
     family
-    for module in (timm_vit, convnext, torchvision_vit, transformers_vit, bert, gpt2)
+    for module in (
+        timm_vit,
+        convnext,
+        torchvision_vit,
+        transformers_vit,
+        bert,
+        gpt2,
+        torch_encoder,
+    )
     for family in module.FAMILIES
 )

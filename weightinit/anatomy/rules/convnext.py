@@ -2,26 +2,22 @@
 
 from typing import Any
 
-from weightinit.anatomy.rules.rule import Family, Rule, Stack
-from weightinit.anatomy.traits import Look, look_mlp, type_name
+from weightinit.anatomy.rules.rule import Family, Rule, Stack, W, linear
+from weightinit.anatomy.traits import ModuleFacts, note_mlp, type_name
 
-W = r"(?P<w>weight|bias)"
 # A stage takes over the width of the one before it; timm's models have four.
 STAGES = range(4)
 LAST = f"d{STAGES[-1]}"
 
 BLOCK = (
     Rule(r"gamma", "ls", "d{s}"),
-    Rule(r"conv_dw\.weight", "conv_dw.weight", "d{s} 1 y x"),
-    Rule(r"conv_dw\.bias", "conv_dw.bias", "d{s}"),
+    *linear(r"conv_dw", "conv_dw", "d{s} 1 y x"),
     Rule(rf"norm\.{W}", "norm.{w}", "d{s}"),
     Rule(r"mlp\.fc1\.weight", "mlp.fc1.weight", "m{s} d{s}"),
-    Rule(r"mlp\.fc1\.weight", "mlp.fc1.weight", "m{s} d{s} 1 1"),
-    Rule(r"mlp\.fc1\.bias", "mlp.fc1.bias", "m{s}"),
+    *linear(r"mlp\.fc1", "mlp.fc1", "m{s} d{s} 1 1"),
     Rule(rf"mlp\.grn\.{W}", "mlp.grn.{w}", "m{s}"),
     Rule(r"mlp\.fc2\.weight", "mlp.fc2.weight", "d{s} m{s}"),
-    Rule(r"mlp\.fc2\.weight", "mlp.fc2.weight", "d{s} m{s} 1 1"),
-    Rule(r"mlp\.fc2\.bias", "mlp.fc2.bias", "d{s}"),
+    *linear(r"mlp\.fc2", "mlp.fc2", "d{s} m{s} 1 1"),
 )
 
 OUTSIDE = (
@@ -38,14 +34,12 @@ OUTSIDE = (
         for s in STAGES[1:]
         for rule in (
             Rule(rf"stages\.{s}\.downsample\.0\.{W}", f"down.{s}.norm.{{w}}", f"d{s - 1}"),
-            Rule(rf"stages\.{s}\.downsample\.1\.weight", f"down.{s}.weight", f"d{s} d{s - 1} y x"),
-            Rule(rf"stages\.{s}\.downsample\.1\.bias", f"down.{s}.bias", f"d{s}"),
+            *linear(rf"stages\.{s}\.downsample\.1", f"down.{s}", f"d{s} d{s - 1} y x"),
         )
     ),
     Rule(rf"norm_pre\.{W}", "norm.{w}", LAST),
     Rule(rf"head\.norm\.{W}", "fc_norm.{w}", LAST),
-    Rule(r"head\.pre_logits\.fc\.weight", "pre_logits.weight", f"z {LAST}"),
-    Rule(r"head\.pre_logits\.fc\.bias", "pre_logits.bias", "z"),
+    *linear(r"head\.pre_logits\.fc", "pre_logits", f"z {LAST}"),
     Rule(r"head\.fc\.weight", "head.weight", f"n {LAST}", when="!pre_logits"),
     Rule(r"head\.fc\.weight", "head.weight", "n z", when="pre_logits"),
     Rule(r"head\.fc\.bias", "head.bias", "n"),
@@ -54,11 +48,11 @@ OUTSIDE = (
 STACKS = (Stack("stages.{s}", r"stages\.(?P<s>\d+)\.blocks\.(?P<block>\d+)\.", BLOCK),)
 
 
-def _look(module: Any, found: Look) -> None:
+def _note(module: Any, noted: ModuleFacts) -> None:
     block = next((b for stage in module.stages for b in stage.blocks), None)
-    look_mlp(found, getattr(block, "mlp", None))
+    note_mlp(noted, getattr(block, "mlp", None))
     pool = getattr(getattr(module, "head", None), "global_pool", None)
-    found.traits.update(
+    noted.traits.update(
         pool=getattr(pool, "pool_type", None),
         norm=type_name(getattr(block, "norm", None)),
     )
@@ -72,6 +66,6 @@ FAMILIES = (
         STACKS,
         OUTSIDE,
         flags=(("pre_logits", r"head\.pre_logits\..*"),),
-        look=_look,
+        note=_note,
     ),
 )

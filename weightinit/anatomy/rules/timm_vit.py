@@ -4,33 +4,22 @@ from typing import Any
 
 from torch import nn
 
-from weightinit.anatomy.rules.rule import Family, Rule, Stack
-from weightinit.anatomy.traits import Look, look_mlp, type_name
+from weightinit.anatomy.rules.rule import QKV, Family, Rule, Stack, W, linear
+from weightinit.anatomy.traits import ModuleFacts, note_mlp, type_name
 from weightinit.errors import AnatomyError
 
 _BRANCH_NORM = ("ResPostBlock", "ResPostRelPosBlock", "EvaBlockPostNorm")
 
-W = r"(?P<w>weight|bias)"
-QKV_WEIGHT = ("attn.q.weight", "attn.k.weight", "attn.v.weight")
-QKV_BIAS = ("attn.q.bias", "attn.k.bias", "attn.v.bias")
-
 
 def _attention(p: str, role: str) -> tuple[Rule, ...]:
     """Return the rules of an attention module: ``p`` matches its name, ``role`` begins roles."""
-    qkv_weight, qkv_bias = (
-        tuple(f"{role}.{part}.{which}" for part in "qkv") for which in ("weight", "bias")
-    )
     return (
-        Rule(rf"{p}\.qkv\.weight", f"{role}.qkv.weight", "(3 h k) d", qkv_weight),
-        Rule(rf"{p}\.qkv\.bias", f"{role}.qkv.bias", "(3 h k)", qkv_bias),
+        *linear(rf"{p}\.qkv", f"{role}.qkv", "(3 h k) d", tuple(f"{role}.{x}" for x in "qkv")),
         Rule(rf"{p}\.(?P<x>[qkv])(?:_proj)?\.weight", f"{role}.{{x}}.weight", "(h k) d"),
         Rule(rf"{p}\.(?P<x>[qkv])(?:_proj\.|\.|_)bias", f"{role}.{{x}}.bias", "(h k)"),
-        Rule(rf"{p}\.(?P<x>[kv])_proj\.weight", f"{role}.{{x}}.weight", "(e k) d"),
-        Rule(rf"{p}\.(?P<x>[kv])_proj\.bias", f"{role}.{{x}}.bias", "(e k)"),
-        Rule(rf"{p}\.gate\.weight", f"{role}.gate.weight", "(h k) d"),
-        Rule(rf"{p}\.gate\.bias", f"{role}.gate.bias", "(h k)"),
-        Rule(rf"{p}\.proj\.weight", f"{role}.proj.weight", "d (h k)"),
-        Rule(rf"{p}\.proj\.bias", f"{role}.proj.bias", "d"),
+        *linear(rf"{p}\.(?P<x>[kv])_proj", f"{role}.{{x}}", "(e k) d"),
+        *linear(rf"{p}\.gate", f"{role}.gate", "(h k) d"),
+        *linear(rf"{p}\.proj", f"{role}.proj", "d (h k)"),
         Rule(rf"{p}\.norm\.{W}", f"{role}.norm.{{w}}", "(h k)"),
         *_differential(rf"{p}\.", role),
         Rule(rf"{p}\.(?:rel_pos\.)?relative_position_bias_table", f"{role}.rel_table", "u h"),
@@ -39,8 +28,7 @@ def _attention(p: str, role: str) -> tuple[Rule, ...]:
         Rule(rf"{p}\.rpe_v\.lookup_table_weight", f"{role}.rpe_v.weight", "1 u k"),
         *_rel_pos_mlp(rf"{p}\.rel_pos\.mlp", f"{role}.rel_pos"),
         # Talking heads mix the h attention maps, before (l) and after (w) the softmax.
-        Rule(rf"{p}\.proj_(?P<x>[lw])\.weight", f"{role}.talk_{{x}}.weight", "h h"),
-        Rule(rf"{p}\.proj_(?P<x>[lw])\.bias", f"{role}.talk_{{x}}.bias", "h"),
+        *linear(rf"{p}\.proj_(?P<x>[lw])", f"{role}.talk_{{x}}", "h h"),
     )
 
 
@@ -57,22 +45,17 @@ def _differential(p: str, role: str) -> tuple[Rule, ...]:
 
 def _rel_pos_mlp(p: str, role: str) -> tuple[Rule, ...]:
     return (
-        Rule(rf"{p}\.fc1\.weight", f"{role}.fc1.weight", "a 2"),
-        Rule(rf"{p}\.fc1\.bias", f"{role}.fc1.bias", "a"),
-        Rule(rf"{p}\.fc2\.weight", f"{role}.fc2.weight", "h a"),
-        Rule(rf"{p}\.fc2\.bias", f"{role}.fc2.bias", "h"),
+        *linear(rf"{p}\.fc1", f"{role}.fc1", "a 2"),
+        *linear(rf"{p}\.fc2", f"{role}.fc2", "h a"),
     )
 
 
 def _mlp(p: str, role: str, m: str = "m") -> tuple[Rule, ...]:
     """Return the rules of one MLP, with or without a GLU, whose hidden axis is ``m``."""
     rules = [
-        Rule(rf"{p}\.(?:fc1|fc1_g)\.weight", f"{role}.fc1.weight", f"{m} d"),
-        Rule(rf"{p}\.(?:fc1|fc1_g)\.bias", f"{role}.fc1.bias", m),
-        Rule(rf"{p}\.fc1_x\.weight", f"{role}.up.weight", f"{m} d"),
-        Rule(rf"{p}\.fc1_x\.bias", f"{role}.up.bias", m),
-        Rule(rf"{p}\.fc2\.weight", f"{role}.fc2.weight", f"d {m}"),
-        Rule(rf"{p}\.fc2\.bias", f"{role}.fc2.bias", "d"),
+        *linear(rf"{p}\.(?:fc1|fc1_g)", f"{role}.fc1", f"{m} d"),
+        *linear(rf"{p}\.fc1_x", f"{role}.up", f"{m} d"),
+        *linear(rf"{p}\.fc2", f"{role}.fc2", f"d {m}"),
         Rule(rf"{p}\.norm\.{W}", f"{role}.norm.{{w}}", m),
     ]
     for which, pattern in (("weight", f"(2 {m}) d"), ("bias", f"(2 {m})")):
@@ -100,18 +83,15 @@ PARALLEL_THINGS = (
 )
 
 
-_FUSED = "(m + h k + h k + h k)"
 PARALLEL_SCALING = (
     # One norm and one layer scale serve both branches, and one bias is the sum of theirs.
     Rule(rf"in_norm\.{W}", "norm1.{w}", "d"),
     Rule(r"ls\.gamma", "ls1", "d"),
     Rule(r"mlp_bias", "mlp.fc1.bias", "m"),
     Rule(r"(?:attn_)?out_proj\.bias", "attn.proj.bias", "d"),
-    Rule(r"mlp_out_proj\.weight", "mlp.fc2.weight", "d m"),
-    Rule(r"mlp_out_proj\.bias", "mlp.fc2.bias", "d"),
+    *linear(r"mlp_out_proj", "mlp.fc2", "d m"),
     Rule(r"attn_out_proj\.weight", "attn.proj.weight", "d (h k)"),
-    Rule(r"in_proj\.weight", "in_proj.weight", f"{_FUSED} d", ("mlp.fc1.weight", *QKV_WEIGHT)),
-    Rule(r"in_proj\.bias", "in_proj.bias", _FUSED, ("mlp.fc1.bias", *QKV_BIAS)),
+    *linear("in_proj", "in_proj", "(m + h k + h k + h k) d", ("mlp.fc1", *QKV)),
     Rule(
         r"out_proj\.weight",
         "out_proj.weight",
@@ -124,18 +104,10 @@ PARALLEL_SCALING = (
 POOL = (
     Rule(r"attn_pool\.latent", "pool.latent", "1 r d"),
     Rule(r"attn_pool\.pos_embed", "pool.pos", "u d"),
-    Rule(r"attn_pool\.q\.weight", "pool.q.weight", "(hp kp) d"),
-    Rule(r"attn_pool\.q\.bias", "pool.q.bias", "(hp kp)"),
-    Rule(
-        r"attn_pool\.kv\.weight",
-        "pool.kv.weight",
-        "(2 hp kp) d",
-        ("pool.k.weight", "pool.v.weight"),
-    ),
-    Rule(r"attn_pool\.kv\.bias", "pool.kv.bias", "(2 hp kp)", ("pool.k.bias", "pool.v.bias")),
+    *linear(r"attn_pool\.q", "pool.q", "(hp kp) d"),
+    *linear(r"attn_pool\.kv", "pool.kv", "(2 hp kp) d", ("pool.k", "pool.v")),
     Rule(rf"attn_pool\.(?P<x>[qk])_norm\.{W}", "pool.{x}_norm.{w}", "kp"),
-    Rule(r"attn_pool\.proj\.weight", "pool.proj.weight", "d (hp kp)"),
-    Rule(r"attn_pool\.proj\.bias", "pool.proj.bias", "d"),
+    *linear(r"attn_pool\.proj", "pool.proj", "d (hp kp)"),
     Rule(rf"attn_pool\.(?P<x>norm|pre_norm|post_norm)\.{W}", "pool.{x}.{w}", "d"),
     *_mlp(r"attn_pool\.mlp", "pool.mlp", "mp"),
 )
@@ -153,10 +125,8 @@ OUTSIDE = (
     Rule(r"(?:embeds\.)?(?P<x>cls|dist|reg)_token", "token.{x}", "1 r d"),
     Rule(rf"(?P<x>norm_pre|norm|fc_norm)\.{W}", "{x}.{w}", "d"),
     Rule(rf"neck\.{W}", "norm.{w}", "d"),
-    Rule(r"(?P<x>head|head_dist)\.weight", "{x}.weight", "n d"),
-    Rule(r"(?P<x>head|head_dist)\.bias", "{x}.bias", "n"),
-    Rule(r"head\.fc\.weight", "head.weight", "n d"),
-    Rule(r"head\.fc\.bias", "head.bias", "n"),
+    *linear(r"(?P<x>head|head_dist)", "{x}", "n d"),
+    *linear(r"head\.fc", "head", "n d"),
     # SAM's neck narrows the residual stream; its own width is z.
     Rule(r"neck\.0\.weight", "neck.0.weight", "z d y x"),
     Rule(r"neck\.2\.weight", "neck.2.weight", "z z y x"),
@@ -171,12 +141,10 @@ OUTSIDE = (
 
 # A convolutional stem: its channels are each layer's own, but where it meets the residual stream.
 STEM = (
-    Rule(r"patch_embed\.backbone\.(?P<x>\d+\.conv)\.weight", "stem.{x}.weight", "d i y x"),
-    Rule(r"patch_embed\.backbone\.(?P<x>\d+\.conv)\.bias", "stem.{x}.bias", "d"),
+    *linear(r"patch_embed\.backbone\.(?P<x>\d+\.conv)", "stem.{x}", "d i y x"),
     Rule(r"patch_embed\.backbone\.(?P<x>.+)\.weight", "stem.{x}.weight", "o i y x"),
     Rule(rf"patch_embed\.backbone\.(?P<x>.+)\.{W}", "stem.{x}.{w}", "o"),
-    Rule(r"patch_embed\.proj\.weight", "stem.proj.weight", "d i y x"),
-    Rule(r"patch_embed\.proj\.bias", "stem.proj.bias", "d"),
+    *linear(r"patch_embed\.proj", "stem.proj", "d i y x"),
 )
 
 STACKS = (
@@ -193,30 +161,30 @@ BUFFERS = (
 )
 
 
-def _look(module: Any, found: Look) -> None:
+def _note(module: Any, noted: ModuleFacts) -> None:
     blocks = [
         block
         for stack in ("blocks", "blocks_token_only")
         for block in getattr(module, stack, nn.ModuleList()).children()
     ]
-    _look_heads(found, blocks)
+    _note_heads(noted, blocks)
     pool = getattr(module, "attn_pool", None)
     pool_heads = getattr(pool, "num_heads", None)
     if pool_heads:
-        found.sizes["hp"] = pool_heads
+        noted.sizes["hp"] = pool_heads
     stem = getattr(module, "patch_embed", None)
     embeds = getattr(module, "embeds", None)
     if embeds is not None:
-        found.sizes["p"], found.sizes["q"] = embeds.patch_size
-        found.flags["channels_last"] = bool(getattr(embeds, "channels_last", False))
+        noted.sizes["p"], noted.sizes["q"] = embeds.patch_size
+        noted.flags["channels_last"] = bool(getattr(embeds, "channels_last", False))
         stem = embeds
     grid = getattr(stem, "grid_size", None)
     if grid:
-        found.traits["grid"] = tuple(grid)
+        noted.traits["grid"] = tuple(grid)
     first = blocks[0] if blocks else None
     mlp = getattr(first, "mlp", None)
-    look_mlp(found, mlp if mlp is not None else first)
-    found.traits.update(
+    note_mlp(noted, mlp if mlp is not None else first)
+    noted.traits.update(
         prefix_tokens=int(getattr(module, "num_prefix_tokens", 0)),
         pool=getattr(module, "global_pool", None),
         no_embed_class=bool(getattr(module, "no_embed_class", False)),
@@ -226,7 +194,7 @@ def _look(module: Any, found: Look) -> None:
     )
 
 
-def _look_heads(found: Look, blocks: list[Any]) -> None:
+def _note_heads(noted: ModuleFacts, blocks: list[Any]) -> None:
     seen = []
     for block in blocks:
         branches = getattr(block, "attns", None)
@@ -242,7 +210,7 @@ def _look_heads(found: Look, blocks: list[Any]) -> None:
             f"the blocks differ in heads {sorted(heads)} or head dim {sorted(dims)}: "
             "pass a model whose blocks are alike"
         )
-    found.sizes.update([*(("h", h) for h in heads), *(("k", k) for k in dims)])
+    noted.sizes.update([*(("h", h) for h in heads), *(("k", k) for k in dims)])
 
 
 FAMILIES = (
@@ -253,7 +221,7 @@ FAMILIES = (
         STACKS,
         (*STEM, *OUTSIDE),
         BUFFERS,
-        look=_look,
+        note=_note,
         proven=True,
     ),
     Family(
@@ -263,7 +231,7 @@ FAMILIES = (
         STACKS,
         OUTSIDE,
         BUFFERS,
-        look=_look,
+        note=_note,
         proven=True,
     ),
 )

@@ -2,32 +2,18 @@
 
 from typing import Any
 
-from weightinit.anatomy.rules.rule import Family, Rule, Stack
-from weightinit.anatomy.traits import Look, look_config
-
-W = r"(?P<w>weight|bias)"
-
-
-def _part(name: str, letter: str) -> tuple[Rule, ...]:
-    p = rf"attention\.(?:{letter}_proj|attention\.{name})"
-    return (
-        Rule(rf"{p}\.weight", f"attn.{letter}.weight", "(h k) d"),
-        Rule(rf"{p}\.bias", f"attn.{letter}.bias", "(h k)"),
-    )
-
+from weightinit.anatomy.rules.rule import Family, Rule, Stack, W, linear
+from weightinit.anatomy.traits import ModuleFacts, note_config
 
 BLOCK = (
     Rule(rf"layernorm_before\.{W}", "norm1.{w}", "d"),
     Rule(rf"layernorm_after\.{W}", "norm2.{w}", "d"),
-    *_part("query", "q"),
-    *_part("key", "k"),
-    *_part("value", "v"),
-    Rule(r"attention\.(?:o_proj|output\.dense)\.weight", "attn.proj.weight", "d (h k)"),
-    Rule(r"attention\.(?:o_proj|output\.dense)\.bias", "attn.proj.bias", "d"),
-    Rule(r"(?:mlp\.fc1|intermediate\.dense)\.weight", "mlp.fc1.weight", "m d"),
-    Rule(r"(?:mlp\.fc1|intermediate\.dense)\.bias", "mlp.fc1.bias", "m"),
-    Rule(r"(?:mlp\.fc2|output\.dense)\.weight", "mlp.fc2.weight", "d m"),
-    Rule(r"(?:mlp\.fc2|output\.dense)\.bias", "mlp.fc2.bias", "d"),
+    *linear(r"attention\.(?:q_proj|attention\.query)", "attn.q", "(h k) d"),
+    *linear(r"attention\.(?:k_proj|attention\.key)", "attn.k", "(h k) d"),
+    *linear(r"attention\.(?:v_proj|attention\.value)", "attn.v", "(h k) d"),
+    *linear(r"attention\.(?:o_proj|output\.dense)", "attn.proj", "d (h k)"),
+    *linear(r"(?:mlp\.fc1|intermediate\.dense)", "mlp.fc1", "m d"),
+    *linear(r"(?:mlp\.fc2|output\.dense)", "mlp.fc2", "d m"),
 )
 
 OUTSIDE = (
@@ -35,25 +21,21 @@ OUTSIDE = (
     Rule(r"embeddings\.distillation_token", "token.dist", "1 r d"),
     Rule(r"embeddings\.mask_token", "embed.mask", "1 r d"),
     Rule(r"embeddings\.position_embeddings", "pos", "1 t d"),
-    Rule(r"embeddings\.patch_embeddings\.projection\.weight", "patch.weight", "d c p q"),
-    Rule(r"embeddings\.patch_embeddings\.projection\.bias", "patch.bias", "d"),
+    *linear(r"embeddings\.patch_embeddings\.projection", "patch", "d c p q"),
     Rule(rf"layernorm\.{W}", "norm.{w}", "d"),
-    Rule(r"pooler\.dense\.weight", "pool.fc.weight", "z d"),
-    Rule(r"pooler\.dense\.bias", "pool.fc.bias", "z"),
-    Rule(r"(?:cls_)?classifier\.weight", "head.weight", "n d"),
-    Rule(r"(?:cls_)?classifier\.bias", "head.bias", "n"),
-    Rule(r"distillation_classifier\.weight", "head_dist.weight", "n d"),
-    Rule(r"distillation_classifier\.bias", "head_dist.bias", "n"),
+    *linear(r"pooler\.dense", "pool.fc", "z d"),
+    *linear(r"(?:cls_)?classifier", "head", "n d"),
+    *linear(r"distillation_classifier", "head_dist", "n d"),
 )
 
 STACKS = (Stack("blocks", r"(?:layers|encoder\.layer)\.(?P<block>\d+)\.", BLOCK),)
 
 
-def _look(module: Any, found: Look) -> None:
-    look_config(module, found)
+def _note(module: Any, noted: ModuleFacts) -> None:
+    note_config(module, noted)
     model_type = getattr(getattr(module, "config", None), "model_type", None)
     if model_type in ("vit", "deit"):
-        found.traits.update(prefix_tokens=1 + (model_type == "deit"), pool="token")
+        noted.traits.update(prefix_tokens=1 + (model_type == "deit"), pool="token")
 
 
 FAMILIES = (
@@ -64,7 +46,7 @@ FAMILIES = (
         STACKS,
         OUTSIDE,
         form="pre_norm",
-        look=_look,
+        note=_note,
         proven=True,
     ),
 )

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from weightinit.anatomy import Anatomy, Labels, Piece, facts
 from weightinit.errors import ProjectionError
+from weightinit.inherit.axis import Axis
 from weightinit.inherit.depth import Mix
-from weightinit.inherit.outside import Axis
 from weightinit.inherit.running import Runnable, Running, exact, watching
 from weightinit.inherit.transfer import Place, Transfer, transfer_parts
 from weightinit.init.operators import along

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from weightinit.anatomy import Anatomy, anatomy
 from weightinit.ancestor.ancestor import Ancestor
 from weightinit.ancestor.folding import folded
 from weightinit.errors import ProjectionError
+from weightinit.inherit.fitting import fit
 from weightinit.inherit.pairs import check_pair
 from weightinit.methods.fine.method import FINE, Factors, Spectra
 from weightinit.plan import Plan
@@ -37,26 +37,26 @@ def fit_fine(
     options: FINE | None = None,
     progress: bool | None = None,
 ) -> FINE:
-    """Fit FINE's spectra for a model's depth with AdamW, and return them within its options.
+    """Fit FINE's spectra for a model's depth with AdamW, and return the options with the factors.
 
-    The weights of a copy of ``target`` follow from singular vectors that all blocks of the ancestor
-    share, which are frozen like everything else, and from a spectrum a block, which is trained. A
-    head that the ancestor has nothing for (other classes) is trained along and not kept. Neither
-    the ancestor nor ``target`` changes: fill it afterwards::
+    A copy of ``target`` is trained whose matrices follow from singular vectors that all blocks of
+    the ancestor share and from one spectrum a block. Only the spectra are trained, and a head that
+    the ancestor lacks (other classes), which is not kept. Neither the ancestor nor ``target``
+    changes; fill the target afterwards::
 
         fitted = wi.fit_fine(ancestor, model, step)
         wi.project_from(ancestor, model, method=fitted)
 
     Args:
-        ancestor: whatever :func:`weightinit.project_from` takes.
+        ancestor: anything that :func:`weightinit.project_from` takes.
         target: a model of the ancestor's widths and any depth, on the device to train on; a meta
             model is trained on the CPU.
         train_step: maps the module to a scalar loss on a batch of its own choosing.
-        rank: see :class:`weightinit.FINE`.
-        steps: of the optimizer.
-        lr: its rate, relative to the size of a role's spectra, which falls to zero along half a
+        rank: rank of the factors; see :class:`weightinit.FINE`.
+        steps: number of optimizer steps.
+        lr: learning rate, relative to the size of a role's spectra; it falls to zero along half a
             cosine.
-        options: fitted before, to go on from; None factorizes the ancestor.
+        options: options with fitted factors to go on from; None factorizes the ancestor.
         progress: whether to show a bar; None shows it on a terminal.
 
     Returns:
@@ -78,41 +78,28 @@ def fit_fine(
         >>> wi.project_from(old, new, method=fitted) is new
         True
     """
-    from tqdm import tqdm
-
     if options is not None and rank not in (None, options.rank):
         raise ProjectionError(f"{rank=} and options of rank {options.rank}: pass one of them")
     options = options or FINE(rank)
-    work = copy.deepcopy(target)
-    seen = anatomy(work)
+    model = copy.deepcopy(target)
+    seen = anatomy(model)
     source, _ = folded(Ancestor.open(ancestor), seen)
     check_pair(source.anatomy, seen)
     started = replace(options, factors=Spectra(options, source, seen).all())
-    plan = Plan(work, seen, started.plan(source, seen).recipes(seen), source="FINE")
+    plan = Plan(model, seen, started.plan(source, seen).recipes(seen), source="FINE")
     fresh = {name for name, recipe in plan.recipes.items() if recipe.action == "fresh"}
-    composed = _Composed(plan.commit(), seen, Spectra(started, source, seen))
-    for name, parameter in composed.model.named_parameters():
+    factored = FactoredModel(plan.commit(), seen, Spectra(started, source, seen))
+    for name, parameter in factored.model.named_parameters():
         parameter.requires_grad_(name in fresh)
-    trained = [p for p in composed.parameters() if p.requires_grad]
+    trained = [p for p in factored.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    composed.train()
-    shown = sys.stderr.isatty() if progress is None else progress
-    for step in tqdm(range(steps), disable=not shown, unit="step"):
-        loss = train_step(composed)
-        if not torch.isfinite(loss):
-            raise ProjectionError(
-                f"the loss is {float(loss.detach())} at step {step}: use a lower lr than {lr}"
-            )
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
+    fit(factored, train_step, optimizer, schedule, steps=steps, progress=progress)
     cpu = torch.device("cpu")
-    return replace(started, factors={k: _to(f, cpu) for k, f in composed.factors().items()})
+    return replace(started, factors={k: _to(f, cpu) for k, f in factored.factors().items()})
 
 
-class _Composed(nn.Module):
+class FactoredModel(nn.Module):
     """A model whose matrices follow from frozen singular vectors and its spectra at every forward.
 
     Attributes:
@@ -125,13 +112,13 @@ class _Composed(nn.Module):
         self.model = model
         self._seen, self._places = seen, spectra.places
         device = next(model.parameters()).device
-        self._held = {key: _to(factors, device) for key, factors in spectra.all().items()}
-        self._units = [float(f.spectra.square().mean().sqrt()) or 1.0 for f in self._held.values()]
+        self._factors = {key: _to(factors, device) for key, factors in spectra.all().items()}
+        starts = [factors.spectra for factors in self._factors.values()]
+        self._units = [float(start.square().mean().sqrt()) or 1.0 for start in starts]
         self.spectra = nn.ParameterList(
-            factors.spectra / unit
-            for factors, unit in zip(self._held.values(), self._units, strict=True)
+            start / unit for start, unit in zip(starts, self._units, strict=True)
         )
-        self._made = {
+        self._composed = {
             piece.spec.name: (piece.spec, index)
             for index, block in enumerate(seen.blocks)
             for piece in block.values()
@@ -140,16 +127,15 @@ class _Composed(nn.Module):
 
     def factors(self) -> dict[str, Factors]:
         """Return the factors with the spectra as they are."""
-        values = zip(self._held.items(), self.spectra, self._units, strict=True)
+        values = zip(self._factors.items(), self.spectra, self._units, strict=True)
         return {key: replace(held, spectra=s * unit) for (key, held), s, unit in values}
 
     def weights(self) -> dict[str, Tensor]:
         """Return the parameters that hold a matrix."""
         matrices = {key: f.weight(f.spectra).unbind(0) for key, f in self.factors().items()}
-        parameters = dict(self.model.named_parameters())
         made = {}
-        for name, (spec, index) in self._made.items():
-            like = parameters[name]
+        for name, (spec, index) in self._composed.items():
+            like = self.model.get_parameter(name)
             parts = self._seen.split(spec, like)
             for role in spec.parts:
                 if (role, index) in self._places:

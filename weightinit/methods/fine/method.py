@@ -142,8 +142,8 @@ class FINE(Operator):
         ...     timm.create_model("vit_tiny_patch16_224", depth=n, **sizes) for n in (3, 5))
         >>> wi.project_from(old, new, method=wi.FINE(rank=16)) is new
         True
-        >>> int((torch.linalg.svdvals(new.blocks[4].mlp.fc1.weight) > 1e-4).sum())
-        16
+        >>> int(torch.linalg.matrix_rank(new.blocks[4].mlp.fc1.weight)) <= 16
+        True
     """
 
     bundle: ClassVar[type[OperatorBundle]] = FINEBundle

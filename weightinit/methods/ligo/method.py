@@ -33,7 +33,7 @@ from weightinit.methods.ligo.operator import (
 )
 from weightinit.plan import Inheritance
 
-__all__ = ["LiGO", "Mixed"]
+__all__ = ["LiGO", "Mixture"]
 
 FORMAT = "weightinit-ligo-1"
 
@@ -48,22 +48,21 @@ class LiGOBundle(OperatorBundle):
 class LiGO(Operator):
     """Options of LiGO, and the operator once it is trained.
 
-    Every expansion matrix is [I; C]: the old channels stay, and those added are mixtures of all of
-    them, across heads too. Nothing is preserved; what the method is worth comes from training the
-    operator for a hundred steps, with :func:`weightinit.fit_ligo`. It only grows. What was trained
-    is a bundle for :meth:`save_pretrained`, :meth:`from_pretrained` and :meth:`push_to_hub`.
+    Every expansion matrix is [I; C]: the old channels stay, and the added ones are mixtures of all
+    of them, across heads too. The function is not preserved; the method needs some hundred steps of
+    training by :func:`weightinit.fit_ligo`. It only grows. A trained operator is a bundle for
+    :meth:`save_pretrained`, :meth:`from_pretrained` and :meth:`push_to_hub`.
 
     Args:
-        depth_init: how the weights of the ancestor's blocks start: ``"stackbert"`` (one-hot at l
-            mod L), ``"interlace"`` (one-hot at l L / L'; the published code has l // 2, which is
-            the same for twice the depth), either with ``"_noisy"``, ``"rand"`` or
-            ``"rand_softmax"``.
-        width_init: how the rows of C start: ``"rand"`` (uniform, summing to 1), ``"rand_softmax"``,
+        depth_init: start of the depth weights: ``"stackbert"`` (one-hot at l mod L),
+            ``"interlace"`` (one-hot at l L / L'; the published code has l // 2, which is the same
+            for twice the depth), either with ``"_noisy"``, ``"rand"`` or ``"rand_softmax"``.
+        width_init: start of the rows of C: ``"rand"`` (uniform, summing to 1), ``"rand_softmax"``,
             ``"sel"`` (one-hot at random) or ``"sel_noisy"``.
-        tied: one matrix for the residual stream, and for each layer one for q, k, v and the MLP, as
-            published; False gives every module its own.
-        operator: by the names of :func:`weightinit.methods.ligo.operator.operator_shapes`; None is
-            drawn.
+        tied: whether there is one matrix for the residual stream, and for each layer one for q, k,
+            v and the MLP, as published; False gives every module its own.
+        operator: trained tensors by name (see
+            :func:`weightinit.methods.ligo.operator.operator_shapes`); None draws them.
         noise: upper end of the uniform noise of the ``noisy`` schemes.
 
     Raises:
@@ -94,7 +93,7 @@ class LiGO(Operator):
                 raise ProjectionError(f"{name}={getattr(self, name)!r}: use one of {allowed}")
 
     def start(self, ancestor: Anatomy, target: Anatomy, *, seed: int = 0) -> LiGO:
-        """Return these options with an operator between two models: the one it holds, or drawn.
+        """Return these options with the operator that they hold, or with a drawn one.
 
         Raises:
             ProjectionError: if the target is smaller in any way, or the operator held is of
@@ -106,13 +105,13 @@ class LiGO(Operator):
                 tied=self.tied, noise=self.noise, seed=seed,
             )  # fmt: skip
             return replace(self, operator=drawn)
-        wanted = operator_shapes(ancestor, target, tied=self.tied)
+        expected = operator_shapes(ancestor, target, tied=self.tied)
         given = {name: tuple(value.shape) for name, value in self.operator.items()}
-        wrong = sorted(n for n in wanted.keys() | given if wanted.get(n) != given.get(n))
+        wrong = sorted(n for n in expected.keys() | given if expected.get(n) != given.get(n))
         if wrong:
             raise ProjectionError(
                 f"the operator is of another pair of models: {wrong[0]} and {len(wrong) - 1} more "
-                f"differ (it has {given.get(wrong[0])} there, and {wanted.get(wrong[0])} is "
+                f"differ (it has {given.get(wrong[0])} there, and {expected.get(wrong[0])} is "
                 "needed). Train one for this pair with weightinit.fit_ligo"
             )
         return self
@@ -121,27 +120,14 @@ class LiGO(Operator):
         self, source: Source, target: Anatomy, *, seed: int = 0, calibration: object = None
     ) -> Inheritance:
         """Return a part for every piece of a target that is no smaller in any way."""
-        return self.start(source.anatomy, target, seed=seed).grown(source, target, seed=seed)
+        started = self.start(source.anatomy, target, seed=seed)
+        return started.grown(Mixture(source, target, started.operator or {}), target, seed=seed)
 
-    def grown(
-        self, source: Source, target: Anatomy, *, seed: int = 0, held: Mixed | None = None
-    ) -> Inheritance:
-        """Return what the operator that is held makes of a target.
-
-        Args:
-            source: of the weights.
-            target: anatomy of the target.
-            seed: of what is fresh by rule.
-            held: a source mixed before; None mixes it as it is read.
-        """
-        operator = self.operator or {}
-        mixed = held or Mixed(source, target, operator)
-        transfer = Transfer(
-            operator_axes(operator, target, tied=self.tied),
-            [((index, 1.0),) for index in range(target.depth)],
-            "LiGO",
-        )
-        parts = transfer_parts(mixed, target, transfer, seed=seed)
+    def grown(self, mixture: Mixture, target: Anatomy, *, seed: int = 0) -> Inheritance:
+        """Return what the operator that is held makes of a target."""
+        axes = operator_axes(self.operator or {}, target, tied=self.tied)
+        transfer = Transfer(axes, [((index, 1.0),) for index in range(target.depth)], "LiGO")
+        parts = transfer_parts(mixture, target, transfer, seed=seed)
         for piece in (piece for block in target.blocks for piece in block.values()):
             if parts[piece].action == "written":
                 text = f"{piece.role} of all blocks, mixed and widened (LiGO)"
@@ -149,11 +135,11 @@ class LiGO(Operator):
         return Inheritance(parts)
 
     def contents(self) -> tuple[dict[str, Any], Mapping[str, Tensor], int]:
-        """Return the options, the operator, and the number of blocks that it makes."""
+        """Return the options, the operator, and the number of blocks of the target."""
         operator = self._held()
         blocks = {name.split(".")[1] for name in operator if name.startswith("depth.")}
-        own = {name: getattr(self, name) for name in ("depth_init", "width_init", "tied", "noise")}
-        return own, operator, len(blocks) or 1
+        fields = ("depth_init", "width_init", "tied", "noise")
+        return {name: getattr(self, name) for name in fields}, operator, len(blocks) or 1
 
     @classmethod
     def of_contents(cls, own: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> LiGO:
@@ -162,7 +148,7 @@ class LiGO(Operator):
         return cls(*inits, bool(own["tied"]), tensors, float(own["noise"]))
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write options and operator into one file, as before :meth:`save_pretrained` was there.
+        """Write options and operator into one file; :meth:`save_pretrained` writes a bundle.
 
         Raises:
             ProjectionError: if no operator is held.
@@ -192,12 +178,12 @@ class LiGO(Operator):
         """
         try:
             with opened(Path(path)) as file:
-                told = file.metadata() or {}
+                options = file.metadata() or {}
                 operator = {name: file.get_tensor(name) for name in file.keys()}
-            if told.get("format") != FORMAT:
-                raise ValueError(f"its format is {told.get('format')!r}")
-            tied, noise = {"True": True, "False": False}[told["tied"]], float(told["noise"])
-            return cls(told["depth_init"], told["width_init"], tied, operator, noise)
+            if options.get("format") != FORMAT:
+                raise ValueError(f"its format is {options.get('format')!r}")
+            tied, noise = {"True": True, "False": False}[options["tied"]], float(options["noise"])
+            return cls(options["depth_init"], options["width_init"], tied, operator, noise)
         except (BundleError, KeyError, ValueError, ProjectionError) as error:
             raise BundleError(
                 f"{path} holds no LiGO operator ({error}): pass a file that LiGO.save wrote"
@@ -209,13 +195,13 @@ class LiGO(Operator):
         return self.operator
 
 
-class Mixed:
+class Mixture:
     """An ancestor as deep as a target, each block a mixture of its own: LiGO's depth operator.
 
     Args:
-        source: of the weights.
+        source: source of the ancestor's weights.
         target: anatomy of the target.
-        operator: holds ``depth.<block>.<role>``; read whenever a part is asked for.
+        operator: LiGO's operator; ``depth.<block>.<role>`` is read whenever a part is asked for.
         device: where parts are mixed and returned; None is where they are.
         hold: whether to keep the ancestor's tensors once they are read, for training.
     """
@@ -229,11 +215,10 @@ class Mixed:
         device: torch.device | None = None,
         hold: bool = False,
     ) -> None:
-        self._source, self._operator = source, operator
-        self._levels = levels(source.anatomy, target)
-        self._device, self._held = device, ({} if hold else None)
-        #: Of the ancestor, with as many blocks as the target has.
+        self._source, self._operator, self._device = source, operator, device
+        self._held: dict[tuple[object, ...], Tensor] | None = {} if hold else None
         old = source.anatomy
+        self._levels = levels(old, target)
         self.anatomy = old.reshaped({}, target.stages)
         self._others = {
             (spec.stack, spec.block, piece.role): piece
@@ -247,18 +232,18 @@ class Mixed:
         block = self.anatomy.index(piece.spec)
         if block is None:
             own = self._others[piece.spec.stack, piece.spec.block, piece.role]
-            return self._keep((piece.spec.name, piece.role), lambda: self._source.part(own))
+            return self._read((piece.spec.name, piece.role), lambda: self._source.part(own))
         level = self._levels[block]
-        theirs = self._source.anatomy.blocks[level.first : level.first + level.old]
-        chosen = [i for i, other in enumerate(theirs) if piece.role in other]
-        stacked = self._keep(
+        stage = self._source.anatomy.blocks[level.first : level.first + level.old]
+        present = [i for i, other in enumerate(stage) if piece.role in other]
+        stacked = self._read(
             (level.first, piece.role),
-            lambda: torch.stack([self._source.part(theirs[i][piece.role]) for i in chosen]),
+            lambda: torch.stack([self._source.part(stage[i][piece.role]) for i in present]),
         )
         weights = self._operator[f"depth.{block}.{piece.role}"].to(stacked)
-        return torch.tensordot(weights[chosen], stacked, 1)
+        return torch.tensordot(weights[present], stacked, 1)
 
-    def _keep(self, key: tuple[object, ...], read: Callable[[], Tensor]) -> Tensor:
+    def _read(self, key: tuple[object, ...], read: Callable[[], Tensor]) -> Tensor:
         if self._held is None:
             return read().to(self._device)
         if key not in self._held:

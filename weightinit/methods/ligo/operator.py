@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -16,8 +17,8 @@ from torch import Tensor
 from weightinit.anatomy import Anatomy, Labels, Piece, Role
 from weightinit.anatomy.roles import Side
 from weightinit.errors import ProjectionError
+from weightinit.inherit.axis import Axis
 from weightinit.inherit.fresh import sub_generator
-from weightinit.inherit.outside import Axis
 from weightinit.inherit.transfer import Axes, Place
 from weightinit.init.operators import Op, along
 
@@ -40,13 +41,13 @@ WIDTH_INITS = ("rand", "rand_softmax", "sel", "sel_noisy")
 
 @dataclass(frozen=True)
 class Level:
-    """One block of a target among those of its stage.
+    """The place of one block of a target in its stage.
 
     Args:
         first: index of the ancestor's first block of that stage.
-        old: how many blocks the ancestor's stage has.
-        index: of the block within the target's stage.
-        new: how many blocks the target's stage has.
+        old: number of blocks of the ancestor's stage.
+        index: index of the block within the target's stage.
+        new: number of blocks of the target's stage.
     """
 
     first: int
@@ -54,38 +55,31 @@ class Level:
     index: int
     new: int
 
+    def start(self, depth_init: str) -> int:
+        """Return the block of the ancestor's stage at which a one-hot scheme starts."""
+        if depth_init.startswith("interlace"):
+            return self.index * self.old // self.new
+        return self.index % self.old
+
 
 def levels(old: Anatomy, new: Anatomy) -> list[Level]:
-    """Return the level of every block of a target.
-
-    Raises:
-        ProjectionError: if the two have other numbers of stages, or a stage is to become shallower.
-    """
+    """Return the level of every block of a target; raise ProjectionError if a stage shrinks."""
     counts = old.stages, new.stages
     if len(counts[0]) != len(counts[1]) or any(a > b for a, b in zip(*counts, strict=True)):
         raise ProjectionError(
             f"LiGO only grows, and the ancestor's stages of {[*counts[0]]} blocks cannot become "
             f"{[*counts[1]]}: use method='weight_selection' or 'auto', which shrink"
         )
-    found, first = [], 0
-    for was, is_now in zip(*counts, strict=True):
-        found += [Level(first, was, index, is_now) for index in range(is_now)]
-        first += was
-    return found
+    first = [0, *accumulate(old.stages)]
+    return [
+        Level(first[stage], before, index, after)
+        for stage, (before, after) in enumerate(zip(*counts, strict=True))
+        for index in range(after)
+    ]
 
 
 def expand(tensor: Tensor, dim: int, added: Tensor) -> Tensor:
-    """Return x -> [I; C] x along one axis of a tensor: the old channels, and mixtures of them.
-
-    Args:
-        tensor: of any shape, ``n`` long along ``dim``.
-        dim: of the axis.
-        added: C, ``[more, n]``.
-
-    Examples:
-        >>> expand(torch.tensor([1.0, 2.0]), 0, torch.tensor([[0.5, 0.5]]))
-        tensor([1.0000, 2.0000, 1.5000])
-    """
+    """Return [I; C] x along one axis of a tensor, where ``added`` is C ``[more, old]``."""
     return torch.cat([tensor, along(tensor, dim, added.to(tensor))], dim)
 
 
@@ -97,10 +91,10 @@ def operator_shapes(old: Anatomy, new: Anatomy, *, tied: bool = True) -> dict[st
 
     Args:
         old: anatomy of the ancestor.
-        new: of the target.
-        tied: one matrix for the residual stream of all layers (and one for the classifier's
-            transformation), and for each layer one for q, for k, for v with what reads it, and for
-            the hidden axis of the MLP. Otherwise every module has its own on either side.
+        new: anatomy of the target.
+        tied: whether there is one matrix for the residual stream of all layers (and one for the
+            classifier's transformation), and for each layer one for q, for k, for v with what reads
+            it, and for the hidden axis of the MLP. Otherwise every module has its own on each side.
 
     Raises:
         ProjectionError: if the target is smaller along an axis or in depth.
@@ -116,13 +110,12 @@ def operator_shapes(old: Anatomy, new: Anatomy, *, tied: bool = True) -> dict[st
                 continue
             if length < was:
                 smaller[f"{labels} {was} -> {length}"] = None
-            where = name(labels, piece.facts, block, piece.side(dim))
-            shapes[where] = (length - was, was)
+            shapes[name(labels, piece.facts, block, piece.side(dim))] = length - was, was
 
     for block, (level, pieces) in enumerate(zip(levels(old, new), new.blocks, strict=True)):
-        theirs = old.blocks[level.first : level.first + level.old]
+        stage = old.blocks[level.first : level.first + level.old]
         for role, piece in pieces.items():
-            own = next((b[role] for b in theirs if role in b), None)
+            own = next((b[role] for b in stage if role in b), None)
             if own is not None:
                 shapes[f"depth.{block}.{role}"] = (level.old,)
                 widths(piece, own.size, block)
@@ -151,7 +144,7 @@ def _lengths(piece: Piece, old: Anatomy) -> list[int]:
 
 
 class _Names:
-    """Which matrix acts along an axis of a parameter: the tying."""
+    """The names of the matrices that act along axes, which say what is tied."""
 
     def __init__(self, target: Anatomy, tied: bool) -> None:
         self.tied = tied
@@ -159,7 +152,7 @@ class _Names:
         self.transformed = {"pre_logits.weight", "head.weight"} <= target.outside.keys()
 
     def __call__(self, labels: Labels, role: Role, block: int, side: Side) -> str:
-        """Return the name of the matrix that acts along an axis of a role, on one side of it."""
+        """Return the name of the matrix that acts along an axis of a role, on one side."""
         layer = f"{block}." if block >= 0 else ""
         if not self.tied:
             end = "in" if side == "columns" else "out"
@@ -177,13 +170,7 @@ class _Names:
 
 
 def operator_axes(operator: Mapping[str, Tensor], target: Anatomy, *, tied: bool) -> Axes:
-    """Return what an operator does along the axes of a target; it is read when it acts.
-
-    Args:
-        operator: by the names of :func:`operator_shapes`.
-        target: anatomy of the target.
-        tied: whether its matrices are.
-    """
+    """Return what an operator does along the axes of a target; it is read when it acts."""
     name = _Names(target, tied)
 
     def acting(where: str) -> Op:
@@ -209,16 +196,9 @@ def draw_operator(
     noise: float = 0.03,
     seed: int = 0,
 ) -> dict[str, Tensor]:
-    """Return an operator as the published code starts it, by name, in fp32.
+    """Return an operator as the published code starts it, fp32 by :func:`operator_shapes`' names.
 
-    Args:
-        old: anatomy of the ancestor.
-        new: of the target.
-        depth_init: one of :data:`DEPTH_INITS`.
-        width_init: one of :data:`WIDTH_INITS`.
-        tied: see :func:`operator_shapes`.
-        noise: upper end of the uniform noise of the ``noisy`` ones.
-        seed: of the draws.
+    See :class:`weightinit.LiGO` for the arguments.
     """
     places = levels(old, new)
     operator = {}
@@ -228,11 +208,8 @@ def draw_operator(
             chosen = torch.randint(shape[1], shape[:1], generator=generator)
             operator[name] = _draw(width_init, shape, chosen, noise, generator)
             continue
-        level = places[int(name.split(".")[1])]
-        index = level.index % level.old
-        if depth_init.startswith("interlace"):
-            index = level.index * level.old // level.new
-        value = _draw(depth_init, (1, *shape), torch.tensor([index]), noise, generator)
+        index = torch.tensor([places[int(name.split(".")[1])].start(depth_init)])
+        value = _draw(depth_init, (1, *shape), index, noise, generator)
         operator[name] = value[0] / value.sum()
     return operator
 
