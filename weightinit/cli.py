@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from weightinit.errors import WeightInitError
+from weightinit.training import cli as training
 
 __all__ = ["main"]
 
@@ -75,13 +76,13 @@ def _parser() -> argparse.ArgumentParser:
 
     command("templates", _templates, "List the template bundles that can be named.")
 
-    train = command("train-templates", _train_templates, "Train weight templates on images.")
-    from weightinit.training.cli import add_hypernet_arguments, add_train_arguments
+    templates = command("train-templates", training.run, "Train weight templates on images.")
+    training.add_train_arguments(templates)
 
-    add_train_arguments(train)
-
-    hypernet = command("train-hypernet", _train_hypernet, "Train a hypernetwork on images.")
-    add_hypernet_arguments(hypernet)
+    hypernet = command(
+        "train-hypernet", training.run_hypernet, "Train a hypernetwork on images or texts."
+    )
+    training.add_hypernet_arguments(hypernet)
 
     convert = command("convert", _convert, "Turn a published hypernetwork's file into a bundle.")
     convert.add_argument(
@@ -244,18 +245,6 @@ def _templates(arguments: argparse.Namespace) -> tuple[str, Any]:
         for row in rows
     )
     return text, rows
-
-
-def _train_templates(arguments: argparse.Namespace) -> tuple[str, Any] | None:
-    from weightinit.training.cli import run
-
-    return run(arguments)
-
-
-def _train_hypernet(arguments: argparse.Namespace) -> tuple[str, Any] | None:
-    from weightinit.training.cli import run_hypernet
-
-    return run_hypernet(arguments)
 
 
 def _convert(arguments: argparse.Namespace) -> tuple[str, Any]:

@@ -15,6 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torchvision.transforms.v2.functional import pil_to_tensor
 
+from weightinit.files.writing import atomic
 from weightinit.training.data import load_data
 from weightinit.training.images import ImageData
 
@@ -70,6 +71,5 @@ def decode(path: Path, out: Path) -> None:
     described = {key: meta[key] for key in ("source", "commit", "licence") if key in meta}
     described["name"] = meta.get("name", path.stem)
     out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_suffix(f".{os.getpid()}.part")
-    save_file(tensors, part, metadata={"metadata": json.dumps(described)})
-    part.replace(out)
+    with atomic(out) as part:
+        save_file(tensors, part, metadata={"metadata": json.dumps(described)})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from weightinit.errors import WeightInitError
+from weightinit.files.writing import atomic
 
 __all__ = ["History", "load_checkpoint", "save_checkpoint"]
 
@@ -47,7 +47,7 @@ class History:
 def save_checkpoint(
     path: Path, module: nn.Module, optimizer: Optimizer, state: dict[str, Any]
 ) -> None:
-    """Write weights, optimizer state and ``state`` (JSON) to ``path``, by way of a rename.
+    """Write weights, optimizer state and ``state`` (JSON) to ``path``, whole or not at all.
 
     Names begin with ``model.`` and ``optimizer.<parameter>.``.
     """
@@ -57,9 +57,8 @@ def save_checkpoint(
     # clone: safetensors refuses tensors that share memory, which tied weights do
     tensors = {name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{os.getpid()}.part")
-    save_file(tensors, part, metadata={"state": json.dumps(state)})
-    part.replace(path)
+    with atomic(path) as part:
+        save_file(tensors, part, metadata={"state": json.dumps(state)})
 
 
 def load_checkpoint(
