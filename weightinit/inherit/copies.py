@@ -20,14 +20,10 @@ class Copying:
     """Copies of the channels of every axis that grows: a method's :data:`Axes`.
 
     Where the head dim grows, queries and keys are scaled so that their products, divided by the
-    root of the new head dim, are as before.
-
-    Args:
-        growth: growth from the ancestor to the target.
-        choose: returns the channels that are copied, given a label and its old and new size; None
-            copies them in turn. Query heads that share a key-value head are called ``"in group"``.
-        added: returns what uneven shares have more than even ones, given a place, even shares and
-            the copies (the mean over copies is taken off); None leaves them even.
+    root of the new head dim, are as before. ``choose`` returns the channels that are copied, given
+    a label and its old and new size (None copies them in turn); query heads that share a key-value
+    head are called ``"in group"``. ``added`` returns what uneven shares have more than even ones,
+    of which the mean over copies is taken off.
     """
 
     def __init__(

@@ -82,12 +82,9 @@ def followers(old: int, new: int) -> list[Mix]:
 def damping(depth: int, auxiliary: int) -> float:
     """Return the factor on what each block of a much deeper target adds to the residual stream.
 
-    A target of r times the blocks writes r times as often: up to r = 1.5 that does no harm, beyond
-    it min(1, (1.5 / r)^(3/4)) makes up for it (ours; chosen on validation images of CIFAR-10).
-
-    Args:
-        depth: depth of the target.
-        auxiliary: depth of the model that the scalers were trained in.
+    A target of r times the auxiliary model's blocks writes r times as often: up to r = 1.5 that
+    does no harm, beyond it min(1, (1.5 / r)^(3/4)) makes up for it (ours; chosen on validation
+    images of CIFAR-10).
 
     Examples:
         >>> damping(8, 6), round(damping(24, 6), 3)

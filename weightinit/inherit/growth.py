@@ -25,17 +25,9 @@ TRAITS = ("act", "norm", "form", "pool", "rope", "grid", "pos_prefix", "prefix_t
 
 
 class Growth:
-    """Which axes grow from an ancestor to a target.
+    """Which axes grow from an ancestor to a target, and by which blocks.
 
-    Args:
-        method: name of the method, for messages.
-        old: anatomy of the ancestor.
-        new: anatomy of the target.
-        depth: rule for the blocks of the target; see :func:`followers`.
-        lossless: whether to refuse growth that no proof covers.
-
-    Raises:
-        ProjectionError: if an axis or the depth shrinks, or an axis changes that no rule grows.
+    ``lossless`` refuses what changes the function; a target that is smaller anywhere is refused.
 
     Examples:
         >>> import timm, weightinit as wi
@@ -216,11 +208,6 @@ class Growth:
 
 def claim(name: str, faults: Sequence[str], condition: str = "") -> tuple[str, list[str]]:
     """Return for the report a few words for each row, and what to say once.
-
-    Args:
-        name: name of the method.
-        faults: faults from :meth:`Growth.faults`.
-        condition: condition on which the function is kept, if any.
 
     Examples:
         >>> claim("LEMON", ["the head is fresh"])

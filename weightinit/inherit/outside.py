@@ -8,13 +8,13 @@ from functools import partial
 from torch import Tensor
 
 from weightinit.anatomy import Anatomy, Piece, Traits, label_of
-from weightinit.anatomy.resample import resample_patch, resample_pos
+from weightinit.anatomy.resample import resample_axis, resample_patch, resample_pos, resample_table
 from weightinit.inherit.axis import Axis, tiled
-from weightinit.inherit.source import LazyTensor
+from weightinit.inherit.method import LazyTensor
 from weightinit.init.operators import along
 from weightinit.plan import Part
 
-__all__ = ["carry", "collect"]
+__all__ = ["carry", "collect", "resampled", "resized"]
 
 Value = Tensor | LazyTensor
 
@@ -34,6 +34,19 @@ def resampled(piece: Piece) -> bool:
     return piece.facts.kind == "position" or "patch" in kinds
 
 
+def resized(value: Tensor, piece: Piece, *, old: Traits, new: Traits) -> Tensor:
+    """Return a table of relative positions for another window, and any other tensor as it is."""
+    rows = piece.size[0]
+    if piece.facts.kind != "table":
+        return value
+    if piece.axes[1] == ("k",):  # offsets along one axis of the grid, for each channel
+        return value if len(value) == rows else resample_axis(value, rows)
+    if len(value) == rows and old.grid in (None, new.grid):
+        return value
+    assert new.grid is not None
+    return resample_table(value, old.grid, new.grid, rows)
+
+
 def carry(
     piece: Piece,
     target: Anatomy,
@@ -41,17 +54,11 @@ def carry(
     traits: Traits,
     axis: Axis | None = None,
 ) -> Part | None:
-    """Return how one tensor outside the blocks comes from a source of another size.
+    """Return how one tensor outside the blocks comes from those of a source of another size.
 
-    Args:
-        piece: piece of the target.
-        target: anatomy of the target.
-        outside: tensors of the source by role, from :func:`collect`.
-        traits: traits of the source, of which grid and prefix tokens count.
-        axis: operators for the residual stream; None repeats its channels.
-
-    Returns:
-        None where the source has nothing for it, such as other classes or a token it lacks.
+    It is None where the source has nothing for it, such as other classes or a token it lacks.
+    ``traits`` are the source's; ``axis`` is the residual stream's, whose channels are repeated
+    where it is None.
     """
     name = _name(piece, target, outside)
     if name is None:

@@ -16,9 +16,8 @@ from weightinit.errors import ProjectionError
 from weightinit.inherit.axis import Axis
 from weightinit.inherit.depth import Mix
 from weightinit.inherit.fresh import fresh_part
-from weightinit.inherit.outside import carry, resampled
-from weightinit.inherit.source import Source, outside_of
-from weightinit.inherit.tables import resized
+from weightinit.inherit.method import Source, outside_of
+from weightinit.inherit.outside import carry, resampled, resized
 from weightinit.init import operators
 from weightinit.init.operators import along
 from weightinit.plan import Part
@@ -171,9 +170,9 @@ class _Transferral:
 
     def _outside(self, piece: Piece) -> Part:
         """Return the part of the first carrier that has something for a piece."""
-        carriers = [self._tied_head, self._table, self._moved_whole, self._carried]
+        carriers = [self._tied_head, self._moved_whole, self._carried]
         if resampled(piece) or piece.facts.kind == "head":
-            carriers[2:] = [self._carried, self._moved_whole]
+            carriers[1:] = [self._carried, self._moved_whole]
         parts = (carrier(piece, Place(piece.role)) for carrier in carriers)
         return next(filter(None, parts), None) or fresh_part(piece, self.seed)
 
@@ -193,31 +192,25 @@ class _Transferral:
 
         return Part("written", text, inherit)
 
-    def _table(self, piece: Piece, place: Place) -> Part | None:
-        """Return how biases that all blocks share come from those of another window."""
-        own = self.source.anatomy.outside.get(place.role)
-        if own is None or piece.facts.kind != "table":
-            return None
-        self._check(own, piece, place)
-        return self._whole(own, piece, place, f"{place.role} of {own.size[0]} offsets")
-
     def _moved_whole(self, piece: Piece, place: Place) -> Part | None:
         """Return how a tensor comes over whose every axis is alike or has an operator."""
-        own = self.source.anatomy.outside.get(piece.role)
-        if own is None or own.axes != piece.axes:
+        own, text = self.source.anatomy.outside.get(piece.role), piece.role
+        if own is None:
             return None
-        for old, new, labels in zip(own.size, piece.size, piece.axes, strict=True):
-            acts = labels.channel or labels.block
-            if old != new and (not acts or self.transfer.axes(labels, place) is None):
-                return None
-        return self._whole(own, piece, place, piece.role)
+        if piece.facts.kind == "table":  # biases that all blocks share, of another window maybe
+            self._check(own, piece, place)
+            text = f"{piece.role} of {own.size[0]} offsets"
+        elif own.axes != piece.axes or any(
+            old != new
+            and not ((labels.channel or labels.block) and self.transfer.axes(labels, place))
+            for old, new, labels in zip(own.size, piece.size, piece.axes, strict=True)
+        ):
+            return None
+        fill = partial(self._move, own, piece, place)
+        return Part("written", f"{text} ({self.transfer.how})", fill)
 
-    def _whole(self, own: Piece, piece: Piece, place: Place, text: str) -> Part:
-        return Part(
-            "written",
-            f"{text} ({self.transfer.how})",
-            lambda out: out.copy_(self._moved(own, piece, place, out)),
-        )
+    def _move(self, own: Piece, piece: Piece, place: Place, out: Tensor) -> None:
+        out.copy_(self._moved(own, piece, place, out))
 
     def _carried(self, piece: Piece, place: Place) -> Part | None:
         """Return how positions, patches, heads and the like come over, the stream acted on."""

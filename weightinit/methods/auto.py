@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 from weightinit.anatomy import Anatomy, Difference
 from weightinit.inherit.calibration import Calibration
-from weightinit.inherit.method import Method
-from weightinit.inherit.running import Runnable
+from weightinit.inherit.method import Method, Runnable
 from weightinit.methods.activation.method import ActivationAware, suits
 from weightinit.methods.bert2bert import Bert2BERT
 from weightinit.methods.each import EachAxis

@@ -21,7 +21,8 @@ from weightinit.inherit.copies import Copying
 from weightinit.inherit.depth import Depth, Mix
 from weightinit.inherit.fresh import sub_generator
 from weightinit.inherit.growth import Growth
-from weightinit.inherit.transfer import Axes, Place, Source, Transfer, transfer_parts
+from weightinit.inherit.method import Source, check_options
+from weightinit.inherit.transfer import Axes, Place, Transfer, transfer_parts
 from weightinit.init.operators import along, scale
 from weightinit.plan import Inheritance
 
@@ -67,25 +68,23 @@ class Bert2BERT:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        for name, allowed in (("mode", get_args(Mode)), ("copies", get_args(Choice))):
-            if getattr(self, name) not in allowed:
-                raise ProjectionError(f"{name}={getattr(self, name)!r}: use one of {allowed}")
+        check_options(self, mode=get_args(Mode), copies=get_args(Choice))
 
     def plan(
         self, source: Source, target: Anatomy, *, seed: int = 0, calibration: object = None
     ) -> Inheritance:
         """Return a part for every piece of a target that is no smaller on any axis."""
         copying = self._copying(source.anatomy, target, seed)
-        depth = copying.growth.depth
-        transfer = Transfer(copying, depth, "copied channels share their readers")
+        growth = copying.growth
+        transfer = Transfer(copying, growth.depth, "copied channels share their readers")
         if self.mode == "aki":
-            if any(len(mix) != 1 for mix in depth):
+            if any(len(mix) != 1 for mix in growth.depth):
                 raise ProjectionError(
                     f"depth={self.depth!r} mixes blocks, and mode='aki' takes rows of the next "
                     "one: use mode='fpi' or a depth rule that takes one block for each"
                 )
-            axes, roles = _upper_rows(copying, depth)
-            transfer = Transfer(axes, depth, "added rows from the next block", roles)
+            axes, roles = _upper_rows(copying, growth.depth)
+            transfer = Transfer(axes, growth.depth, "added rows from the next block", roles)
         return Inheritance(transfer_parts(source, target, transfer, seed=seed))
 
     def _copying(self, old: Anatomy, new: Anatomy, seed: int) -> Copying:

@@ -7,16 +7,18 @@ operator an axis (depth, out, in) and never leaves this library's machinery.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from weightinit.anatomy import Anatomy, Difference, Labels, Piece
+from weightinit.anatomy import Anatomy, Difference, Labels
 from weightinit.errors import ProjectionError, WeightInitError
 from weightinit.inherit.axis import Axis
 from weightinit.inherit.depth import Mix, mixes
-from weightinit.inherit.transfer import Place, Source, Transfer, transfer_parts
+from weightinit.inherit.method import Source
+from weightinit.inherit.transfer import Place, Transfer, transfer_parts
 from weightinit.init._wavelet import check_wavelet, resized, steps
 from weightinit.plan import Inheritance
 
@@ -73,12 +75,12 @@ class BoT:
         how = f"{self.wavelet} wavelets{_changes(source.anatomy, target)}"
 
         def axes(labels: Labels, place: Place) -> Axis | None:
-            if not labels.channel:  # tokens, patches and classes are no signal
-                return None
-            size = _piece(target, place).size
+            if not (labels.channel and target.widths.keys() >= {*labels}):
+                return None  # tokens, patches and classes are no signal
+            size = math.prod(target.widths[label] for label in labels)
 
             def resize(tensor: Tensor, dim: int) -> Tensor:
-                return resized(tensor, dim, size[dim], self.wavelet, self.normalize)
+                return resized(tensor, dim, size, self.wavelet, self.normalize)
 
             return Axis(resize, resize)
 
@@ -93,14 +95,6 @@ class BoT:
             tuple((i, weight) for i, weight in enumerate(row) if abs(weight) > 1e-12)
             for row in weights.tolist()
         ]
-
-
-def _piece(target: Anatomy, place: Place) -> Piece:
-    """Return the parameter of the target that a place stands for."""
-    if place.target >= 0:
-        return target.blocks[place.target][place.role]
-    places = (target.outside, *(block for _, block in target.extra_blocks))
-    return next(pieces[place.role] for pieces in places if place.role in pieces)
 
 
 def _changes(old: Anatomy, new: Anatomy) -> str:

@@ -11,7 +11,8 @@ from weightinit.anatomy import Anatomy, Difference, Labels
 from weightinit.errors import ProjectionError
 from weightinit.inherit.axis import Axis, tiled
 from weightinit.inherit.depth import mixes
-from weightinit.inherit.transfer import Axes, Place, Source, Transfer, transfer_parts
+from weightinit.inherit.method import Source
+from weightinit.inherit.transfer import Axes, Place, Transfer, transfer_parts
 from weightinit.init.operators import cycle, joint_index, select_indices
 from weightinit.plan import Inheritance
 

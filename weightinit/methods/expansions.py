@@ -18,7 +18,8 @@ from weightinit.errors import ProjectionError
 from weightinit.inherit.axis import Axis
 from weightinit.inherit.fresh import fresh_rule, sub_generator
 from weightinit.inherit.growth import Growth, claim
-from weightinit.inherit.transfer import Place, Source, Transfer, transfer_parts
+from weightinit.inherit.method import Source
+from weightinit.inherit.transfer import Place, Transfer, transfer_parts
 from weightinit.init.operators import corner
 from weightinit.plan import Inheritance
 

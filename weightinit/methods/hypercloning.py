@@ -17,7 +17,8 @@ from weightinit.errors import ProjectionError
 from weightinit.inherit.copies import Copying
 from weightinit.inherit.fresh import sub_generator
 from weightinit.inherit.growth import Growth, claim
-from weightinit.inherit.transfer import Place, Source, Transfer, transfer_parts
+from weightinit.inherit.method import Source
+from weightinit.inherit.transfer import Place, Transfer, transfer_parts
 from weightinit.init.operators import Copies, scale
 from weightinit.plan import Inheritance
 

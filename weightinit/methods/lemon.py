@@ -19,7 +19,8 @@ from weightinit.inherit.axis import Axis
 from weightinit.inherit.copies import Copying
 from weightinit.inherit.fresh import fresh_rule, sub_generator
 from weightinit.inherit.growth import Growth, claim
-from weightinit.inherit.transfer import Place, Source, Transfer, transfer_parts
+from weightinit.inherit.method import Source, check_options
+from weightinit.inherit.transfer import Place, Transfer, transfer_parts
 from weightinit.init.operators import Copies, cycle
 from weightinit.plan import Inheritance
 
@@ -74,9 +75,7 @@ class LEMON:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        for name, allowed in (("mode", get_args(Mode)), ("depth", get_args(Depth))):
-            if getattr(self, name) not in allowed:
-                raise ProjectionError(f"{name}={getattr(self, name)!r}: use one of {allowed}")
+        check_options(self, mode=get_args(Mode), depth=get_args(Depth))
 
     def plan(
         self, source: Source, target: Anatomy, *, seed: int = 0, calibration: object = None
@@ -159,17 +158,13 @@ class _Expansion:
 
     def _weights(self, place: Place, size: int) -> Tensor:
         """Return the weights of the mean that a layer writes, so that a layer scale leaves it."""
-        scale = self._scale(place)
-        if scale is None or not (total := scale.abs().mean()):
-            return torch.full((size,), 1 / size, dtype=torch.float64)
-        return scale / total / size
-
-    def _scale(self, place: Place) -> Tensor | None:
-        """Return the layer scale after what a block of the ancestor writes, or None."""
+        even = torch.full((size,), 1 / size, dtype=torch.float64)
         if place.source < 0 or place.role not in self.growth.ends:
-            return None
+            return even
         piece = scale_of(place.role, self.source.anatomy.blocks[place.source])
-        return None if piece is None else self.source.part(piece).double()
+        scale = even if piece is None else self.source.part(piece).double()
+        total = scale.abs().mean()
+        return scale / total / size if piece is not None and total else even
 
     def silence(self, place: Place, out: Tensor) -> bool:
         """Fill what an added block writes into the stream, so that it is nothing."""

@@ -18,7 +18,8 @@ from weightinit.inherit.axis import Axis
 from weightinit.inherit.copies import Copying
 from weightinit.inherit.fresh import sub_generator
 from weightinit.inherit.growth import Growth, claim
-from weightinit.inherit.transfer import Place, Source, Transfer, transfer_parts
+from weightinit.inherit.method import Source, check_options
+from weightinit.inherit.transfer import Place, Transfer, transfer_parts
 from weightinit.init.operators import Copies, Op, along, scale
 from weightinit.methods.bert2bert import Choice, copies_of
 from weightinit.plan import Inheritance
@@ -62,8 +63,7 @@ class Net2Net:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        if self.mapping not in get_args(Choice):
-            raise ProjectionError(f"mapping={self.mapping!r}: use one of {get_args(Choice)}")
+        check_options(self, mapping=get_args(Choice))
         if not self.noise >= 0:
             raise ProjectionError(f"noise={self.noise!r}: use 0 or a small number such as 0.01")
 

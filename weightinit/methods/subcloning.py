@@ -17,7 +17,8 @@ from weightinit.errors import ProjectionError
 from weightinit.inherit.axis import Axis
 from weightinit.inherit.calibration import Calibration
 from weightinit.inherit.depth import Depth, mixes
-from weightinit.inherit.running import Runnable, Running, exact, watching
+from weightinit.inherit.method import Runnable
+from weightinit.inherit.running import Running, exact, watching
 from weightinit.inherit.transfer import Place, Transfer, transfer_parts
 from weightinit.init.operators import along, joint_index
 from weightinit.plan import Inheritance
