@@ -36,13 +36,11 @@ if TYPE_CHECKING:
     from weightinit.methods.bot import BoT
     from weightinit.methods.each import EachAxis
     from weightinit.methods.expansions import Expansions
-    from weightinit.methods.fine.fit import fit_fine
-    from weightinit.methods.fine.method import FINE
+    from weightinit.methods.fine.method import FINE, fit_fine
     from weightinit.methods.halfway import ShrinkThenGrow
     from weightinit.methods.hypercloning import HyperCloning
     from weightinit.methods.lemon import LEMON
-    from weightinit.methods.ligo.fit import fit_ligo
-    from weightinit.methods.ligo.method import LiGO
+    from weightinit.methods.ligo.method import LiGO, fit_ligo
     from weightinit.methods.mimetic import Mimetic
     from weightinit.methods.net2net import Net2Net
     from weightinit.methods.selection import WeightSelection
@@ -79,12 +77,12 @@ _LAZY = {
     "EachAxis": "methods.each",
     "Expansions": "methods.expansions",
     "FINE": "methods.fine.method",
-    "fit_fine": "methods.fine.fit",
+    "fit_fine": "methods.fine.method",
     "ShrinkThenGrow": "methods.halfway",
     "HyperCloning": "methods.hypercloning",
     "LEMON": "methods.lemon",
     "LiGO": "methods.ligo.method",
-    "fit_ligo": "methods.ligo.fit",
+    "fit_ligo": "methods.ligo.method",
     "Mimetic": "methods.mimetic",
     "Net2Net": "methods.net2net",
     "WeightSelection": "methods.selection",
