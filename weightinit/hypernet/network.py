@@ -53,9 +53,9 @@ class Pass:
         head = int(config.pathway == "shared")
         if config.separate:
             return latents.factors(members, *left, head), latents.factors(members, *right, head + 1)
-        most = (max(sizes) for sizes in zip(left, right, strict=True))
-        a, b, _ = latents.factors(members, *most, head)
-        p, q = (LowRank(a[:, :rows], b[:, :columns]) for rows, columns in (left, right))
+        rows, columns = max(left[0], right[0]), max(left[1], right[1])
+        a, b, _ = latents.factors(members, rows, columns, head)
+        p, q = (LowRank(a[:, :m], b[:, :n]) for m, n in (left, right))
         return p, q
 
 

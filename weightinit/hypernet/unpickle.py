@@ -51,17 +51,13 @@ HELP = (
     "its state dict alone, with torch.save"
 )
 STORAGES = {
-    "torch.DoubleStorage": torch.float64,
-    "torch.FloatStorage": torch.float32,
-    "torch.HalfStorage": torch.float16,
-    "torch.BFloat16Storage": torch.bfloat16,
-    "torch.LongStorage": torch.int64,
-    "torch.IntStorage": torch.int32,
-    "torch.ShortStorage": torch.int16,
-    "torch.CharStorage": torch.int8,
-    "torch.ByteStorage": torch.uint8,
-    "torch.BoolStorage": torch.bool,
-}
+    f"torch.{name}Storage": dtype
+    for name, dtype in (
+        ("Double", torch.float64), ("Float", torch.float32), ("Half", torch.float16),
+        ("BFloat16", torch.bfloat16), ("Long", torch.int64), ("Int", torch.int32),
+        ("Short", torch.int16), ("Char", torch.int8), ("Byte", torch.uint8), ("Bool", torch.bool),
+    )
+}  # fmt: skip
 ARRAYS = ("f8", "f4", "f2", "i8", "i4", "i2", "i1", "u1", "b1")
 
 
@@ -74,7 +70,7 @@ def read_pickle(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> 
 
     Returns:
         Dicts, lists, tuples, texts, numbers, bytes and None; a Namespace as a dict; tensors and
-        arrays as tensors, which may share memory with one another and with the file.
+        arrays as tensors, which may share memory with one another.
 
     Raises:
         BundleError: if the file names or does anything else, or is not sound.
@@ -100,8 +96,7 @@ def read_pickle(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> 
         )
     try:
         with path.open("rb") as file:
-            # Copied on writing: a tensor of the mapped bytes may be changed, the file is not.
-            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         archive = data[:4] == b"PK\x03\x04"
         return _plain(_archive(path, data) if archive else _stream(_unpacked(data, max_bytes)))
     except (BundleError, OSError) as error:
