@@ -12,6 +12,7 @@ from torch import Tensor
 from weightinit.anatomy.labels import Labels, label_of
 from weightinit.anatomy.layout import Layout, View
 from weightinit.anatomy.roles import Role, Side, facts
+from weightinit.anatomy.source import shorten, strip
 from weightinit.anatomy.traits import Traits
 from weightinit.errors import AnatomyError
 
@@ -88,6 +89,7 @@ class Anatomy:
         depth: number of blocks of the main stack.
         family: family of the model: ``vit``, ``convnext``, ``bert``, ``gpt2``.
         traits: what the model computes besides its weights; see :class:`Traits`.
+        prefix: what stands before the model's own names, such as ``"model.encoder."``.
     """
 
     specs: tuple[ParamSpec, ...]
@@ -95,6 +97,11 @@ class Anatomy:
     depth: int
     family: str
     traits: Traits
+    prefix: str = ""
+
+    def key(self, name: str) -> str:
+        """Return a name of a module like it without wrappers and without the prefix."""
+        return shorten(strip(name), self.prefix)
 
     @cached_property
     def _pieces(self) -> dict[str, list[dict[str, Piece]]]:
@@ -234,10 +241,18 @@ class Anatomy:
         return table(self)
 
     def to_dict(self) -> dict[str, object]:
-        """Return plain JSON values."""
-        from weightinit.anatomy.show import to_dict
-
-        return to_dict(self)
+        """Return plain JSON values: family, depth, sizes, traits and every parameter."""
+        told = ("name", "role", "pattern", "shape", "stack", "block", "parts", "tied")
+        return {
+            "family": self.family,
+            "depth": self.depth,
+            "sizes": dict(self.sizes),
+            "traits": self.traits.to_dict(),
+            "parameters": [
+                {x: list(v) if isinstance(v := getattr(spec, x), tuple) else v for x in told}
+                for spec in self.specs
+            ],
+        }
 
 
 def _reshaped(
