@@ -58,13 +58,13 @@ def anatomy(
         (192, 192)
     """
     source = read(model_or_state_dict)
-    families = families_of(entry.key for entry in source.entries)
+    families = families_of(entry.key for entry in source)
     prefix = prefix_of(families)
     family = families.get(prefix)
-    entries, matches = _explain(source.entries, families, prefix, rules)
+    entries, matches = _explain(source, families, prefix, rules)
     noted = ModuleFacts()
-    if source.module is not None and family is not None:
-        noted = inspect_module(unwrap(source.module, prefix), family.library, family.note)
+    if isinstance(model_or_state_dict, nn.Module) and family is not None:
+        noted = inspect_module(unwrap(model_or_state_dict, prefix), family.library, family.note)
     known = dict(noted.sizes)
     for label, size in (sizes or {}).items():
         if known.setdefault(label, size) != size:

@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 from weightinit.errors import AnatomyError
 from weightinit.text import first
 
-__all__ = ["ModelTensors", "TensorInfo", "read", "shorten", "strip", "unwrap"]
+__all__ = ["TensorInfo", "read", "shorten", "strip", "unwrap"]
 
 _WRAPPERS = ("module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
 # DDP's "module" stands in front; peft keeps an adapted layer as its "base_layer".
@@ -30,14 +30,6 @@ class TensorInfo:
     shape: tuple[int, ...]
     tied: tuple[str, ...]
     floating: bool
-
-
-@dataclass(frozen=True)
-class ModelTensors:
-    """The parameters of a model, and the module itself (None for a state dict)."""
-
-    entries: tuple[TensorInfo, ...]
-    module: nn.Module | None
 
 
 def strip(name: str) -> str:
@@ -73,11 +65,11 @@ def unwrap(module: nn.Module, prefix: str = "") -> nn.Module:
         module = inner
 
 
-def read(source: nn.Module | Mapping[str, Tensor]) -> ModelTensors:
+def read(source: nn.Module | Mapping[str, Tensor]) -> list[TensorInfo]:
     """Return the parameters of a module or state dict, each tensor once; raise on other weights."""
     if isinstance(source, nn.Module):
         named, refused = _walk(source)
-        module, identity = source, id
+        identity = id
     elif isinstance(source, Mapping):
         others = [str(name) for name, x in source.items() if not isinstance(x, Tensor)]
         if others:
@@ -85,7 +77,7 @@ def read(source: nn.Module | Mapping[str, Tensor]) -> ModelTensors:
                 f"{first(others)}: no tensors; pass the state dict itself, not the file around it"
             )
         named, refused = [(str(name), x) for name, x in source.items()], []
-        module, identity = None, _storage
+        identity = _storage
     else:
         raise AnatomyError(
             f"a {type(source).__name__} has no anatomy: pass an nn.Module or its state dict"
@@ -99,7 +91,7 @@ def read(source: nn.Module | Mapping[str, Tensor]) -> ModelTensors:
             kept.append((tensor, same))
     entries = []
     for tensor, (name, *tied) in kept:
-        fault = _fault(name, tensor, module is not None)
+        fault = _fault(name, tensor, identity is id)
         if fault:
             refused.append(f"{name} ({fault})")
             continue
@@ -111,7 +103,7 @@ def read(source: nn.Module | Mapping[str, Tensor]) -> ModelTensors:
             "parametrizations (torch.nn.utils.parametrize.remove_parametrizations), run lazy "
             "modules once, or load the model unquantized"
         )
-    return ModelTensors(tuple(entries), module)
+    return entries
 
 
 def _storage(tensor: Tensor) -> object:
