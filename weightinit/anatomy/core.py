@@ -241,18 +241,10 @@ class Anatomy:
         return table(self)
 
     def to_dict(self) -> dict[str, object]:
-        """Return plain JSON values: family, depth, sizes, traits and every parameter."""
-        told = ("name", "role", "pattern", "shape", "stack", "block", "parts", "tied")
-        return {
-            "family": self.family,
-            "depth": self.depth,
-            "sizes": dict(self.sizes),
-            "traits": self.traits.to_dict(),
-            "parameters": [
-                {x: list(v) if isinstance(v := getattr(spec, x), tuple) else v for x in told}
-                for spec in self.specs
-            ],
-        }
+        """Return plain JSON values."""
+        from weightinit.anatomy.show import to_dict
+
+        return to_dict(self)
 
 
 def _reshaped(
