@@ -17,7 +17,7 @@ from weightinit.anatomy import Anatomy, Labels
 from weightinit.errors import ProjectionError
 from weightinit.inherit.axis import Axis
 from weightinit.inherit.fresh import fresh_rule, sub_generator
-from weightinit.inherit.growth import Growth, claim
+from weightinit.inherit.growth import Growth
 from weightinit.inherit.method import Source
 from weightinit.inherit.transfer import Place, Transfer, transfer_parts
 from weightinit.init.operators import corner
@@ -67,9 +67,10 @@ class Expansions:
                 "change the mean that LayerNorm subtracts; use method='lemon', which keeps it"
             )
         old, new = growth.grown.get("d", (1, 1))
-        condition = f" if you set the norms' eps to {old / new:.6g} of the ancestor's"
-        faults = growth.faults(lambda labels: not labels.stream)
-        how, notes = claim("Expansions", faults, condition if old < new else "")
+        condition = growth.eps(old / new)
+        how, notes = growth.claim(
+            "Expansions", lambda labels: not labels.stream, condition=condition
+        )
         transfer = Transfer(partial(_padded, growth, seed), growth.alone(), how, new=growth.silence)
         return Inheritance(transfer_parts(source, target, transfer, seed=seed), notes)
 

@@ -16,7 +16,7 @@ from weightinit.anatomy import Anatomy
 from weightinit.errors import ProjectionError
 from weightinit.inherit.copies import Copying
 from weightinit.inherit.fresh import sub_generator
-from weightinit.inherit.growth import Growth, claim
+from weightinit.inherit.growth import Growth
 from weightinit.inherit.method import Source
 from weightinit.inherit.transfer import Place, Transfer, transfer_parts
 from weightinit.init.operators import Copies, scale
@@ -68,7 +68,7 @@ class HyperCloning:
                 "method='lemon', which grows to any size"
             )
         copying = Copying(growth, added=None if self.snr_db is None else partial(self._noise, seed))
-        how, notes = claim("HyperCloning", growth.faults(copying.uneven))
+        how, notes = growth.claim("HyperCloning", copying.uneven)
         transfer = Transfer(copying, growth.depth, how, growth.quiet(), growth.silence)
         return Inheritance(transfer_parts(source, target, transfer, seed=seed), notes)
 

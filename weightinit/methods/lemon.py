@@ -18,7 +18,7 @@ from weightinit.errors import ProjectionError
 from weightinit.inherit.axis import Axis
 from weightinit.inherit.copies import Copying
 from weightinit.inherit.fresh import fresh_rule, sub_generator
-from weightinit.inherit.growth import Growth, claim
+from weightinit.inherit.growth import Growth
 from weightinit.inherit.method import Source, check_options
 from weightinit.inherit.transfer import Place, Transfer, transfer_parts
 from weightinit.init.operators import Copies, cycle
@@ -83,9 +83,9 @@ class LEMON:
         """Return a part for every piece of a target that is no smaller on any axis."""
         expansion = _Expansion(self, source, target, seed)
         growth = expansion.growth
-        ratio = expansion.ratio
-        condition = f" if you set the norms' eps to {ratio:.6g} of the ancestor's"
-        how, notes = claim("LEMON", expansion.faults(), condition if ratio < 1 else "")
+        how, notes = growth.claim(
+            "LEMON", expansion.uneven, expansion.faults(), growth.eps(expansion.ratio)
+        )
         transfer = Transfer(expansion.axes, growth.depth, how, growth.quiet(), expansion.silence)
         return Inheritance(transfer_parts(source, target, transfer, seed=seed), notes)
 
@@ -105,12 +105,16 @@ class _Expansion:
         old, new = self.growth.grown.get("d", (1, 1))
         return new // old * old / new
 
+    def uneven(self, labels: Labels) -> bool:
+        """Whether a norm over an axis is another function after the growth."""
+        return (not labels.stream or self.ratio == 1) and self.copying.uneven(labels)
+
     def faults(self) -> list[str]:
-        """Return why the function changes."""
+        """Return why what is left of the stream changes the function."""
         growth = self.growth
-        faults = growth.faults(lambda x: not x.stream and self.copying.uneven(x))
         if self.ratio == 1:
-            return faults
+            return []
+        faults: list[str] = []
         writing = [
             role
             for role, piece in growth.new.outside.items()

@@ -17,7 +17,7 @@ from weightinit.errors import ProjectionError
 from weightinit.inherit.axis import Axis
 from weightinit.inherit.copies import Copying
 from weightinit.inherit.fresh import sub_generator
-from weightinit.inherit.growth import Growth, claim
+from weightinit.inherit.growth import Growth
 from weightinit.inherit.method import Source, check_options
 from weightinit.inherit.transfer import Place, Transfer, transfer_parts
 from weightinit.init.operators import Copies, Op, along, scale
@@ -86,12 +86,12 @@ class Net2Net:
             generator = sub_generator(seed, f"net2net noise {place.role} {place.target}")
             return Axis(_noisy(axis.rows, copies, self.noise, generator), axis.columns, axis.gain)
 
-        how, notes = claim("Net2Net", self._faults(copying))
+        how, notes = growth.claim("Net2Net", copying.uneven, self._faults(copying))
         transfer = Transfer(axes, growth.depth, how, growth.quiet(), growth.silence)
         return Inheritance(transfer_parts(source, target, transfer, seed=seed), notes)
 
     def _faults(self, copying: Copying) -> list[str]:
-        faults = copying.growth.faults(copying.uneven)
+        faults: list[str] = []
         grown = [Labels((label,)) for label in copying.growth.grown]
         if any(labels.stream and copying.uneven(labels) for labels in grown):
             faults.append("method='lemon' keeps the function at any width")
