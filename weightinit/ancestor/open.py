@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import difflib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -43,12 +43,14 @@ class Network(NamedTuple):
         source: where it came from, in words.
         read: returns a stored parameter by its name in the anatomy, contiguous and on the CPU.
         module: returns a runnable copy.
+        live: the tensors of the user's that it reads.
     """
 
     anatomy: Anatomy
     source: str
     read: Callable[[str], Tensor]
     module: Callable[[], nn.Module]
+    live: Iterable[Tensor] = ()
 
 
 @dataclass(frozen=True)
@@ -95,14 +97,16 @@ class Opener:
                 ) from error
 
         source = source or f"a {type(inner).__name__}"
-        return Network(seen, source, lambda name: _full(parameters[name]), copied)
+        live = parameters.values()
+        return Network(seen, source, lambda name: _full(parameters[name]), copied, live)
 
     def state(self, state: Mapping[str, Tensor]) -> Network:
         """Open a state dict."""
         seen = self._bare_anatomy(state, "state_dict")
         _check_values(seen, state)
         source = f"a state dict of {len(state)} tensors"
-        return Network(seen, source, lambda name: _full(state[name]), _no_module(source))
+        live = state.values()
+        return Network(seen, source, lambda name: _full(state[name]), _no_module(source), live)
 
     def named(self, ancestor: str | os.PathLike[str]) -> Network:
         """Open what has a path or a name."""
