@@ -22,7 +22,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -130,7 +130,7 @@ class Lab:
         model = self.network(source.shape or domain.full, seed)
         if not source.layers:
             return model
-        seen = wi.anatomy(model)
+        seen = wi.anatomy(model, rules=domain.rules)
         if source.method == "weit":
             config = wi.TemplateConfig.of(seen, layers=source.layers)
         elif source.method == "wave":
@@ -146,7 +146,8 @@ class Lab:
         if source.start:
             options["scalers"] = source.start
         generator = torch.Generator().manual_seed(seed)
-        return wi.constrain(model, config, generator=generator, **options).to(domain.device)
+        options |= {"generator": generator, "rules": domain.rules}
+        return wi.constrain(model, config, **options).to(domain.device)
 
     def train(self, name: str, seed: int) -> None:
         """Train a source, unless it is there already."""
@@ -183,8 +184,7 @@ class Lab:
             torch.manual_seed(0)
             net = self.domain.teacher().to(self.domain.device)
         steps = min(2500, self.domain.steps)
-        learn(net, self.domain.loss, self.domain, steps=steps, lr=1e-3, seed=0)
-        print("teacher", self.domain.scores(net, "val"), flush=True)
+        learn(net, self.domain.teach, self.domain, steps=steps, lr=1e-3, seed=0)
         save_model(net, file)
 
     def plain(self, seed: int) -> nn.Module:
@@ -219,17 +219,20 @@ def templates(
             lr=lr,
             scalers=scalers,
             progress=False,
+            rules=lab.domain.rules,
         )
         scalers = None
+    generator = torch.Generator().manual_seed(seed)
     wi.init_from_templates(
-        model, bundle, scalers=scalers, generator=torch.Generator().manual_seed(seed)
+        model, bundle, scalers=scalers, generator=generator, rules=lab.domain.rules
     )
 
 
 def inherited(lab: Lab, model: nn.Module, seed: int, *, method: str) -> None:
     """Inherit from the plain model by a method's rule."""
     generator = torch.Generator().manual_seed(seed)
-    wi.project_from(lab.plain(seed), model, method=method, generator=generator)
+    options = {"generator": generator, "rules": lab.domain.rules}
+    wi.project_from(lab.plain(seed), model, method=method, **options)
 
 
 def ligo(lab: Lab, model: nn.Module, seed: int) -> None:
@@ -243,7 +246,7 @@ def ligo(lab: Lab, model: nn.Module, seed: int) -> None:
         steps=steps,
         progress=False,
     )
-    wi.project_from(lab.plain(seed), model, method=operator)
+    wi.project_from(lab.plain(seed), model, method=operator, rules=lab.domain.rules)
 
 
 def smaller(full: Shape, target: Shape) -> bool:
@@ -291,7 +294,8 @@ STARTS: dict[str, tuple[Start, tuple[str, ...], Callable[[Shape, Shape], bool], 
 #: Of classification with a teacher, and of other template sets.
 MORE: dict[str, tuple[Start, tuple[str, ...], Callable[[Shape, Shape], bool], bool]] = {
     "WeiT, with a teacher": (
-        partial(templates, source="WeiT, with a teacher"), ("WeiT, with a teacher",), anything, True,
+        partial(templates, source="WeiT, with a teacher"),
+        ("WeiT, with a teacher",), anything, True,
     ),
     "WAVE, interpolate": (partial(templates, source="WAVE"), ("WAVE",), anything, True),
     "WAVE, linear": (
@@ -384,7 +388,11 @@ def perform(lab: Lab, run: Run) -> dict[str, Any]:
             best = (scores, trained, lr)
             row |= {"curve": curve, "seconds": round(seconds, 1), "val": scores, "lr": lr}
     assert best is not None
-    return row | {"steps": steps, "at_once": at_once, "trained": domain.scores(best[1], "test")}
+    trained, folder = best[1], lab.work / "sources"
+    if run.seed == SEEDS[0]:
+        domain.picture(trained, lab.work / "pictures" / run.file.replace("json", "png"))
+    row |= {"steps": steps, "at_once": at_once | domain.judged(model, folder)}
+    return row | {"trained": domain.scores(trained, "test") | domain.judged(trained, folder)}
 
 
 _LABS: dict[str, Lab] = {}
@@ -454,7 +462,7 @@ def main() -> None:
         needed = dict.fromkeys(
             (source, run.seed) for run in wanted for source in starts(suite)[run.start][1]
         )
-        if any(SOURCES[source].teacher for source, _ in needed):
+        if kind.judge or any(SOURCES[source].teacher for source, _ in needed):
             pieces[0].append((_teacher, options))
         pieces[1] += [(_source, options, *source) for source in needed]
         pieces[2] += [
@@ -468,9 +476,9 @@ def main() -> None:
         for stage in pieces:
             futures = [pool.submit(*piece) for piece in stage]
             for number, future in enumerate(as_completed(futures), 1):
-                print(f"{time.monotonic() - began:6.0f} s {number}/{len(futures)} {future.result()}",
-                      flush=True)  # fmt: skip
-                if given.seconds and time.monotonic() - began > given.seconds:
+                now = time.monotonic() - began
+                print(f"{now:6.0f} s {number}/{len(futures)} {future.result()}", flush=True)
+                if given.seconds and now > given.seconds:
                     pool.shutdown(wait=False, cancel_futures=True)
                     break
     if given.smoke:

@@ -43,7 +43,10 @@ class Body:
     def __post_init__(self) -> None:
         """Build the body and solve for the expert."""
         draw = np.random.default_rng(self.seed)
-        self.lengths, self.masses = draw.uniform(0.3, 0.9, self.links), draw.uniform(0.1, 0.5, self.links)
+        self.lengths, self.masses = (
+            draw.uniform(0.3, 0.9, self.links),
+            draw.uniform(0.1, 0.5, self.links),
+        )
         chain, ends = "", ""
         for number, (length, mass) in enumerate(zip(self.lengths, self.masses, strict=True)):
             at = f'pos="0 0 {self.lengths[number - 1]}"' if number else ""
@@ -114,7 +117,10 @@ def demonstrations(part: str) -> dict[str, Tensor]:
             noise = 0.3 * draw.standard_normal() if draw.random() < 0.5 else 0.0
             if not body.step(action + noise):
                 body.reset(draw)
-    return {f"tokens_{part}": torch.from_numpy(np.stack(tokens)), f"actions_{part}": torch.tensor(actions)}
+    return {
+        f"tokens_{part}": torch.from_numpy(np.stack(tokens)),
+        f"actions_{part}": torch.tensor(actions),
+    }
 
 
 class Policy(nn.Module):
@@ -177,7 +183,7 @@ class Balance(Domain):
 
     def loss(self, model: nn.Module, generator: torch.Generator) -> Tensor:
         """Return the error on random demonstrations."""
-        tokens, actions = self.tensors["tokens_train"], self.tensors["actions_train"].float()
+        tokens, actions = self.tensors["tokens_train"], self.tensors["actions_train"]
         rows = torch.randint(len(actions), (self.batch,), generator=generator, device=self.device)
         return functional.mse_loss(model(tokens[rows]), actions[rows])
 
@@ -185,12 +191,14 @@ class Balance(Domain):
     def scores(self, model: nn.Module, part: Part) -> dict[str, float]:
         """Return the error on the demonstrations of bodies that training has not seen."""
         made = torch.cat([model(some) for some in self.tensors[f"tokens_{part}"].split(5000)])
-        return {"error": functional.mse_loss(made, self.tensors[f"actions_{part}"].float()).item()}
+        return {"error": functional.mse_loss(made, self.tensors[f"actions_{part}"]).item()}
 
     @torch.no_grad()
     def judged(self, model: nn.Module, folder: Path) -> dict[str, Any]:
-        """Return how many of 20 unseen bodies a policy balances, in percent, by number of links;
-        four links were never trained; ``moved`` is two links that must go to another place."""
+        """Return how many of 20 unseen bodies a policy balances, in percent, by number of links.
+
+        Four links were never trained; ``moved`` is two links that must go to another place.
+        """
         tasks = {str(links): (links, 0.0) for links in (*TRAINED, UNSEEN)} | {"moved": (2, 1.0)}
         bodies = {name: self.bodies(*task) for name, task in tasks.items()}
         standing = [body for some in bodies.values() for body in some]
@@ -199,9 +207,7 @@ class Balance(Domain):
                 break
             tokens = torch.from_numpy(np.stack([body.tokens() for body in standing]))
             actions = model(tokens.to(self.device)).tolist()
-            standing = [
-                body for body, act in zip(standing, actions, strict=True) if body.step(act)
-            ]
+            standing = [body for body, act in zip(standing, actions, strict=True) if body.step(act)]
         alive = {id(body) for body in standing if abs(body.data.qpos[0] - body.target) < NEAR}
         return {
             f"success_{name}": 100 * sum(id(body) in alive for body in some) / len(some)

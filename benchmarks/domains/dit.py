@@ -141,6 +141,7 @@ class Diffusion(Domain):
     rates = (5e-4, 2e-3)
     source_rate = 2e-3
     metric = ("loss", False)
+    judge = True
 
     def __init__(self, device: str, cache: Path) -> None:
         super().__init__(device, cache)
@@ -164,9 +165,7 @@ class Diffusion(Domain):
     def drawn(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return random training images, half of them mirrored, and their labels."""
         images, labels = self.parts["train"]
-        rows = torch.randint(
-            len(labels), (self.batch,), generator=generator, device=self.device
-        )
+        rows = torch.randint(len(labels), (self.batch,), generator=generator, device=self.device)
         turned = torch.rand(self.batch, 1, 1, 1, generator=generator, device=self.device) < 0.5
         return torch.where(turned, images[rows].flip(3), images[rows]), labels[rows]
 
@@ -212,7 +211,7 @@ class Diffusion(Domain):
         generator = torch.Generator(self.device).manual_seed(1)
         x = torch.randn(len(labels), 3, SIDE, SIDE, generator=generator, device=self.device)
         times = torch.linspace(NOISES - 1, 0, SAMPLING + 1).round().long().tolist()
-        for now, then in zip(times, times[1:] + [-1], strict=True):
+        for now, then in zip(times, [*times[1:], -1], strict=True):
             kept = self.kept[now]
             left = self.kept[then] if then >= 0 else torch.ones_like(kept)
             noise = model(x, torch.full((len(x),), now, device=self.device), labels)
@@ -221,8 +220,11 @@ class Diffusion(Domain):
         return x
 
     def judged(self, model: nn.Module, folder: Path) -> dict[str, float]:
-        """Return the Frechet distance to held-out images in a classifier's features, and how
-        often that classifier sees the class that was asked for (percent)."""
+        """Return the Frechet distance and the agreement of samples.
+
+        The distance is to held-out images, in features of a classifier; the agreement is how often
+        that classifier sees the class that was asked for, in percent.
+        """
         judge = self.teacher().to(self.device)
         load_model(judge, folder / "teacher.safetensors")
         judge.eval()

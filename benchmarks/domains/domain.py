@@ -12,6 +12,7 @@ from timm.optim import param_groups_weight_decay  # pyright: ignore[reportPrivat
 from torch import Tensor, nn
 
 import weightinit as wi
+from weightinit.anatomy import Rule
 
 Part = Literal["val", "test"]
 Loss = Callable[[nn.Module, torch.Generator], Tensor]
@@ -45,6 +46,8 @@ class Domain:
         weight_decay: decay of matrices.
         metric: the score that decides, and whether more is better.
         fits: steps and rate of fitted scalers.
+        rules: of parameters that no family of the library explains.
+        judge: whether samples or episodes are judged by a network that must be trained first.
     """
 
     full: ClassVar[Shape]
@@ -59,6 +62,8 @@ class Domain:
     weight_decay: ClassVar[float] = 0.05
     metric: ClassVar[tuple[str, bool]] = ("accuracy", True)
     fits: ClassVar[tuple[int, float]] = (100, 2e-2)
+    rules: ClassVar[tuple[Rule, ...]] = ()
+    judge: ClassVar[bool] = False
 
     def __init__(self, device: str, cache: Path) -> None:
         self.device, self.cache = torch.device(device), cache
@@ -74,6 +79,21 @@ class Domain:
     def scores(self, model: nn.Module, part: Part) -> dict[str, float]:
         """Return the scores on held-out data."""
         raise NotImplementedError
+
+    def judged(self, model: nn.Module, folder: Path) -> dict[str, float]:
+        """Return what a trained model does, where its loss does not tell."""
+        return {}
+
+    def teacher(self) -> nn.Module:
+        """Return the untrained network that teaches, or judges."""
+        raise NotImplementedError
+
+    def teach(self, model: nn.Module, generator: torch.Generator) -> Tensor:
+        """Return its loss on a training batch."""
+        return self.loss(model, generator)
+
+    def picture(self, model: nn.Module, file: Path) -> None:
+        """Draw what a trained model makes, where there is something to see."""
 
     def shape(self, size: wi.Size) -> Shape:
         """Return the shape of a size that a nested model asks for."""

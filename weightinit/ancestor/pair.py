@@ -46,16 +46,6 @@ def pair(
     expected: Anatomy, module: nn.Module, weights: Weights, library: str
 ) -> tuple[dict[str, str] | None, str]:
     """Return the name in the files of each parameter of a model, or None and what is wrong."""
-    names, text = _by_name(expected, module, weights, library)
-    if names is None and library == "transformers":
-        # transformers 5 renames the tensors that 4 and the files know by other names.
-        names = _by_role(expected, weights)
-    return names, "" if names else text
-
-
-def _by_name(
-    expected: Anatomy, module: nn.Module, weights: Weights, library: str
-) -> tuple[dict[str, str] | None, str]:
     keys = _keys(weights.shapes)
     names, missing, differing = {}, [], []
     used: set[str] = set()
