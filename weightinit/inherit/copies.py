@@ -15,6 +15,9 @@ from weightinit.init.operators import Copies, Op, along, cycle, scale
 
 __all__ = ["Copying"]
 
+#: Head dims, of the blocks and of the attention pool.
+HEAD_DIMS = frozenset({"k", "kp"})
+
 
 class Copying:
     """Copies of the channels of every axis that grows: a method's :data:`Axes`.
@@ -81,10 +84,11 @@ class Copying:
         return self.choose(label, old, new)
 
     def _rows(self, copies: Copies, labels: Labels, place: Place) -> Op:
-        if "k" not in self.growth.grown or labels[-1] != "k" or not self._product(place):
+        head = labels[-1]
+        if head not in HEAD_DIMS & self.growth.grown.keys() or not self._product(place):
             return copies.index
-        old, new = self.growth.grown["k"]
-        inner = self._single("k").counts.double()
+        old, new = self.growth.grown[head]
+        inner = self._single(head).counts.double()
         gain = ((new / old) ** 0.5 / inner).sqrt().repeat(len(copies.index) // new)
         return lambda tensor, dim: scale(along(tensor, dim, copies.index), dim, gain)
 
@@ -94,4 +98,5 @@ class Copying:
         if fact.letter not in ("q", "k"):
             return False
         normed = f"{fact.parent}.{fact.letter}_norm.weight"
-        return fact.kind == "norm" or not any(normed in block for block in self.growth.new.blocks)
+        new = self.growth.new
+        return fact.kind == "norm" or not any(normed in x for x in (*new.blocks, new.outside))

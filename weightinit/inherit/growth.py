@@ -21,7 +21,8 @@ __all__ = ["Growth", "followers"]
 
 #: Norms whose statistics are plain averages over channels; where none is named, it is one of them.
 PLAIN_NORMS = (
-    "LayerNorm", "LayerNormFp32", "LayerNorm2d", "LayerNorm2dFp32", "RmsNorm", "RmsNormFp32", "RMSNorm",
+    "LayerNorm", "LayerNormFp32", "LayerNorm2d", "LayerNorm2dFp32",
+    "RmsNorm", "RmsNormFp32", "RMSNorm", "RmsNorm2d", "RmsNorm2dFp32",
 )  # fmt: skip
 TRAITS = ("act", "norm", "form", "pool", "rope", "grid", "pos_prefix", "prefix_tokens")
 
@@ -93,6 +94,11 @@ class Growth:
     def depth(self) -> list[Mix]:
         """The mix of the ancestor's blocks for each block of the target."""
         return mixes(self._depth, self.old, self.new)
+
+    @property
+    def reordered(self) -> bool:
+        """Whether the target has other blocks than the ancestor's, one for one."""
+        return self.depth != mixes("first", self.old, self.old)
 
     @cached_property
     def identity(self) -> list[bool]:

@@ -30,9 +30,10 @@ class Auto:
     (:class:`ActivationAware`); without them, or with blocks of another kind, it keeps the first
     blocks and the last, whole heads and evenly chosen channels, rescaled
     (:class:`WeightSelection`). A target that is both, on different axes, is shrunk in that way and
-    then grown (:class:`ShrinkThenGrow`). For a model of several widths (ConvNeXt) that grows
-    anywhere, each axis has its own rule (:class:`EachAxis`). Post-norm blocks (BERT), to which none
-    can be added without loss, are stacked (:class:`Bert2BERT`).
+    then grown (:class:`ShrinkThenGrow`). A model of several widths (ConvNeXt) grows without loss in
+    depth and to whole multiples of its widths; else each axis has its own rule
+    (:class:`EachAxis`). Post-norm blocks (BERT), to which none can be added without loss, are
+    stacked (:class:`Bert2BERT`). The report says what was picked, and whether it is lossless.
 
     Examples:
         >>> import timm, weightinit as wi
@@ -55,7 +56,8 @@ class Auto:
         grows, shrinks = bool(difference.grown), bool(difference.shrunk)
         if "depth" in difference.grown and new.traits.form == "post_norm":
             return EachAxis() if shrinks else Bert2BERT()
-        if grows and len(new.stages) > 1:
+        uneven = any(after % before for before, after in difference.wider.values())
+        if grows and len(new.stages) > 1 and (shrinks or uneven):
             return EachAxis()
         if grows and not shrinks:
             return LEMON()

@@ -7,6 +7,7 @@ https://arxiv.org/abs/2110.07143.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Literal, get_args
@@ -45,7 +46,8 @@ class Bert2BERT:
             channels of a norm have equally many copies (twice the width, say) and the head dim is
             the same. ``"aki"`` takes them from the next block, so that no two channels are equal;
             it does not keep the function, and the paper finds it the better start.
-        depth: depth rule; ``"stack_top"`` is the paper's.
+        depth: depth rule; ``"stack_top"`` is the paper's. Or the ancestor's block for each of the
+            target's, ``[0, 1, 0, 1]``.
         copies: choice of g: ``"even"`` draws each channel before any is drawn again, so that g is
             uniform where it can be; ``"random"`` is the paper's independent draws, inexact at every
             norm.
@@ -77,6 +79,7 @@ class Bert2BERT:
         copying = self._copying(source.anatomy, target, seed)
         growth = copying.growth
         transfer = Transfer(copying, growth.depth, "copied channels share their readers")
+        _, notes = growth.claim("bert2BERT", copying.uneven, self._faults(growth))
         if self.mode == "aki":
             if any(len(mix) != 1 for mix in growth.depth):
                 raise ProjectionError(
@@ -85,7 +88,13 @@ class Bert2BERT:
                 )
             axes, roles = _upper_rows(copying, growth.depth)
             transfer = Transfer(axes, growth.depth, "added rows from the next block", roles)
-        return Inheritance(transfer_parts(source, target, transfer, seed=seed))
+        return Inheritance(transfer_parts(source, target, transfer, seed=seed), notes)
+
+    def _faults(self, growth: Growth) -> Iterator[str]:
+        if growth.reordered:
+            yield "blocks are copied or left out, which changes the function"
+        if self.mode == "aki" and growth.grown.keys() - {"depth"}:
+            yield "mode='aki' takes the added rows from the next block"
 
     def _copying(self, old: Anatomy, new: Anatomy, seed: int) -> Copying:
         if ("e" in old.widths) != ("e" in new.widths):

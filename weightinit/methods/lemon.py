@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Literal, get_args
 
 import torch
@@ -155,10 +155,16 @@ class _Expansion:
             return wide * self.ratio**0.5
 
         def columns(tensor: Tensor, dim: int) -> Tensor:
-            even = self.options.mode == "net2net"
+            even = self.options.mode == "net2net" or place.role in self._bare
             return copies.share(tensor, dim, None if even else partial(self._added, place))
 
         return Axis(rows, columns, gain)
+
+    @cached_property
+    def _bare(self) -> tuple[str, ...]:
+        """The roles that read a stream that no norm has freed of its mean: of an attention pool."""
+        outside = self.growth.new.outside
+        return ("pool.q.weight", "head.weight") if "pool.latent" in outside else ()
 
     def _weights(self, place: Place, size: int) -> Tensor:
         """Return the weights of the mean that a layer writes, so that a layer scale leaves it."""

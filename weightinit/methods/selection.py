@@ -35,7 +35,8 @@ class WeightSelection:
         elements: channels to keep: ``"uniform"`` (the paper's best), ``"consecutive"``, or
             ``"random"`` (one draw for each axis, the same wherever it occurs).
         depth: blocks to keep: ``"first"`` (the paper's), ``"last"``, ``"mid"``, ``"uniform"``, or
-            ``"first_last"``, the first ones but for the last, which is the ancestor's last.
+            ``"first_last"``, the first ones but for the last, which is the ancestor's last; or
+            their numbers, ``[0, 2, 4]``.
         heads: ``"aligned"`` keeps whole heads, q, k and v apart. ``"flat"`` is the older spelling
             of ``faithful=True``.
         rescale: whether to multiply what reads a shortened axis by the root of the ratio of its

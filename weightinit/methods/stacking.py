@@ -27,7 +27,7 @@ class Stacking:
         depth: depth rule: ``"stack"`` (whole copies, StackBERT), ``"stack_top"`` (the rest from the
             top blocks, bert2BERT), ``"interlace"`` (each block several times in a row), ``"solar"``
             (two overlapping copies), ``"interpolate"`` (between neighbours), or any other rule of
-            :mod:`weightinit.inherit.depth`.
+            :mod:`weightinit.inherit.depth`, or the ancestor's block for each, ``[0, 1, 0, 1]``.
 
     Examples:
         >>> import timm, torch, weightinit as wi
@@ -61,4 +61,6 @@ class Stacking:
             )
         how = f"stacked by {self.depth!r}" if isinstance(self.depth, str) else "stacked"
         transfer = Transfer(lambda label, place: None, depth, how)
-        return Inheritance(transfer_parts(source, target, transfer, seed=seed))
+        copied = "Stacking is not lossless here: blocks are repeated, which changes the function"
+        notes = [copied] if target.depth > old.depth else []
+        return Inheritance(transfer_parts(source, target, transfer, seed=seed), notes)

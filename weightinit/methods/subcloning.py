@@ -42,7 +42,8 @@ class Subcloning:
     batches. No code was published; what the paper leaves open is as said here.
 
     Args:
-        depth: blocks to keep: ``"uniform"`` keeps the first and the last and drops evenly between.
+        depth: blocks to keep: ``"uniform"`` keeps the first and the last and drops evenly between;
+            or their numbers, ``[0, 2, 4]``.
         rescale: whether to multiply what reads a shortened axis by the root of the ratio of its
             lengths, to make up for the summands that are gone.
 
