@@ -52,7 +52,7 @@ RULES: Mapping[str, Callable[[int, int], list[Mix]]] = {
     "mid": _single(
         lambda old, new: [min(max(0, (old - new) // 2 + i), old - 1) for i in range(new)]
     ),
-    # Even steps from the first to the last, as linspace rounds them.
+    # Even steps from the first to the last; halves are rounded to the even block.
     "uniform": _single(
         lambda old, new: [round(i * (old - 1) / max(1, new - 1)) for i in range(new)]
     ),

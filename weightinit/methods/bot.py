@@ -40,9 +40,9 @@ class BoT:
     Args:
         wavelet: name of a discrete wavelet of PyWavelets (``pip install 'weightinit[wavelets]'``).
         normalize: norm of the filters. ``"ortho"`` has orthonormal filters: a step down an axis
-            multiplies a constant by the root of 2, and a step up divides it. Along channels that
-            keeps the size of sums, since what makes and what reads a channel both have it; along
-            depth it does not. With ``"mean"`` every step keeps constants. The paper leaves it open.
+            multiplies a constant by the root of 2, and a step up divides it. Every axis counts: at
+            half the width and half the depth a norm's gain of 1 becomes 2, and a matrix 2.83 times
+            as large. With ``"mean"`` every step keeps constants. The paper leaves it open.
 
     Raises:
         ProjectionError: if a value is not one of these, or PyWavelets is missing.

@@ -94,7 +94,7 @@ def _padded(growth: Growth, seed: int, labels: Labels, place: Place) -> Axis | N
         return tensor.new_zeros(shape)
 
     def drawn(tensor: Tensor, dim: int) -> Tensor:
-        draw = torch.empty(zeros(tensor, dim).shape)
+        draw = torch.empty(zeros(tensor, dim).shape, dtype=torch.float32)
         generator = sub_generator(seed, f"expansions {place.role} {place.target} {dim}")
         fresh_rule(place.role, draw.shape)[1](draw, generator)
         return draw.to(tensor)

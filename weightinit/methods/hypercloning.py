@@ -89,7 +89,7 @@ def _pairs(even: Tensor, copies: Copies, ratio: float, generator: torch.Generato
     pair = copies.turns // 2
     paired = (copies.turns < copies.counts - 1) | (copies.counts % 2 == 0)
     shape = even.shape[0], (int(pair.max()) + 1) * old, *even.shape[2:]
-    draw = torch.randn(shape, generator=generator).to(even)
+    draw = torch.randn(shape, generator=generator, dtype=torch.float32).to(even)
     sign = (1 - 2 * (copies.turns % 2)) * paired
     noise = scale(draw.index_select(1, pair * old + copies.index), 1, sign)
     size = noise[:, paired].square().mean().sqrt()

@@ -151,7 +151,8 @@ class _Expansion:
                 return copies.repeat(tensor, dim, tensor.abs().mean().view(1))
             generator = sub_generator(self.seed, f"lemon gain {place.role} {place.target}")
             wide = made(tensor, dim)
-            wide[len(copies.index) :] = 2 * torch.rand(copies.rest, generator=generator) - 1
+            free = torch.rand(copies.rest, generator=generator, dtype=torch.float32)
+            wide[len(copies.index) :] = 2 * free - 1
             return wide * self.ratio**0.5
 
         def columns(tensor: Tensor, dim: int) -> Tensor:
@@ -199,7 +200,7 @@ class _Expansion:
                     f"init= lacks {piece.spec.name}: pass the target's whole state_dict()"
                 )
             return new.split(piece.spec, given[piece.spec.name].to(even))[place.role]
-        draw = torch.empty(even.shape)
+        draw = torch.empty(even.shape, dtype=torch.float32)
         generator = sub_generator(self.seed, f"lemon {place.role} {place.target}")
         fresh_rule(place.role, tuple(even.shape))[1](draw, generator)
         return draw.to(even)

@@ -107,7 +107,7 @@ def _noisy(rows: Op, copies: Copies, noise: float, generator: torch.Generator) -
         out = along(tensor, dim, rows)
         if tensor.dim() < 2:
             return out
-        draw = torch.randn(out.shape, generator=generator)
+        draw = torch.randn(out.shape, generator=generator, dtype=torch.float32)
         size = noise * tensor.square().mean().sqrt()
         return out + scale(draw.to(out) * size, dim, copies.turns > 0)
 

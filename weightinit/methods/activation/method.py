@@ -159,16 +159,20 @@ def _check(old: Anatomy, new: Anatomy) -> None:
         )
     if old.sizes["d"] == new.sizes["d"]:
         return
-    wrong = [
-        role
-        for role, piece in old.outside.items()
-        if any(labels.stream for labels in piece.axes) and piece.facts.place not in PLACES
-    ] + [f"tied {role}" for role, piece in old.outside.items() if piece.spec.tied]
-    if wrong:
+    if wrong := _unfollowed(old):
         raise ProjectionError(
             f"{', '.join(wrong)} cannot follow a rotation of the stream's channels: keep embed_dim "
             f"= {old.sizes['d']}, or use method='subcloning'"
         )
+
+
+def _unfollowed(old: Anatomy) -> list[str]:
+    """Return what touches the stream outside the blocks, and cannot follow a rotation of it."""
+    return [
+        role
+        for role, piece in old.outside.items()
+        if any(labels.stream for labels in piece.axes) and piece.facts.place not in PLACES
+    ] + [f"tied {role}" for role, piece in old.outside.items() if piece.spec.tied]
 
 
 @dataclass(frozen=True)
@@ -193,8 +197,8 @@ def _fit(running: Running, target: Anatomy, ridge: float) -> _Fit:
     groups = groups_of(observed.similarity, depth)
     blocks = Blocks(running, target, stream, observed.calls, ridge)
     values, after = blocks.shrink(groups, observed.streams)
-    if not features and width == old.sizes["d"]:
-        return _Fit(stream, groups, values, {}, None)
+    if width == old.sizes["d"] and (not features or _unfollowed(old)):
+        return _Fit(stream, groups, values, {}, None)  # the pool reads the final norm as it is
     head, shift = fit_head(running, target, stream, features, after, ridge=ridge)
     return _Fit(stream, groups, values, head, shift)
 

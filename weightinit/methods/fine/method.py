@@ -140,9 +140,8 @@ class FINE(Operator):
             found = factorize(weights, self.rank)
             blocks = {block: dict(depth[block]) for block in new[key]}
             coefficients = [[mix.get(i, 0.0) for i in old[key]] for mix in blocks.values()]
-            return replace(
-                found, spectra=torch.tensor(coefficients).to(found.spectra) @ found.spectra
-            )
+            mixing = torch.tensor(coefficients, dtype=torch.float64).to(found.spectra)
+            return replace(found, spectra=mixing @ found.spectra)
 
         return depth, of, {key: members for key, members in new.items() if key in old}
 

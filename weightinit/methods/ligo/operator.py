@@ -201,7 +201,7 @@ def _draw(
     scheme: str, shape: tuple[int, ...], chosen: Tensor, noise: float, generator: torch.Generator
 ) -> Tensor:
     """Return rows that are one-hot at ``chosen``, with noise elsewhere, or random and sum to 1."""
-    drawn = torch.rand(shape, generator=generator)
+    drawn = torch.rand(shape, generator=generator, dtype=torch.float32)
     if scheme == "rand_softmax":
         return drawn.softmax(-1)
     if scheme == "rand":
