@@ -94,3 +94,20 @@ def test_heads_stay_whole(before, after):
     found = axis.rows(value, 0) if callable(axis.rows) else value[axis.rows]
     heads = found.view(after)
     assert (heads // before[1] == heads[:, :1] // before[1]).all()
+
+
+@pytest.mark.parametrize("depths", [(1, 2, 2, 2), (1, 2, 2, 1)])
+def test_a_stage_that_shrinks_is_not_outweighed_by_one_that_grows(depths):
+    old, new = (convnext((8, 16, 24, 32), n) for n in ((1, 1, 3, 1), depths))
+    for method, words in (("lemon", "only grows"), ("weight_selection", "only shrinks")):
+        with pytest.raises(ProjectionError, match=words):
+            wi.plan_projection(old, new, method=method)
+    picked, note = wi.plan_projection(old, new).report().notes
+    assert "picked EachAxis" in picked and "depth2 3 -> 2" in note
+    wi.project_from(old, new)
+    kept = [old.stages[2].blocks[i].conv_dw.weight for i in (0, 2)]
+    assert all(
+        torch.equal(b.conv_dw.weight, w) for b, w in zip(new.stages[2].blocks, kept, strict=True)
+    )
+    first, second = old.stages[1].blocks[0], new.stages[1].blocks[1]
+    assert torch.equal(first.conv_dw.weight, second.conv_dw.weight)

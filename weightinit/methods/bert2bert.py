@@ -93,7 +93,7 @@ class Bert2BERT:
     def _faults(self, growth: Growth) -> Iterator[str]:
         if growth.reordered:
             yield "blocks are copied or left out, which changes the function"
-        if self.mode == "aki" and growth.grown.keys() - {"depth"}:
+        if self.mode == "aki" and growth.grown:
             yield "mode='aki' takes the added rows from the next block"
 
     def _copying(self, old: Anatomy, new: Anatomy, seed: int) -> Copying:

@@ -10,7 +10,7 @@ import torch
 from weightinit.anatomy import Anatomy, Difference, Labels
 from weightinit.errors import ProjectionError
 from weightinit.inherit.axis import Axis, tiled
-from weightinit.inherit.depth import mixes
+from weightinit.inherit.depth import Mix, blocks_for, mixes
 from weightinit.inherit.growth import Growth
 from weightinit.inherit.method import Source
 from weightinit.inherit.transfer import Axes, Place, Transfer, transfer_parts
@@ -49,7 +49,7 @@ class EachAxis:
                 f"the head dim {before} -> {after} changes together with other axes: keep the "
                 "ancestor's head dim (embed_dim / num_heads) in the target"
             )
-        depth = mixes("uniform" if target.depth < old.depth else "interlace", old, target)
+        depth = mixes(_evenly, old, target)
         transfer = Transfer(self.axes(old, target), depth, "chosen or repeated, axis by axis")
         parts = transfer_parts(source, target, transfer, seed=seed)
         return Inheritance(parts, self._notes(Difference(old, target)))
@@ -59,9 +59,7 @@ class EachAxis:
         if difference.shrunk:
             left = Difference.text(difference.shrunk)
             return [f"EachAxis is not lossless here: it leaves out channels or blocks ({left})"]
-        growth = Growth(
-            "EachAxis", difference.old, difference.new, depth="interlace", lossless=False
-        )
+        growth = Growth("EachAxis", difference.old, difference.new, depth=_evenly, lossless=False)
 
         def uneven(labels: Labels) -> bool:
             return any(after % before for before, after in difference.along(labels) or ())
@@ -87,3 +85,8 @@ class EachAxis:
             return Axis(index, index)
 
         return find
+
+
+def _evenly(old: int, new: int) -> list[Mix]:
+    """Return blocks of a stage, chosen evenly or each several times in a row."""
+    return blocks_for("uniform" if new < old else "interlace", old, new)

@@ -48,13 +48,14 @@ class Stacking:
             ProjectionError: if the target is shallower, or of another width, head count or MLP.
         """
         old = source.anatomy
-        if target.depth < old.depth:
+        difference = Difference(old, target)
+        if any(after < before for before, after in difference.depths.values()):
             raise ProjectionError(
                 f"stacking only grows, and the target has {target.depth} of {old.depth} blocks: "
                 "use method='weight_selection', which shrinks"
             )
         depth = mixes(self.depth, old, target)
-        if wider := Difference(old, target).wider:
+        if wider := difference.wider:
             raise ProjectionError(
                 f"stacking grows depth alone, and the target differs in {Difference.text(wider)}: "
                 "use method='bert2bert' or 'ligo', which grow width and depth"
@@ -62,5 +63,5 @@ class Stacking:
         how = f"stacked by {self.depth!r}" if isinstance(self.depth, str) else "stacked"
         transfer = Transfer(lambda label, place: None, depth, how)
         copied = "Stacking is not lossless here: blocks are repeated, which changes the function"
-        notes = [copied] if target.depth > old.depth else []
+        notes = [copied] if difference.grown else []
         return Inheritance(transfer_parts(source, target, transfer, seed=seed), notes)
