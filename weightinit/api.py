@@ -309,7 +309,7 @@ def init_from_hypernet(
     *,
     task: Tensor | Iterable[Tensor] | None = None,
     ancestor: AncestorLike | None = None,
-    faithful: bool = False,
+    faithful: bool | None = None,
     generator: torch.Generator | None = None,
     keep: Iterable[str] = (),
     rules: Iterable[Rule] = (),
@@ -328,7 +328,9 @@ def init_from_hypernet(
             an iterable of batches as the ancestor takes them, whose mean feature it is.
         ancestor: that PITH inherits from, or that makes the task's embedding.
         faithful: to the released code: tensors beyond the decoder's size are clipped and tiled, the
-            positions of tokens are random, PITH's positions are one off.
+            positions of tokens are random, PITH's positions are one off, what has no node stays as
+            it was, a language model's matrices have the standard deviation of its initialiser.
+            None is the rules by which the hypernetwork was trained; the report notes them.
         generator: of every random draw; None is a fixed seed. The global one is never touched.
         keep: names or roles (``"head"``, ``"pos"``) that stay as they are.
         rules: for parameters of yours that no rule explains; see :func:`weightinit.anatomy`.
@@ -370,7 +372,7 @@ def plan_hypernet(
     *,
     task: Tensor | Iterable[Tensor] | None = None,
     ancestor: AncestorLike | None = None,
-    faithful: bool = False,
+    faithful: bool | None = None,
     generator: torch.Generator | None = None,
     keep: Iterable[str] = (),
     rules: Iterable[Rule] = (),
@@ -388,9 +390,10 @@ def plan_hypernet(
     planned = predicted(
         network,
         target,
-        task=None if task is None else embedding(task, source),
+        task=embedding(task, source, network.config),
         ancestor=source,
         faithful=faithful,
+        std=_initializer_range(model),
         seed=base_seed(generator),
     )
     return Plan(
@@ -398,8 +401,15 @@ def plan_hypernet(
         target,
         keeping(target, planned.recipes(target), keep),
         source=f"{network.config.kind} {where}" + (f", {source.source}" if source else ""),
-        notes=lambda: doubts,
+        notes=lambda: [*doubts, *planned.notes],
     )
+
+
+def _initializer_range(model: nn.Module) -> float:
+    """Return the standard deviation that a transformers model begins with; GPT-2's by default."""
+    configs = (getattr(module, "config", None) for module in model.modules())
+    found = (getattr(config, "initializer_range", None) for config in configs)
+    return next((value for value in found if isinstance(value, float)), 0.02)
 
 
 def _exact_checkpoint(model: nn.Module) -> list[str]:

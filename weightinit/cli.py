@@ -97,8 +97,9 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("--num-classes", type=int, metavar="N", help="that it was trained on")
     convert.add_argument(
         "--softmax",
-        action="store_true",
-        help="its graphs had nodes for attention's softmax, as those made by torch 1",
+        action=argparse.BooleanOptionalAction,
+        help="whether its graphs had nodes for attention's softmax, as those made by torch 1; "
+        "default: not, and said to be assumed",
     )
     convert.add_argument("--licence", default="other", help="SPDX identifier of the weights")
 

@@ -6,7 +6,7 @@ import contextlib
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -31,7 +31,8 @@ class Part:
     Args:
         action: ``"written"`` from the source, ``"fresh"`` by an explicit rule, or ``"kept"``.
         text: where its values come from, for people; nothing is read from it.
-        fill: writes the values into a view of the piece's canonical size; None where it is kept.
+        fill: writes the values into a view of the piece's canonical size; where it is kept, what
+            stands in on the meta device, which has nothing to keep, or None.
     """
 
     action: Action
@@ -65,7 +66,8 @@ class Recipe:
         action: ``"written"`` if any of its parts is, else ``"fresh"`` or ``"kept"``.
         source: where its values come from, for people.
         fill: writes the values into a tensor of the parameter's global shape, on the CPU, in fp32
-            (fp64 for fp64 parameters); None where the parameter is kept.
+            (fp64 for fp64 parameters); None where the parameter is kept, or what stands in for it
+            on the meta device.
     """
 
     spec: ParamSpec
@@ -101,9 +103,7 @@ def joined(target: Anatomy, spec: ParamSpec, parts: Sequence[Part]) -> Recipe:
     """Return the recipe of one parameter from the parts of its pieces; see :func:`assemble`."""
     actions = {part.action for part in parts}
     text = "; ".join(dict.fromkeys(part.text for part in parts))
-    if actions == {"kept"}:
-        return Recipe(spec, "kept", text)
-    if "kept" in actions:
+    if "kept" in actions and len(actions) > 1:
         raise ProjectionError(
             f"{spec.name} stores {', '.join(spec.parts)} together: keep all of it or nothing"
         )
@@ -114,6 +114,8 @@ def joined(target: Anatomy, spec: ParamSpec, parts: Sequence[Part]) -> Recipe:
             # A view made before the last write has no part in its gradient.
             part.fill(target.split(spec, out)[role])
 
+    if "kept" in actions:
+        return Recipe(spec, "kept", text, fill if all(part.fill for part in parts) else None)
     return Recipe(spec, "written" if "written" in actions else "fresh", text, fill)
 
 
@@ -151,10 +153,17 @@ class Plan:
     ) -> None:
         self.model = model
         self.anatomy = anatomy
-        self.recipes = {recipe.spec.name: recipe for recipe in recipes}
         self._source, self._notes = source, notes
         self._values: dict[str, Tensor] | None = None
         self._parameters = dict(model.named_parameters())
+        self.recipes = {recipe.spec.name: recipe for recipe in recipes}
+        for name, recipe in self.recipes.items():
+            if recipe.action == "kept" and recipe.fill is not None:
+                self.recipes[name] = (
+                    replace(recipe, action="fresh")
+                    if self._parameters[name].is_meta
+                    else replace(recipe, fill=None)
+                )
         missing = [name for name in self._parameters if name not in self.recipes]
         if missing:
             raise ProjectionError(f"no recipe for {missing}: a method must cover every parameter")

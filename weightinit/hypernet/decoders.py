@@ -32,6 +32,14 @@ class LowRank(NamedTuple):
             return self.a @ self.b.mT
         return torch.addmm(self.base, self.a, self.b.mT)
 
+    def std(self) -> Tensor:
+        """Return the standard deviation of each product ``[...]``, which is not multiplied out."""
+        a, b = self.a.double(), self.b.double()
+        count = a.shape[-2] * b.shape[-2]
+        total = (a.sum(-2) * b.sum(-2)).sum(-1)
+        squares = ((a.mT @ a) * (b.mT @ b)).sum((-2, -1))
+        return ((squares - total.square() / count) / (count - 1)).sqrt().to(self.a)
+
     def write(self, out: Tensor) -> None:
         """Multiply out into a tensor, without gradients and without another copy of it."""
         if out.dtype == self.a.dtype and out.device == self.a.device and self.base is None:

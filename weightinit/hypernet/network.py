@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import UserDict
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -122,7 +123,8 @@ class GraphHyperNetwork(Encoder):
         *,
         task: Tensor | None = None,
         fuse: Fuse | None = None,
-        faithful: bool = False,
+        faithful: bool | None = None,
+        std: float = 0.02,
     ) -> WeightMap:
         """Return every weight that the graph has a node for, fp32, differentiable.
 
@@ -130,13 +132,16 @@ class GraphHyperNetwork(Encoder):
             graph: graph of the target.
             task: TAL's task embedding ``[task_dim]``.
             fuse: changes matrices before they are scaled.
-            faithful: clip and tile as the published code does.
+            faithful: clip and tile as the published code does; None is how it was trained.
+            std: standard deviation of a language model's matrices, by its own initialiser.
 
         Raises:
             ProjectionError: if the task does not fit, or the target is larger than can be decoded.
         """
         self._check_task(task)
+        faithful = self.config.faithful if faithful is None else faithful
         clipped = faithful or self.config.kind == "ghn3"
+        scaled = partial(_scaled, std=std if graph.stored else None)
         if not clipped:
             self._check_sizes(graph)
         groups: dict[Any, list[int]] = {}
@@ -153,7 +158,7 @@ class GraphHyperNetwork(Encoder):
                 values: Decoded = self._vectors(run, members, node, clipped)
             else:
                 values = self._matrices(run, members, node, clipped)
-                values = _scaled(values if fuse is None else fuse(run, members, values), node)
+                values = scaled(values if fuse is None else fuse(run, members, values), node)
             for place, index in enumerate(members):
                 found |= _parts(graph.nodes[index], values, place)
         return WeightMap(found)
@@ -165,7 +170,7 @@ class GraphHyperNetwork(Encoder):
                 f"this hypernetwork needs a task: pass task=, an embedding of {size} numbers, or "
                 "images of the task and ancestor="
             )
-        if task is not None and tuple(task.shape) != (size,):
+        if task is not None and (not size or tuple(task.shape) != (size,)):
             raise ProjectionError(
                 f"the task embedding has shape {tuple(task.shape)}: "
                 + (f"use one of ({size},)" if size else "this hypernetwork takes none")
@@ -246,15 +251,21 @@ def _tiled(values: Tensor, shape: Sequence[int]) -> Tensor:
     return values
 
 
-def _scaled(values: Decoded, node: Node) -> Decoded:
-    """Return what was clipped at its full size, times sqrt(beta / fan-in), but for embeddings."""
+def _scaled(values: Decoded, node: Node, std: float | None) -> Decoded:
+    """Return what was clipped at its full size, times sqrt(beta / fan-in), but for embeddings.
+
+    Where a language model's ``std`` is given, every matrix has that standard deviation instead.
+    """
     rows, columns, height, width = node.shape
     beta = 1 if node.spatial and (columns == 1 or height < width) else 2
     scale = 1.0 if node.op == "pos_enc" else (beta / (columns * height * width)) ** 0.5
-    if isinstance(values, LowRank):
-        # What repeats rows of the product repeats those of a factor.
-        return LowRank(_tiled(values.a, (rows,)) * scale, _tiled(values.b, (columns,)))
-    return _tiled(values, (rows, columns)) * scale
+    if not isinstance(values, LowRank):
+        return _tiled(values, (rows, columns)) * scale
+    # What repeats rows of the product repeats those of a factor.
+    whole = LowRank(_tiled(values.a, (rows,)), _tiled(values.b, (columns,)))
+    scales = scale if std is None else std / (whole.std()[:, None, None] + 1e-7)
+    a, b = whole.a * scales, whole.b
+    return LowRank(b, a) if node.turned else LowRank(a, b)
 
 
 def _parts(node: Node, values: Decoded, place: int) -> dict[Key, Decoded]:
