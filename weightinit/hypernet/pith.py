@@ -73,6 +73,8 @@ class PITH:
 def named_network(hypernet: HypernetLike) -> tuple[GraphHyperNetwork, str]:
     """Return the network, and where it is from in words."""
     if isinstance(hypernet, GraphHyperNetwork):
+        if hypernet.embed.weight.is_meta:
+            raise ProjectionError("the hypernetwork is on the meta device: give it weights first")
         return hypernet, "network"
     if not isinstance(hypernet, HyperNetwork):
         hypernet = HyperNetwork.from_pretrained(hypernet)
@@ -104,7 +106,8 @@ def embedding(
         )
     if not isinstance(task, Tensor) or task.dim() != 1:
         task = _mean_feature(task, source)
-    if task.is_meta or task.is_complex() or not torch.isfinite(task).all():
+    plain = task.layout == torch.strided and not (task.is_meta or task.is_complex())
+    if not plain or not torch.isfinite(task).all():
         raise ProjectionError(
             "the task embedding holds values that are not finite, or none: check the images, or "
             f"pass task=, {config.task_dim} numbers"
@@ -128,17 +131,15 @@ def _mean_feature(task: Any, source: Ancestor | None) -> Tensor:
     device = next(module.parameters()).device
     with captured(module) as found:
         for number, batch in enumerate(batches):
-            ((args, kwargs),) = calls_of([batch], module)
-            given = [*args, *kwargs.values()]
             try:
+                ((args, kwargs),) = calls_of([batch], module)
                 args = [_on(value, device) for value in args]
                 module(*args, **{name: _on(value, device) for name, value in kwargs.items()})
                 features = found.pop().double()
             except Exception as error:  # whatever a forward pass makes of the wrong batch
-                shapes = [tuple(value.shape) for value in given if isinstance(value, Tensor)]
                 raise ProjectionError(
-                    f"the ancestor does not run on batch {number} of task=, of shape {shapes} "
-                    f"({' '.join(str(error).split())[:200]}): pass images as it was trained on"
+                    f"the ancestor does not run on batch {number} of task= "
+                    f"({' '.join(str(error).split())[:300]}): pass images as it was trained on"
                 ) from error
             total, count = total + features.sum(0).cpu(), count + len(features)
     if not count:

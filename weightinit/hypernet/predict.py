@@ -55,6 +55,8 @@ class Prediction:
         rule: ClosedForm | None = None,
     ) -> None:
         config = hypernet.config
+        if not isinstance(faithful, bool | None):
+            raise ProjectionError(f"faithful={faithful!r}: use True, False, or None")
         self.faithful = config.faithful if faithful is None else faithful
         self.target, self.seed = target, seed
         self._device = hypernet.embed.weight.device
