@@ -53,7 +53,8 @@ def test_round_trip_through_json(config):
         {"separate": None},
         {"faithful": 1},
         {"language": True},
-        {"kind": "tal", "task_dim": 3, "primitives": 18, "language": True},
+        {"language": "bert"},
+        {"kind": "tal", "task_dim": 3, "language": "llm"},
         {"kind": "pith", "start": "rule", "faithful": True},
         {"width": 3},
     ],
@@ -83,7 +84,7 @@ def test_pith_as_released_aligns_the_first_blocks():
     for name in ("alignment", "faithful", "language"):
         del values[name]
     old = HyperConfig.from_dict(values)
-    assert (old.alignment, old.faithful, old.language) == ("uniform", False, False)
+    assert (old.alignment, old.faithful, old.language) == ("uniform", False, "none")
 
 
 def test_lists_become_tuples():

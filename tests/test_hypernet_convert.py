@@ -32,7 +32,8 @@ CONFIGS = {
     "pith_both": HyperConfig("pith", **PITH, expansion="both"),
     "pith_shared": HyperConfig("pith", **PITH, pathway="shared"),
     "pith_tasks": HyperConfig("pith", **PITH, expansion="original", task_dim=12),
-    "language": HyperConfig("logah", **LOW_RANK, primitives=18, language=True),
+    "gpt": HyperConfig("logah", **LOW_RANK, language="gpt", dead_layer=False),
+    "llm": HyperConfig("logah", **LOW_RANK, primitives=18, language="llm"),
 }
 
 

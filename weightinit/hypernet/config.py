@@ -18,9 +18,8 @@ CHOICES: Mapping[str, tuple[Any, ...]] = {
     "start": ("scratch", "rule"),
     "alignment": ("uniform", "first"),
     "primitives": (15, 18),
-    **dict.fromkeys(
-        ("layernorm", "dead_layer", "separate", "softmax", "language", "faithful"), (True, False)
-    ),
+    **dict.fromkeys(("layernorm", "dead_layer", "separate", "softmax", "faithful"), (True, False)),
+    "language": ("none", "gpt", "llm"),
 }
 #: The largest sizes: a config may come from a stranger's file, and a network is built from it.
 LARGEST = {
@@ -65,8 +64,9 @@ class HyperConfig:
             showed it to the published code; torch 2 hides it.
         start: PITH: ``"scratch"`` is published; ``"rule"`` adds what is generated to the matrices
             of a closed-form projection.
-        language: LoGAH: whether it is of the released class for language models, whose shapes have
-            bins for three vocabularies, and whose matrices are of one standard deviation.
+        language: LoGAH: which of the released classes for language models it is of: ``"gpt"`` has a
+            bin for GPT-2's vocabulary, and divides what ends a branch by sqrt(2 L); ``"llm"``, the
+            later one, has bins for three, and gives every matrix one standard deviation.
         faithful: whether it was trained by the released code's rules, which then are its default;
             see :func:`weightinit.init_from_hypernet`.
 
@@ -96,7 +96,7 @@ class HyperConfig:
     alignment: Literal["uniform", "first"] = "uniform"
     softmax: bool = False
     start: Literal["scratch", "rule"] = "scratch"
-    language: bool = False
+    language: Literal["none", "gpt", "llm"] = "none"
     faithful: bool = False
 
     def __post_init__(self) -> None:
@@ -117,10 +117,8 @@ class HyperConfig:
             first = int(least.get(name, 1))
             if type(value) is not int or not first <= value <= most:
                 raise BundleError(f"{name} is {value!r}: use a whole number of {first} to {most}")
-        if self.language and (self.kind != "logah" or self.primitives != 18):
-            raise BundleError(
-                f"language of kind {self.kind!r} with {self.primitives} primitives: use 'logah', 18"
-            )
+        if self.language != "none" and self.kind != "logah":
+            raise BundleError(f"language {self.language!r} of kind {self.kind!r}: use kind 'logah'")
         if self.faithful and self.start == "rule":
             raise BundleError("no released code starts at a rule: use faithful=False, or 'scratch'")
         if self.hid % self.heads or self.hid % 4:

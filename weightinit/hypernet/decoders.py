@@ -34,11 +34,12 @@ class LowRank(NamedTuple):
 
     def std(self) -> Tensor:
         """Return the standard deviation of each product ``[...]``, which is not multiplied out."""
-        a, b = self.a.double(), self.b.double()
+        exact = torch.float32 if self.a.device.type == "mps" else torch.float64
+        a, b = self.a.to(exact), self.b.to(exact)
         count = a.shape[-2] * b.shape[-2]
         total = (a.sum(-2) * b.sum(-2)).sum(-1)
         squares = ((a.mT @ a) * (b.mT @ b)).sum((-2, -1))
-        return ((squares - total.square() / count) / (count - 1)).sqrt().to(self.a)
+        return ((squares - total.square() / count).relu() / (count - 1)).sqrt().to(self.a)
 
     def write(self, out: Tensor) -> None:
         """Multiply out into a tensor, without gradients and without another copy of it."""

@@ -79,7 +79,7 @@ class Node:
 class Graph:
     """Nodes in topological order, the first the input, and the edges between them, forwards.
 
-    ``stored`` is the graph of a language model as LoGAH's released class for them sees it.
+    ``stored`` is the graph of a language model as LoGAH's released classes for them see it.
     """
 
     nodes: tuple[Node, ...]
@@ -101,6 +101,11 @@ class Graph:
                 found[node, end] = 1
         found[found > self.cutoff] = 0
         return torch.from_numpy(found.astype(np.int64))
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks."""
+        return 1 + max(node.block for node in self.nodes)
 
     @cached_property
     def types(self) -> Tensor:

@@ -8,13 +8,15 @@ from typing import Any
 
 from weightinit.errors import BundleError
 from weightinit.hypernet.config import HyperConfig, Kind
-from weightinit.hypernet.encoder import channel_bins
+from weightinit.hypernet.encoder import VOCABULARIES, channel_bins
 
 __all__ = ["Shapes", "inferred"]
 
 Shapes = Mapping[str, tuple[int, ...]]
 #: Rows of the embedding of kernel sizes, by the largest kernel: of CIFAR-10 and of ImageNet.
 KERNELS = {9: 11, 11: 16}
+#: The most rows that the embedding of channels has where models classify images.
+IMAGES = 392
 
 
 def inferred(
@@ -77,9 +79,11 @@ def inferred(
     if lowrank:
         facts |= _low_rank(shapes, kind)
         facts["num_classes"] = classes = choose("num_classes", num_classes, 1000)
-        facts["language"] = language = primitives == 18 and _has_vocabularies(shapes, classes)
-        # The language models' decoder has 16 columns for each row that it was trained to predict.
-        usual = max(facts["max_ck"] // 16, 1) if language else 4096 if kind == "pith" else 2048
+        usual = 4096 if kind == "pith" else 2048
+        if kind == "logah" and (language := _language(shapes, classes)) != "none":
+            facts["language"] = language
+            # Its decoder has 16 rows for each one that it was trained to predict.
+            usual = max(facts["max_ck"] // 16, 1)
         facts["max_shape"] = _three(choose("max_shape", max_shape, usual), shapes)
     else:
         facts |= _convolutional(shapes, hid)
@@ -93,10 +97,13 @@ def inferred(
     return HyperConfig(**facts), tuple(unsaid)
 
 
-def _has_vocabularies(shapes: Shapes, classes: Any) -> bool:
-    """Return whether the table of channels has rows for the vocabularies of language models."""
+def _language(shapes: Shapes, classes: Any) -> str:
+    """Return the class for language models whose vocabularies the table of channels has."""
     rows = _matrix(shapes, "shape_enc.embed_channel.weight")[0]
-    return type(classes) is int and rows == len(channel_bins(classes, language=True)) + 1
+    if type(classes) is not int or rows <= IMAGES:
+        return "none"
+    fitting = (n for n in VOCABULARIES if rows == len(channel_bins(classes, n)) + 1)
+    return next(fitting, "none")
 
 
 def _low_rank(shapes: Shapes, kind: Kind) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from weightinit.anatomy.roles import facts
 from weightinit.errors import ProjectionError
 from weightinit.hypernet.config import HyperConfig
 from weightinit.hypernet.decoders import (
@@ -141,7 +142,7 @@ class GraphHyperNetwork(Encoder):
         self._check_task(task)
         faithful = self.config.faithful if faithful is None else faithful
         clipped = faithful or self.config.kind == "ghn3"
-        scaled = partial(_scaled, std=std if graph.stored else None)
+        scaled = partial(_scaled, graph, std=None if self.config.language == "gpt" else std)
         if not clipped:
             self._check_sizes(graph)
         groups: dict[Any, list[int]] = {}
@@ -158,7 +159,7 @@ class GraphHyperNetwork(Encoder):
                 values: Decoded = self._vectors(run, members, node, clipped)
             else:
                 values = self._matrices(run, members, node, clipped)
-                values = scaled(values if fuse is None else fuse(run, members, values), node)
+                values = scaled(node, values if fuse is None else fuse(run, members, values))
             for place, index in enumerate(members):
                 found |= _parts(graph.nodes[index], values, place)
         return WeightMap(found)
@@ -251,10 +252,11 @@ def _tiled(values: Tensor, shape: Sequence[int]) -> Tensor:
     return values
 
 
-def _scaled(values: Decoded, node: Node, std: float | None) -> Decoded:
+def _scaled(graph: Graph, node: Node, values: Decoded, *, std: float | None) -> Decoded:
     """Return what was clipped at its full size, times sqrt(beta / fan-in), but for embeddings.
 
-    Where a language model's ``std`` is given, every matrix has that standard deviation instead.
+    Matrices of a language model as it is stored have the standard deviation ``std``; without one,
+    what ends a branch is divided by sqrt(2 L).
     """
     rows, columns, height, width = node.shape
     beta = 1 if node.spatial and (columns == 1 or height < width) else 2
@@ -262,8 +264,11 @@ def _scaled(values: Decoded, node: Node, std: float | None) -> Decoded:
     if not isinstance(values, LowRank):
         return _tiled(values, (rows, columns)) * scale
     # What repeats rows of the product repeats those of a factor.
-    whole = LowRank(_tiled(values.a, (rows,)), _tiled(values.b, (columns,)))
-    scales = scale if std is None else std / (whole.std()[:, None, None] + 1e-7)
+    whole, scales = LowRank(_tiled(values.a, (rows,)), _tiled(values.b, (columns,))), scale
+    if graph.stored and std is not None:
+        scales = std / (whole.std()[:, None, None] + 1e-7)
+    elif graph.stored and facts(node.roles[0]).end:
+        scales = scale / (2 * graph.depth) ** 0.5
     a, b = whole.a * scales, whole.b
     return LowRank(b, a) if node.turned else LowRank(a, b)
 
