@@ -1,5 +1,6 @@
 """What is given beside a model: networks, tasks and ancestors, sound or not."""
 
+import contextlib
 import weakref
 
 import pytest
@@ -9,6 +10,7 @@ from helpers.models import state_hash, vit
 
 import weightinit as wi
 from weightinit.errors import BundleError, ProjectionError
+from weightinit.hypernet.files import HyperNetwork
 from weightinit.inherit.running import captured
 
 IMAGES = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -141,3 +143,64 @@ def test_the_pith_that_ships_says_that_no_released_code_does_so():
     old, new = colour(**changes), colour(**changes)
     plan = wi.plan_projection(old, new, method=wi.PITH(faithful=True))
     assert "faithful=True changes little" in str(plan.report())
+
+
+@contextlib.contextmanager
+def default_dtype(dtype):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@contextlib.contextmanager
+def precision(name):
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(name)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+CONTEXTS = {
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+    "bfloat16": lambda: default_dtype(torch.bfloat16),
+    "float16": lambda: default_dtype(torch.float16),
+    "float64": lambda: default_dtype(torch.float64),
+    "meta": lambda: torch.device("meta"),
+    "medium": lambda: precision("medium"),
+    "inference": lambda: torch.inference_mode(),
+}
+CALLS = {
+    "ghn3": {},
+    "logah": {},
+    "logah, faithful": {"faithful": True},
+    "tal": {"task": IMAGES},
+    "pith": {},
+    "pith, faithful": {"faithful": True},
+    "pith, rule": {"start": "rule"},
+    "shipped": {},
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_prediction_is_the_same_wherever_it_is_made(call, tmp_path):
+    """Whatever the defaults of dtype, device and precision are, and also of a bundle."""
+    kind, options = call.partition(",")[0], dict(CALLS[call])
+    changes = {"class_token": True, "global_pool": "token"}
+    where = "logah-cifar10"
+    if call != "shipped":
+        start = {"start": options.pop("start")} if "start" in options else {}
+        HyperNetwork.of(hypernet(kind, **start)).save_pretrained(tmp_path / "net")
+        where = tmp_path / "net"
+    old = colour(embed_dim=12, num_heads=2, **changes) if kind in ("pith", "tal") else None
+    plain = wi.init_from_hypernet(colour(**changes), where, ancestor=old, **options)
+    for name, context in CONTEXTS.items():
+        model = colour(**changes)
+        with context():
+            wi.init_from_hypernet(model, where, ancestor=old, **options)
+        for key, value in model.named_parameters():
+            assert torch.equal(value, plain.get_parameter(key)), (name, key)
