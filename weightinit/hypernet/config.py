@@ -135,6 +135,10 @@ class HyperConfig:
         own = cls("pith", max_shape=(4096, 4096, 16), expansion="original", alignment="first")
         return replace(own, **changes)
 
+    def as_stored(self, faithful: bool) -> bool:
+        """Return whether a language model's matrices are predicted as they are stored: LoGAH's."""
+        return self.language != "none" or (faithful and self.kind == "logah")
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
         return {**asdict(self), "max_shape": list(self.max_shape)}

@@ -60,7 +60,7 @@ class Prediction:
         self.faithful = config.faithful if faithful is None else faithful
         self.target, self.seed = target, seed
         self._device = hypernet.embed.weight.device
-        stored = config.language != "none" or (self.faithful and config.kind == "logah")
+        stored = config.as_stored(self.faithful)
         graph = graph or graph_of(target, softmax=config.softmax, stored=stored)
         predict = partial(hypernet, graph, task=task, faithful=self.faithful, std=std)
         self._notes = _notes(config, faithful)
