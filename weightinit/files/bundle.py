@@ -29,7 +29,7 @@ from weightinit.files.checks import (
 from weightinit.files.config import MAX_CONFIG, BundleConfig
 from weightinit.files.hub import CARD, CONFIG, WEIGHTS
 from weightinit.files.locate import explain_missing, locate
-from weightinit.files.writing import model_card, replace_files
+from weightinit.files.writing import cut_off, model_card, replace_files
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -159,12 +159,20 @@ class Bundle:
             BundleError: if the bundle cannot be found or is not sound.
         """
         client = hub.Client(cache_dir, token, local_files_only)
-        folder, source = locate(name, revision, client)
+        limits = {CONFIG: MAX_CONFIG, CARD: MAX_CONFIG, WEIGHTS: max_bytes}
+        folder, source = locate(name, revision, client, limits)
         try:
             return cls._read(folder, source, max_bytes)
         except OSError as error:
             explain_missing(folder)
             raise BundleError(f"cannot read the bundle in {folder}: {error}") from error
+        except BundleError as error:
+            if (before := cut_off(folder)) is None:
+                raise
+            raise BundleError(
+                f"{error}. A save into {folder} was cut off: save again, or load {before}, which "
+                "stood there before"
+            ) from error
 
     @classmethod
     def _read(cls, folder: Path, source: str, max_bytes: int) -> Self:
