@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 import textwrap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from weightinit.files.checks import Shape
     from weightinit.files.config import BundleConfig
 
-__all__ = ["atomic", "cut_off", "model_card", "replace_files", "save_tensors"]
+__all__ = ["atomic", "check_output", "cut_off", "model_card", "replace_files", "save_tensors"]
 
 # The config, which states the digest of the weights, comes last: a folder without it is no bundle.
 ORDER = (CARD, WEIGHTS, CONFIG)
@@ -32,6 +32,26 @@ ORDER = (CARD, WEIGHTS, CONFIG)
 FILE, BUNDLE = ".writing-", ".saving-"
 #: What writing raises where it cannot: the safetensors library has an error of its own.
 FAULTS = (OSError, SafetensorError)
+
+
+def check_output(path: Path, suffixes: Sequence[str], *, force: bool) -> None:
+    """Raise WeightInitError unless a file can be written there, before any work is done."""
+    if path.suffix not in suffixes:
+        raise WeightInitError(f"cannot write {path}: name it with one of {', '.join(suffixes)}")
+    try:
+        real = Path(os.path.realpath(path))
+        if real.exists() and not real.is_file():
+            raise WeightInitError(f"cannot write {path}: it is no regular file; -o names a file")
+        if not real.parent.is_dir():
+            raise WeightInitError(f"cannot write {path}: -o names a file in an existing folder")
+        if real.exists() and not force:
+            raise WeightInitError(f"{path} exists: pass --force to replace it, or another -o")
+        with tempfile.TemporaryFile(dir=real.parent):
+            pass
+    except OSError as error:
+        raise WeightInitError(
+            f"cannot write {path} ({error}): -o names a file in a folder that can be written to"
+        ) from error
 
 
 @contextmanager
@@ -44,7 +64,7 @@ def atomic(path: Path) -> Iterator[Path]:
         WeightInitError: if the file cannot be written.
     """
     try:
-        path = path.resolve()
+        path = Path(os.path.realpath(path))
         with ExitStack() as cleanup:
             part = _scratch(cleanup, path.parent, FILE) / path.name
             yield part
