@@ -122,6 +122,7 @@ def plan_templates(
         target,
         keeping(target, recipes, keep),
         source=f"templates {bundle.source}",
+        seed=_seed(generator),
         notes=lambda: [*said, *_exact_checkpoint(model)],
     )
 
@@ -191,7 +192,7 @@ def plan_mimetic(
     target = anatomy(model, rules=_checked(rules))
     planned = planned_mimetic(target, options, seed=base_seed(generator))
     recipes = keeping(target, planned.recipes(target), keep)
-    return Plan(model, target, recipes, source="mimetic initialisation")
+    return Plan(model, target, recipes, source="mimetic initialisation", seed=_seed(generator))
 
 
 def project_from(
@@ -284,6 +285,7 @@ def plan_projection(
         seen,
         keeping(seen, planned.recipes(seen), keep),
         source=f"ancestor {source.source}, by {chosen}",
+        seed=_seed(generator),
         readonly=opened.live,
         doubts=doubts,
         notes=lambda: [*notes, *planned.notes],
@@ -382,6 +384,7 @@ def plan_hypernet(
         target,
         keeping(target, planned.recipes(target), keep),
         source=f"{network.config.kind} {where}" + (f", {source.source}" if source else ""),
+        seed=_seed(generator),
         readonly=source.live if source else (),
         doubts=doubts,
     )
@@ -392,6 +395,10 @@ def _checked(rules: Iterable[Rule]) -> tuple[Rule, ...]:
     if not all(isinstance(rule, Rule) for rule in found):
         raise AnatomyError(f"rules={rules!r}: pass a list of weightinit.Rule")
     return found
+
+
+def _seed(generator: torch.Generator | None) -> int | None:
+    return None if generator is None else generator.initial_seed()
 
 
 def _exact_checkpoint(model: nn.Module) -> list[str]:
