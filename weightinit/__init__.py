@@ -40,13 +40,13 @@ if TYPE_CHECKING:
     from weightinit.methods.bot import BoT as BoT
     from weightinit.methods.each import EachAxis as EachAxis
     from weightinit.methods.expansions import Expansions as Expansions
-    from weightinit.methods.fine.fit import fit_fine as fit_fine
     from weightinit.methods.fine.method import FINE as FINE
+    from weightinit.methods.fine.method import fit_fine as fit_fine
     from weightinit.methods.halfway import ShrinkThenGrow as ShrinkThenGrow
     from weightinit.methods.hypercloning import HyperCloning as HyperCloning
     from weightinit.methods.lemon import LEMON as LEMON
-    from weightinit.methods.ligo.fit import fit_ligo as fit_ligo
     from weightinit.methods.ligo.method import LiGO as LiGO
+    from weightinit.methods.ligo.method import fit_ligo as fit_ligo
     from weightinit.methods.mimetic import Mimetic as Mimetic
     from weightinit.methods.net2net import Net2Net as Net2Net
     from weightinit.methods.selection import WeightSelection as WeightSelection
@@ -59,11 +59,14 @@ if TYPE_CHECKING:
     from weightinit.templates.bundle import TemplateBundle as TemplateBundle
     from weightinit.templates.bundle import list_templates as list_templates
     from weightinit.templates.config import TemplateConfig as TemplateConfig
-    from weightinit.templates.config import TemplateKind as TemplateKind
-    from weightinit.templates.constrain import ConstrainedModel as ConstrainedModel
     from weightinit.templates.constrain import constrain as constrain
+    from weightinit.templates.constrained import ConstrainedModel as ConstrainedModel
     from weightinit.templates.extract import extract_templates as extract_templates
     from weightinit.templates.fit import fit_scalers as fit_scalers
+    from weightinit.templates.kinds import TemplateKind as TemplateKind
+    from weightinit.templates.nested import NestedModel as NestedModel
+    from weightinit.templates.nested import Size as Size
+    from weightinit.templates.nested import Sizes as Sizes
 
 #: Where the lazy names live.
 _LAZY = {
@@ -81,13 +84,11 @@ _LAZY = {
         "methods.bot": "BoT",
         "methods.each": "EachAxis",
         "methods.expansions": "Expansions",
-        "methods.fine.fit": "fit_fine",
-        "methods.fine.method": "FINE",
+        "methods.fine.method": "FINE fit_fine",
         "methods.halfway": "ShrinkThenGrow",
         "methods.hypercloning": "HyperCloning",
         "methods.lemon": "LEMON",
-        "methods.ligo.fit": "fit_ligo",
-        "methods.ligo.method": "LiGO",
+        "methods.ligo.method": "LiGO fit_ligo",
         "methods.mimetic": "Mimetic",
         "methods.net2net": "Net2Net",
         "methods.selection": "WeightSelection",
@@ -97,10 +98,13 @@ _LAZY = {
         "registry": "list_methods",
         "report": "Report",
         "templates.bundle": "TemplateBundle list_templates",
-        "templates.config": "TemplateConfig TemplateKind",
-        "templates.constrain": "ConstrainedModel constrain",
+        "templates.config": "TemplateConfig",
+        "templates.constrain": "constrain",
+        "templates.constrained": "ConstrainedModel",
         "templates.extract": "extract_templates",
         "templates.fit": "fit_scalers",
+        "templates.kinds": "TemplateKind",
+        "templates.nested": "NestedModel Size Sizes",
     }.items()
     for name in names.split()
 }

@@ -75,7 +75,9 @@ def _parser() -> argparse.ArgumentParser:
     init = command("init", _init, "Write a checkpoint composed from templates.")
     _add_model(init)
     init.add_argument("--templates", metavar="B", help="built-in name, folder or org/name@revision")
-    init.add_argument("--scalers", default="interpolate", help="interpolate, linear or fitted")
+    init.add_argument(
+        "--scalers", help="nested, interpolate, linear or fitted; default: the templates' own"
+    )
     _add_checkpoint(init)
 
     project = command("project", _project, "Write a checkpoint inherited from one ancestor.")

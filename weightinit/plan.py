@@ -31,6 +31,8 @@ class Part:
         action: ``"written"`` from the source, ``"fresh"`` by an explicit rule, or ``"kept"``.
         text: where its values come from, for people; nothing is read from it.
         fill: writes the values into a view of the piece's canonical size; None where it is kept.
+        whole: whether ``fill`` is known to write every value, so that nothing has to be marked
+            before to find what it left out.
         how: the text in short, alike for all blocks that are made alike; empty is the text.
         blocks: blocks of the ancestor that it is mixed from, each with its weight.
     """
@@ -38,6 +40,7 @@ class Part:
     action: Action
     text: str
     fill: Fill | None = None
+    whole: bool = False
     how: str = ""
     blocks: Blocks = ()
 
@@ -69,6 +72,7 @@ class Recipe:
         source: where its values come from, for people.
         fill: writes the values into a tensor of the parameter's global shape, on the CPU, in fp32
             (fp64 for fp64 parameters); None where the parameter is kept.
+        whole: whether ``fill`` is known to write every value.
         how: the source in short; see :class:`Part`.
         blocks: blocks of the ancestor that all of its parts come from, if they are the same.
     """
@@ -77,6 +81,7 @@ class Recipe:
     action: Action
     source: str
     fill: Fill | None = None
+    whole: bool = False
     how: str = ""
     blocks: Blocks = ()
 
@@ -124,7 +129,8 @@ def joined(target: Anatomy, spec: ParamSpec, parts: Sequence[Part]) -> Recipe:
             part.fill(target.split(spec, out)[role])
 
     action = "written" if "written" in actions else "fresh"
-    return Recipe(spec, action, text, fill, how, blocks.pop() if len(blocks) == 1 else ())
+    whole = all(part.whole for part in parts)
+    return Recipe(spec, action, text, fill, whole, how, blocks.pop() if len(blocks) == 1 else ())
 
 
 class Plan:
@@ -256,10 +262,11 @@ class Plan:
             if recipe.fill is None:
                 continue
             dtype = torch.float64 if parameter.dtype == torch.float64 else torch.float32
-            # Whatever the recipe leaves unwritten is found by the check below.
-            value = torch.full(parameter.shape, torch.nan, dtype=dtype)
+            value = torch.empty(parameter.shape, dtype=dtype)
             try:
                 with torch.no_grad():
+                    if not recipe.whole:
+                        value.fill_(torch.nan)  # the check below finds what stays unwritten
                     recipe.fill(value)
             except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
                 if isinstance(error, (WeightInitError, torch.OutOfMemoryError)):
@@ -268,16 +275,12 @@ class Plan:
                     f"{name} ({recipe.spec.role}, {tuple(value.shape)}) cannot be made from "
                     f"{recipe.source}: {error}. The model is as it was; pass another method="
                 ) from error
-            # The sum is not finite if any value is not; the slow check tells overflow from NaN.
-            if not torch.isfinite(value.sum()) and not torch.isfinite(value).all():
+            if not _finite(value):
                 raise ProjectionError(
                     f"{name} ({recipe.spec.role}, {tuple(value.shape)}) would get values that are "
                     f"not finite from {recipe.source}: check the source with torch.isfinite"
                 )
-            if (
-                not torch.isfinite(value.to(parameter.dtype).sum())
-                and not torch.isfinite(value.to(parameter.dtype)).all()
-            ):
+            if parameter.dtype != dtype and not _finite(value.to(parameter.dtype)):
                 raise ProjectionError(
                     f"{name} ({recipe.spec.role}) overflows {parameter.dtype}: use bfloat16 or "
                     "float32 parameters"
@@ -305,6 +308,11 @@ class Plan:
             # transformers re-initialises whatever lacks this mark.
             self._parameters[name]._is_hf_initialized = True  # type: ignore[attr-defined]
         return self.model
+
+
+def _finite(value: Tensor) -> bool:
+    # The sum is not finite if any value is not; the slow check tells overflow from NaN.
+    return bool(torch.isfinite(value.sum())) or bool(torch.isfinite(value).all())
 
 
 def keeping(target: Anatomy, recipes: list[Recipe], keep: Iterable[str]) -> list[Recipe]:

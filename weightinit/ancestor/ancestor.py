@@ -77,7 +77,18 @@ class Ancestor:
         # The parts of a fused tensor are asked for one after the other.
         if self._last is None or self._last[0] != name:
             self._last = None  # let go of the old one before the new one is read
-            self._last = name, _checked(name, self._read(name), self.source)
+            tensor = self._read(name)
+            if tensor.dtype not in _DTYPES:
+                raise BundleError(
+                    f"{name} of {self.source} is {tensor.dtype}: pass it in one of {_DTYPES}"
+                )
+            # The sum is not finite if any value is not; the slow check tells overflow from NaN.
+            if not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():
+                raise BundleError(
+                    f"{name} of {self.source} holds NaN or infinity: take an ancestor whose "
+                    "training went well"
+                )
+            self._last = name, tensor
         return self._last[1]
 
     def part(self, piece: Piece) -> Tensor:
@@ -169,16 +180,3 @@ class Ancestor:
             f"a {type(ancestor).__name__} is no ancestor: pass a module, a state dict, a path, the "
             "name of a timm model, or 'org/name@revision' of the Hub"
         )
-
-
-def _checked(name: str, tensor: Tensor, source: str) -> Tensor:
-    if tensor.dtype not in _DTYPES:
-        raise BundleError(
-            f"{name} of {source} is {tensor.dtype}: pass it in one of {list(map(str, _DTYPES))}"
-        )
-    # The sum is not finite if any value is not; the slow check tells overflow from NaN.
-    if not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():
-        raise BundleError(
-            f"{name} of {source} holds NaN or infinity: take an ancestor whose training went well"
-        )
-    return tensor
