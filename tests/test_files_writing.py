@@ -331,6 +331,14 @@ def test_saving_onto_a_file_or_where_nothing_can_be_written(tmp_path):
     assert (tmp_path / "file").read_text() == "x"
 
 
+@pytest.mark.parametrize("name", ["", "~nouser/x", "a\0b", 5, None])
+def test_what_names_no_folder(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BundleError, match="names no folder"):
+        make_bundle().save_pretrained(name)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_model_card(saved):
     card = (saved / "README.md").read_text()
     lines = card.splitlines()

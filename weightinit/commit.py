@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import signal
 import threading
 import warnings
@@ -19,8 +18,6 @@ from torch.distributed.tensor import DTensor
 from weightinit.errors import ProjectionError
 
 __all__ = ["overlapping", "parameters_of", "sharing", "write"]
-
-_WRAPPERS = re.compile(r"\b(_orig_mod|module|_checkpoint_wrapped_module)\.")
 
 
 def parameters_of(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -134,7 +131,7 @@ def _write_shards(
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
     state: dict[str, Any] = {
-        _WRAPPERS.sub("", name): value.to(parameters[name].dtype) for name, value in values.items()
+        _unwrapped(name, model): value.to(parameters[name].dtype) for name, value in values.items()
     }
     options = StateDictOptions(full_state_dict=True, strict=False)
     with warnings.catch_warnings():
@@ -144,6 +141,18 @@ def _write_shards(
         raise ProjectionError(
             f"torch.distributed does not know {unexpected}: initialise the model before wrapping it"
         )
+
+
+def _unwrapped(name: str, module: nn.Module) -> str:
+    """Return a parameter's name as torch.distributed has it: without what wrappers add."""
+    *path, last = name.split(".")
+    kept = []
+    for part in path:
+        ddp = part == "module" and isinstance(module, nn.parallel.DistributedDataParallel)
+        if not ddp and part not in ("_orig_mod", "_checkpoint_wrapped_module"):
+            kept.append(part)
+        module = module.get_submodule(part)
+    return ".".join([*kept, last])
 
 
 def _local(parameter: Tensor) -> Tensor:

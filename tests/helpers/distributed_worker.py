@@ -98,6 +98,17 @@ def main():
     with torch.no_grad():
         torch.testing.assert_close(meta(x), plain(x))
 
+    # A user's own attribute may be called as DDP's is.
+    class Wrapper(torch.nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.module = inner
+
+    wrapped = Wrapper(vit(**OPTIONS))
+    shard(wrapped.module, mesh)
+    wi.init_from_templates(fully_shard(wrapped, mesh=mesh), bundle)
+    check(wrapped.module, "fsdp2 in a wrapper")
+
     # Initialised first, sharded after.
     check(shard(wi.init_from_templates(vit(**OPTIONS), bundle), mesh), "init, then fsdp2")
 

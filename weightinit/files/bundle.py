@@ -201,7 +201,13 @@ class Bundle:
         Raises:
             BundleError: if a value is not finite or the folder cannot be written to.
         """
-        folder = Path(save_directory).expanduser()
+        try:
+            text = str(os.fspath(save_directory))
+            folder = Path(text).expanduser()
+        except (RuntimeError, TypeError) as error:
+            raise BundleError(f"{save_directory!r} names no folder ({error}): pass one") from error
+        if not text or "\0" in text:
+            raise BundleError(f"{text!r} names no folder: pass one, '.' for the working folder")
         replace_files(
             folder, lambda new: self._write(new, folder.name, card=not (folder / CARD).exists())
         )
