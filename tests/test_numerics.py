@@ -135,6 +135,15 @@ def test_every_method_is_tried():
     assert set(METHODS) - trained <= tried | {"pith"}
 
 
+@pytest.mark.parametrize("name", CONTEXTS)
+def test_templates_are_extracted_alike_in_every_context(name):
+    ancestor = randomise(small(2, 16, 2))
+    expected = wi.extract_templates(ancestor, number=2).tensors
+    with CONTEXTS[name]():
+        found = wi.extract_templates(ancestor, number=2).tensors
+    assert all(torch.equal(found[key], value) for key, value in expected.items())
+
+
 def test_a_meta_model_that_is_filled_in_inference_mode_can_be_trained():
     with torch.device("meta"):
         model = vit()

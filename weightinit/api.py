@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -44,18 +44,19 @@ __all__ = [
 #: What ``templates=None`` takes: it ships in the package.
 DEFAULT_TEMPLATES = "cifar10-w64"
 
+M = TypeVar("M", bound=nn.Module)
 AncestorLike = str | os.PathLike[str] | nn.Module | Mapping[str, Tensor] | Ancestor
 
 
 def init_from_templates(
-    model: nn.Module,
+    model: M,
     templates: str | os.PathLike[str] | TemplateBundle | None = None,
     *,
     scalers: str | None = None,
     generator: torch.Generator | None = None,
     keep: Iterable[str] = (),
     rules: Iterable[Rule] = (),
-) -> nn.Module:
+) -> M:
     r"""Fill a model in place with weights composed from templates, and return it.
 
     Every block weight becomes :math:`W = \sum_t T_t \otimes S_t` (WAVE, Feng et al., CVPR 2025,
@@ -87,9 +88,10 @@ def init_from_templates(
         >>> wi.init_from_templates(model) is model
         True
     """
-    return plan_templates(
+    plan_templates(
         model, templates, scalers=scalers, generator=generator, keep=keep, rules=rules
     ).commit()
+    return model
 
 
 @plain_numerics()
@@ -129,13 +131,13 @@ def plan_templates(
 
 
 def init_mimetic(
-    model: nn.Module,
+    model: M,
     *,
     options: Mimetic | None = None,
     generator: torch.Generator | None = None,
     keep: Iterable[str] = (),
     rules: Iterable[Rule] = (),
-) -> nn.Module:
+) -> M:
     r"""Fill a model in place so that its attention resembles a trained one's, and return it.
 
     No source is needed: in every layer :math:`W_Q W_K^\top \approx 0.7 Z + 0.7 I` for each head and
@@ -168,9 +170,8 @@ def init_mimetic(
         >>> -0.5 < value_to_output.diag().mean().item() < -0.3
         True
     """
-    return plan_mimetic(
-        model, options=options, generator=generator, keep=keep, rules=rules
-    ).commit()
+    plan_mimetic(model, options=options, generator=generator, keep=keep, rules=rules).commit()
+    return model
 
 
 @plain_numerics()
@@ -198,14 +199,14 @@ def plan_mimetic(
 
 def project_from(
     ancestor: AncestorLike,
-    target: nn.Module,
+    target: M,
     *,
     method: str | Method = "auto",
     calibration: Iterable[Any] | None = None,
     generator: torch.Generator | None = None,
     keep: Iterable[str] = (),
     rules: Iterable[Rule] = (),
-) -> nn.Module:
+) -> M:
     """Fill a model in place with weights inherited from one pretrained ancestor, and return it.
 
     Narrower or wider, shallower or deeper, other heads, MLP ratio, patch and image size, all at
@@ -251,7 +252,8 @@ def project_from(
     ).validate()
     for doubt in plan.doubts:  # before the first write, because a warning may be an error
         warnings.warn(f"project_from: {doubt}", stacklevel=2)
-    return plan.commit()
+    plan.commit()
+    return target
 
 
 @plain_numerics()
@@ -294,7 +296,7 @@ def plan_projection(
 
 
 def init_from_hypernet(
-    model: nn.Module,
+    model: M,
     hypernet: HypernetLike,
     *,
     task: Tensor | Iterable[Tensor] | None = None,
@@ -303,7 +305,7 @@ def init_from_hypernet(
     generator: torch.Generator | None = None,
     keep: Iterable[str] = (),
     rules: Iterable[Rule] = (),
-) -> nn.Module:
+) -> M:
     """Fill a model in place with weights that a hypernetwork predicts for it, and return it.
 
     GHN-3 (Knyazev et al., ICML 2023), LoGAH (Zhou et al., 2024), TAL and PITH (Xu et al.). The
@@ -342,7 +344,7 @@ def init_from_hypernet(
         >>> wi.init_from_hypernet(model, logah) is model
         True
     """
-    return plan_hypernet(
+    plan_hypernet(
         model,
         hypernet,
         task=task,
@@ -352,6 +354,7 @@ def init_from_hypernet(
         keep=keep,
         rules=rules,
     ).commit()
+    return model
 
 
 @plain_numerics()
