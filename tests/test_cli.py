@@ -232,7 +232,7 @@ def test_heads_of_a_file_that_does_not_say(tmp_path, capsys):
     command = ["project", bare, *TARGET, "--method", "weight_selection"]
     output = ["-o", str(tmp_path / "new.safetensors")]
     assert main([*command, *output]) == 2
-    assert "heads" in capsys.readouterr().err
+    assert "heads= is --heads" in capsys.readouterr().err
     assert main([*command, *output, "--heads", "6"]) == 0
     assert Ancestor.open(tmp_path / "new.safetensors").anatomy.sizes["h"] == 3
 

@@ -16,6 +16,8 @@ from weightinit.training import cli as training
 
 __all__ = ["main"]
 
+#: Arguments of Python that the shell has under the same names.
+OPTIONS = ("calibration", "grid", "heads", "keep", "method", "scalers", "templates")
 #: Where the demo draws by default; what it drew before is replaced.
 DEMO = Path("weightinit-demo.png")
 
@@ -46,9 +48,13 @@ def _run(arguments: argparse.Namespace) -> int:
     try:
         result = arguments.run(arguments)
     except (WeightInitError, OSError) as error:
+        message = str(error)
+        spoken = [o for o in OPTIONS if f"{o}=" in message and hasattr(arguments, o)]
+        if spoken:  # the library names arguments of Python
+            message += f" (here {', '.join(f'{name}= is --{name}' for name in spoken)})"
         if arguments.json:
-            print(json.dumps({"error": type(error).__name__, "message": str(error)}), flush=True)
-        print(f"weightinit: {error}", file=sys.stderr)
+            print(json.dumps({"error": type(error).__name__, "message": message}), flush=True)
+        print(f"weightinit: {message}", file=sys.stderr)
         return 2
     if result is not None:
         text, values = result
