@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -44,18 +44,19 @@ __all__ = [
 #: What ``templates=None`` takes: it ships in the package.
 DEFAULT_TEMPLATES = "cifar10-w64"
 
+M = TypeVar("M", bound=nn.Module)
 AncestorLike = str | os.PathLike[str] | nn.Module | Mapping[str, Tensor] | Ancestor
 
 
 def init_from_templates(
-    model: nn.Module,
+    model: M,
     templates: str | os.PathLike[str] | TemplateBundle | None = None,
     *,
     scalers: str | None = None,
     generator: torch.Generator | None = None,
     keep: Iterable[str] = (),
     rules: Iterable[Rule] = (),
-) -> nn.Module:
+) -> M:
     r"""Fill a model in place with weights composed from templates, and return it.
 
     Every block weight becomes :math:`W = \sum_t T_t \otimes S_t` (WAVE, Feng et al., CVPR 2025,
@@ -87,9 +88,10 @@ def init_from_templates(
         >>> wi.init_from_templates(model) is model
         True
     """
-    return plan_templates(
+    plan_templates(
         model, templates, scalers=scalers, generator=generator, keep=keep, rules=rules
     ).commit()
+    return model
 
 
 @plain_numerics()
@@ -123,18 +125,19 @@ def plan_templates(
         target,
         keeping(target, recipes, keep),
         source=f"templates {bundle.source}",
+        seed=_seed(generator),
         notes=lambda: [*said, *_exact_checkpoint(model)],
     )
 
 
 def init_mimetic(
-    model: nn.Module,
+    model: M,
     *,
     options: Mimetic | None = None,
     generator: torch.Generator | None = None,
     keep: Iterable[str] = (),
     rules: Iterable[Rule] = (),
-) -> nn.Module:
+) -> M:
     r"""Fill a model in place so that its attention resembles a trained one's, and return it.
 
     No source is needed: in every layer :math:`W_Q W_K^\top \approx 0.7 Z + 0.7 I` for each head and
@@ -167,9 +170,8 @@ def init_mimetic(
         >>> -0.5 < value_to_output.diag().mean().item() < -0.3
         True
     """
-    return plan_mimetic(
-        model, options=options, generator=generator, keep=keep, rules=rules
-    ).commit()
+    plan_mimetic(model, options=options, generator=generator, keep=keep, rules=rules).commit()
+    return model
 
 
 @plain_numerics()
@@ -192,19 +194,19 @@ def plan_mimetic(
     target = anatomy(model, rules=_checked(rules))
     planned = planned_mimetic(target, options, seed=base_seed(generator))
     recipes = keeping(target, planned.recipes(target), keep)
-    return Plan(model, target, recipes, source="mimetic initialisation")
+    return Plan(model, target, recipes, source="mimetic initialisation", seed=_seed(generator))
 
 
 def project_from(
     ancestor: AncestorLike,
-    target: nn.Module,
+    target: M,
     *,
     method: str | Method = "auto",
     calibration: Iterable[Any] | None = None,
     generator: torch.Generator | None = None,
     keep: Iterable[str] = (),
     rules: Iterable[Rule] = (),
-) -> nn.Module:
+) -> M:
     """Fill a model in place with weights inherited from one pretrained ancestor, and return it.
 
     Narrower or wider, shallower or deeper, other heads, MLP ratio, patch and image size, all at
@@ -250,7 +252,8 @@ def project_from(
     ).validate()
     for doubt in plan.doubts:  # before the first write, because a warning may be an error
         warnings.warn(f"project_from: {doubt}", stacklevel=2)
-    return plan.commit()
+    plan.commit()
+    return target
 
 
 @plain_numerics()
@@ -285,6 +288,7 @@ def plan_projection(
         seen,
         keeping(seen, planned.recipes(seen), keep),
         source=f"ancestor {source.source}, by {chosen}",
+        seed=_seed(generator),
         readonly=opened.live,
         doubts=doubts,
         notes=lambda: [*notes, *planned.notes],
@@ -292,7 +296,7 @@ def plan_projection(
 
 
 def init_from_hypernet(
-    model: nn.Module,
+    model: M,
     hypernet: HypernetLike,
     *,
     task: Tensor | Iterable[Tensor] | None = None,
@@ -301,7 +305,7 @@ def init_from_hypernet(
     generator: torch.Generator | None = None,
     keep: Iterable[str] = (),
     rules: Iterable[Rule] = (),
-) -> nn.Module:
+) -> M:
     """Fill a model in place with weights that a hypernetwork predicts for it, and return it.
 
     GHN-3 (Knyazev et al., ICML 2023), LoGAH (Zhou et al., 2024), TAL and PITH (Xu et al.). The
@@ -342,7 +346,7 @@ def init_from_hypernet(
         >>> wi.init_from_hypernet(model, logah) is model
         True
     """
-    return plan_hypernet(
+    plan_hypernet(
         model,
         hypernet,
         task=task,
@@ -352,6 +356,7 @@ def init_from_hypernet(
         keep=keep,
         rules=rules,
     ).commit()
+    return model
 
 
 @plain_numerics()
@@ -386,6 +391,7 @@ def plan_hypernet(
         target,
         keeping(target, planned.recipes(target), keep),
         source=f"{network.config.kind} {where}" + (f", {source.source}" if source else ""),
+        seed=_seed(generator),
         readonly=source.live if source else (),
         doubts=doubts,
         notes=lambda: planned.notes,
@@ -404,6 +410,10 @@ def _checked(rules: Iterable[Rule]) -> tuple[Rule, ...]:
     if not all(isinstance(rule, Rule) for rule in found):
         raise AnatomyError(f"rules={rules!r}: pass a list of weightinit.Rule")
     return found
+
+
+def _seed(generator: torch.Generator | None) -> int | None:
+    return None if generator is None else generator.initial_seed()
 
 
 def _exact_checkpoint(model: nn.Module) -> list[str]:

@@ -13,7 +13,7 @@ from weightinit.anatomy import Anatomy, ParamSpec, Piece
 from weightinit.commit import overlapping, parameters_of, sharing, write
 from weightinit.errors import ProjectionError, WeightInitError
 from weightinit.numerics import plain_numerics
-from weightinit.report import Report, Row
+from weightinit.report import Blocks, Report, Row
 from weightinit.text import first
 
 __all__ = ["Action", "Inheritance", "Part", "Plan", "Recipe", "assemble", "joined", "keeping"]
@@ -34,12 +34,16 @@ class Part:
             stands in on the meta device, which has nothing to keep, or None.
         whole: whether ``fill`` is known to write every value, so that nothing has to be marked
             before to find what it left out.
+        how: the text in short, alike for all blocks that are made alike; empty is the text.
+        blocks: blocks of the ancestor that it is mixed from, each with its weight.
     """
 
     action: Action
     text: str
     fill: Fill | None = None
     whole: bool = False
+    how: str = ""
+    blocks: Blocks = ()
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,8 @@ class Recipe:
             (fp64 for fp64 parameters); None where the parameter is kept, or what stands in for it
             on the meta device.
         whole: whether ``fill`` is known to write every value.
+        how: the source in short; see :class:`Part`.
+        blocks: blocks of the ancestor that all of its parts come from, if they are the same.
     """
 
     spec: ParamSpec
@@ -78,6 +84,8 @@ class Recipe:
     source: str
     fill: Fill | None = None
     whole: bool = False
+    how: str = ""
+    blocks: Blocks = ()
 
 
 def assemble(target: Anatomy, part_of: Callable[[Piece], Part]) -> list[Recipe]:
@@ -107,6 +115,8 @@ def joined(target: Anatomy, spec: ParamSpec, parts: Sequence[Part]) -> Recipe:
     """Return the recipe of one parameter from the parts of its pieces; see :func:`assemble`."""
     actions = {part.action for part in parts}
     text = "; ".join(dict.fromkeys(part.text for part in parts))
+    how = "; ".join(dict.fromkeys(part.how or part.text for part in parts))
+    blocks = {part.blocks for part in parts}
     if "kept" in actions and len(actions) > 1:
         raise ProjectionError(
             f"{spec.name} stores {', '.join(spec.parts)} together: keep all of it or nothing"
@@ -121,7 +131,8 @@ def joined(target: Anatomy, spec: ParamSpec, parts: Sequence[Part]) -> Recipe:
     if "kept" in actions:
         return Recipe(spec, "kept", text, fill if all(part.fill for part in parts) else None)
     action = "written" if "written" in actions else "fresh"
-    return Recipe(spec, action, text, fill, all(part.whole for part in parts))
+    whole = all(part.whole for part in parts)
+    return Recipe(spec, action, text, fill, whole, how, blocks.pop() if len(blocks) == 1 else ())
 
 
 class Plan:
@@ -133,6 +144,7 @@ class Plan:
         recipes: one for each of its parameters, in any order.
         source: where the values come from, for the report.
         readonly: tensors that the values are read from, which no written parameter may share.
+        seed: of the user's generator, for the report.
         doubts: what makes one doubt that the call was meant; the report begins its notes with it.
         notes: returns further lines for the report; called when one is made.
 
@@ -158,12 +170,14 @@ class Plan:
         *,
         source: str,
         readonly: Iterable[Tensor] = (),
+        seed: int | None = None,
         doubts: Sequence[str] = (),
         notes: Callable[[], Sequence[str]] = tuple,
     ) -> None:
         self.model = model
         self.anatomy = anatomy
-        self.doubts, self._source, self._notes = tuple(doubts), source, notes
+        self.doubts = tuple(doubts)
+        self._source, self._seed, self._notes, self._committed = source, seed, notes, False
         self._values: dict[str, Tensor] | None = None
         self._parameters = parameters_of(model)
         self._made_of = {name: (p.shape, p.dtype) for name, p in self._parameters.items()}
@@ -202,12 +216,25 @@ class Plan:
 
     def report(self) -> Report:
         """Return what becomes of every parameter; nothing is computed or written."""
-        rows = [
-            Row(r.spec.name, r.spec.role, r.spec.block, tuple(r.spec.shape), r.action, r.source)
-            for r in (self.recipes[name] for name in self._parameters)
-        ]
+        rows = []
+        for name in self._parameters:
+            r, spec = self.recipes[name], self.recipes[name].spec
+            place = (spec.name, spec.role, spec.block, tuple(spec.shape))
+            rows.append(Row(*place, r.action, r.source, r.how, r.blocks))
         notes = [*self.doubts, *self._notes()]
-        return Report(rows, source=self._source, notes=notes, model=self.model)
+        return Report(
+            rows, self._source, notes, seed=self._seed, model=self.model, planned=self._planned
+        )
+
+    def _planned(self) -> Mapping[str, Tensor] | None:
+        """Return the planned values by name, or None when they are written."""
+        return None if self._committed else self.validate()._values
+
+    def __repr__(self) -> str:
+        return f"Plan({self.report()._title()}; .report() shows it, .commit() does it)"
+
+    def _repr_html_(self) -> str:
+        return self.report()._repr_html_()
 
     def _check_current(self) -> None:
         """Raise ProjectionError unless the model's parameters are those that were planned for."""
@@ -285,6 +312,7 @@ class Plan:
         self.validate()
         values, self._values = self._values or {}, None
         write(self.model, self._parameters, values)
+        self._committed = True
         for name in values:
             # transformers re-initialises whatever lacks this mark.
             self._parameters[name]._is_hf_initialized = True  # type: ignore[attr-defined]

@@ -141,7 +141,8 @@ class _Transferral:
         where = ", ".join(f"{c:.2g} x block {i}" if c != 1 else f"block {i}" for i, c in mix[:3])
         more = ", ..." if len(mix) > 3 else ""
         text = f"{role} of {where if index >= 0 else 'its place'}{more} ({transfer.how})"
-        return Part("written", text, inherit)
+        mixed = tuple(mix) if index >= 0 else ()
+        return Part("written", text, inherit, how=transfer.how, blocks=mixed)
 
     def _check(self, own: Piece, piece: Piece, place: Place) -> None:
         """Raise ProjectionError where an axis changes that nothing acts on."""
@@ -217,6 +218,7 @@ class _Transferral:
             "written",
             f"{text} ({self.transfer.how})",
             lambda out: out.copy_(self._moved(own, piece, place, out)),
+            how=self.transfer.how,
         )
 
     def _carried(self, piece: Piece, place: Place) -> Part | None:
