@@ -7,12 +7,12 @@ the user's own (``adapter.weight``) has facts too.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, TypeVar
 
-__all__ = ["Role", "facts", "scale_of"]
+__all__ = ["Role", "facts", "scale_of", "token_roles"]
 
 Kind = Literal[
     "matrix", "bias", "norm", "scale", "table", "token", "position", "embedding", "head", "stem"
@@ -22,6 +22,8 @@ T = TypeVar("T")
 
 Place = Literal["", "before", "first norm", "final norm", "reads"]
 
+#: Tokens that stand before the patches, in their order.
+_TOKENS = ("token.cls", "token.dist", "token.reg")
 _W = r"\.(weight|bias)"
 #: The first pattern that fits a role tells its kind; a role that none fits is a matrix or a bias.
 _KINDS: dict[str, Kind] = {
@@ -151,6 +153,8 @@ class Role:
             return (f"{'norm' if first == 'fc_norm' else 'fc_norm'}.{rest}",)
         if first == "head_dist":
             return (f"head.{rest}",)
+        if self.name == "head.weight":  # a language model's, where the two are one matrix
+            return ("embed.token.weight",)
         return ("token.cls",) if self.name == "token.dist" else ()
 
     def side(self, dim: int, dims: int) -> Side:
@@ -190,6 +194,11 @@ def facts(role: str) -> Role:
 
 def _first(table: Mapping[str, T], role: str, default: T) -> T:
     return next((fact for pattern, fact in table.items() if re.fullmatch(pattern, role)), default)
+
+
+def token_roles(roles: Iterable[str]) -> list[str]:
+    """Return which of some roles are tokens before the patches, in the order of the sequence."""
+    return [role for role in _TOKENS if role in set(roles)]
 
 
 def scale_of(role: str, block: Mapping[str, T]) -> T | None:
