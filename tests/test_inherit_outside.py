@@ -149,7 +149,7 @@ def test_classes_are_no_words():
 @pytest.mark.parametrize("tokens", [(4, 8), (8, 4)])
 def test_registers_keep_their_common_rows(tokens):
     old, new = (small_vit(reg_tokens=n, no_embed_class=True) for n in tokens)
-    wi.project_from(old, new)
+    wi.plan_projection(old, new).commit()
     assert torch.equal(new.reg_token[:, :4], old.reg_token[:, :4])
 
 
@@ -173,7 +173,7 @@ def test_a_position_moves_with_its_token_only():
     """DINOv2 has a position for the class token and none for its registers."""
     old = small_vit(reg_tokens=2).double()
     plain = small_vit().double()
-    wi.project_from(old, plain)
+    wi.plan_projection(old, plain).commit()
     assert torch.equal(plain.pos_embed[:, 0], old.pos_embed[:, 0])
     assert torch.equal(plain.cls_token, old.cls_token)
     wi.project_from(plain, old)
@@ -213,8 +213,8 @@ def test_the_head_behind_a_neck_reads_the_neck(method, old, new):
     def sam(width):
         return randomise(
             timm.models.vision_transformer_sam.VisionTransformerSAM(
-                img_size=16, patch_size=8, embed_dim=width, num_heads=width // 8, depth=2, num_classes=5,
-                neck_chans=10,
+                img_size=16, patch_size=8, embed_dim=width, num_heads=width // 8, depth=2,
+                num_classes=5, neck_chans=10,
             )
         )  # fmt: skip
 

@@ -16,6 +16,7 @@ from weightinit.ancestor.folding import folded
 from weightinit.errors import ProjectionError
 from weightinit.hypernet.pith import HypernetLike, embedding, named_network, predicted
 from weightinit.inherit.fresh import base_seed
+from weightinit.inherit.losses import drawn, left_out, lost, taken_over
 from weightinit.inherit.method import Method
 from weightinit.inherit.pairs import check_pair
 from weightinit.methods.mimetic import Mimetic, planned_mimetic
@@ -291,12 +292,14 @@ def _planned(
     seen = anatomy(target, rules=rules)
     source, notes = folded(Ancestor.open(ancestor, rules=rules), seen)
     doubts = check_pair(source.anatomy, seen)
-    notes += doubts
     planned = chosen.plan(source, seen, seed=base_seed(generator), calibration=calibration)
+    recipes = keeping(seen, planned.recipes(seen), keep)
+    doubts += lost(source.anatomy, seen) + drawn(recipes)
+    notes += [*doubts, *left_out(source.anatomy, seen), *taken_over(seen, recipes)]
     plan = Plan(
         target,
         seen,
-        keeping(seen, planned.recipes(seen), keep),
+        recipes,
         source=f"ancestor {source.source}, by {chosen}",
         notes=lambda: [*notes, *planned.notes],
     )

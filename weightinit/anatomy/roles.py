@@ -44,6 +44,8 @@ _PLACES: dict[str, Place] = {
 }
 _END = rf"(.+\.)?(proj|fc2){_W}"
 _ESSENTIAL = r"(patch|norm|embed\.token|stem\..+|down\.\d+)\.weight|pos|token\.cls"
+_CENTRAL = r"(patch|stem\..+|embed\.\w+)\.weight|pos(\.\w+)?"
+_DISPENSABLE = r"(head|pre_logits|pool\.fc).*|embed\.mask"
 _PROVEN = (
     rf"norm[12]{_W}|ls[12]?|(attn|attns\.\d+)\.([qkv]|proj|[qk]_norm|norm){_W}"
     rf"|(mlp|ffns\.\d+)\.(fc1|up|fc2|norm){_W}|(attns|ffns)\.\d+\.ls"
@@ -77,6 +79,9 @@ class Role:
             ``"first norm"`` normalises; after them stands the ``"final norm"``, whose result
             another ``"reads"``; else ``""``.
         essential: whether every whole checkpoint holds it if the target does.
+        central: whether all blocks stand on it: embeddings, positions, the stem.
+        dispensable: whether the rest computes the same without it: heads, what is between them and
+            the stream, mask tokens.
         proven: whether tests prove that its growth keeps the function.
     """
 
@@ -89,6 +94,8 @@ class Role:
     letter: str
     place: Place
     essential: bool
+    central: bool
+    dispensable: bool
     proven: bool
 
     @property
@@ -188,6 +195,8 @@ def facts(role: str) -> Role:
         letter=letter[2] if letter else "",
         place=_first(_PLACES, role, ""),
         essential=re.fullmatch(_ESSENTIAL, role) is not None,
+        central=re.fullmatch(_CENTRAL, role) is not None,
+        dispensable=re.fullmatch(_DISPENSABLE, role) is not None,
         proven=re.fullmatch(_PROVEN, role) is not None,
     )
 
