@@ -12,6 +12,7 @@ from torch import Tensor
 from weightinit.anatomy.labels import Labels, label_of
 from weightinit.anatomy.layout import Layout, View
 from weightinit.anatomy.roles import Role, Side, facts
+from weightinit.anatomy.source import shorten, strip
 from weightinit.anatomy.traits import Traits
 from weightinit.errors import AnatomyError
 
@@ -88,6 +89,7 @@ class Anatomy:
         depth: number of blocks of the main stack.
         family: family of the model: ``vit``, ``convnext``, ``bert``, ``gpt2``.
         traits: what the model computes besides its weights; see :class:`Traits`.
+        prefix: what stands before the model's own names, such as ``"model.encoder."``.
     """
 
     specs: tuple[ParamSpec, ...]
@@ -95,6 +97,11 @@ class Anatomy:
     depth: int
     family: str
     traits: Traits
+    prefix: str = ""
+
+    def key(self, name: str) -> str:
+        """Return a name of a module like it without wrappers and without the prefix."""
+        return shorten(strip(name), self.prefix)
 
     @cached_property
     def _pieces(self) -> dict[str, list[dict[str, Piece]]]:

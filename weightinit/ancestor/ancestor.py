@@ -28,6 +28,7 @@ class Ancestor:
     Attributes:
         anatomy: anatomy of the network.
         source: where it came from, in words, with the resolved commit of a Hub repository.
+        live: the tensors of the user that it reads, if it came as a module or state dict.
 
     Examples:
         >>> import timm, weightinit as wi
@@ -47,11 +48,13 @@ class Ancestor:
         source: str,
         read: Callable[[str], Tensor],
         module: Callable[[], nn.Module],
+        live: Iterable[Tensor] = (),
     ) -> None:
         self.anatomy = anatomy
         self.source = source
         self._read = read
         self._module = module
+        self.live = tuple(live)
         self._last: tuple[str, Tensor] | None = None
 
     def __repr__(self) -> str:

@@ -6,7 +6,7 @@ import copy
 import difflib
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -30,9 +30,10 @@ _HUB_PREFIXES = ("hf-hub:", "hf_hub:")
 _FILES = (".safetensors", *PICKLE_SUFFIXES)
 
 
-#: The arguments of :class:`weightinit.Ancestor`: the anatomy, where the network is from, and what
-#: returns a stored tensor by its name, contiguous and on the CPU, and a runnable copy.
-Network = tuple[Anatomy, str, Callable[[str], Tensor], Callable[[], nn.Module]]
+#: The arguments of :class:`weightinit.Ancestor`: the anatomy, where the network is from, what
+#: returns a stored tensor by its name, contiguous and on the CPU, a runnable copy, and the tensors
+#: of the user's that it reads.
+Network = tuple[Anatomy, str, Callable[[str], Tensor], Callable[[], nn.Module], Iterable[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -72,14 +73,15 @@ class Opener:
                 ) from error
 
         source = source or f"a {type(inner).__name__}"
-        return seen, source, lambda name: _full(parameters[name]), copied
+        return seen, source, lambda name: _full(parameters[name]), copied, parameters.values()
 
     def state(self, state: Mapping[str, Tensor]) -> Network:
         """Open a state dict."""
         seen = self._bare_anatomy(state, "state_dict")
         _check_values(seen, state)
         source = f"a state dict of {len(state)} tensors"
-        return seen, source, lambda name: _full(state[name]), partial(_no_module, source)
+        reading = partial(_no_module, source)
+        return seen, source, lambda name: _full(state[name]), reading, state.values()
 
     def named(self, ancestor: str | os.PathLike[str]) -> Network:
         """Open what has a path or a name."""
@@ -177,7 +179,7 @@ class Opener:
         if library is not None:
             return self._of_library(weights, library, source)
         seen = self._bare_anatomy(weights.meta(), repr(os.fspath(weights.paths[0])))
-        return seen, source, weights.read, partial(_no_module, source)
+        return seen, source, weights.read, partial(_no_module, source), ()
 
     def _of_library(self, weights: Weights, library: Library, source: str) -> Network:
         """Stream the weights of a model that a library builds, or let the library convert them."""
@@ -186,7 +188,7 @@ class Opener:
         names, fault = pair(seen, meta, weights, library.name)
         if names:
             module = partial(library.module, weights, names)
-            return seen, source, lambda name: weights.read(names[name]), module
+            return seen, source, lambda name: weights.read(names[name]), module, ()
         try:
             return self.module(library.loaded(), source)
         except BundleError as error:

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from torch import nn
 
 from weightinit.anatomy import Anatomy, anatomy
-from weightinit.anatomy.match import family_of, match
-from weightinit.anatomy.source import strip
+from weightinit.anatomy.match import families_of, match, prefix_of
+from weightinit.anatomy.source import shorten, strip
 from weightinit.ancestor.weights import Weights
 from weightinit.errors import AnatomyError
 from weightinit.files.checks import some
@@ -18,9 +18,18 @@ __all__ = ["blocks_among", "fault", "pair"]
 
 def blocks_among(names: Iterable[str], like: Iterable[str]) -> list[str]:
     """Return the names that lie in blocks of the family that the names ``like`` are of."""
-    family = family_of(map(strip, like))
-    places = [(name, match(family, strip(name)) if family else None) for name in names]
-    return [name for name, place in places if place is not None and place.block is not None]
+    families = families_of(map(strip, like))
+    family = families.get(prefix_of(families))
+    places = _keys(names).items() if family else ()
+    matches = [(name, match(family, key)) for key, name in places if family]
+    return [name for name, place in matches if place is not None and place.block is not None]
+
+
+def _keys(names: Iterable[str]) -> dict[str, str]:
+    """Return each name by what it is without wrappers and prefix."""
+    keys = {strip(name): name for name in names}
+    prefix = prefix_of(families_of(keys))
+    return {shorten(key, prefix): name for key, name in keys.items()}
 
 
 def fault(missing: list[str], differing: list[str], stray: list[str]) -> str:
@@ -37,7 +46,7 @@ def pair(
     expected: Anatomy, module: nn.Module, weights: Weights, library: str
 ) -> tuple[dict[str, str] | None, str]:
     """Return the name in the files of each parameter of a model, or None and what is wrong."""
-    keys = {strip(name): name for name in weights.shapes}
+    keys = _keys(weights.shapes)
     names, missing, differing = {}, [], []
     used: set[str] = set()
     for spec in expected.specs:
@@ -50,11 +59,11 @@ def pair(
             differing.append(f"{name} {list(weights.shapes[name])} for {list(spec.shape)}")
         else:
             names[spec.name] = name
-    buffers = {strip(name) for name, _ in module.named_buffers()}
+    buffers = {expected.key(name) for name, _ in module.named_buffers()}
     stray = [
         name
         for name in weights.shapes.keys() - used
-        if strip(name) not in buffers and weights.floating(name)
+        if expected.key(name) not in buffers and weights.floating(name)
     ]
     if library == "transformers":
         # Its files often keep the head of the pretraining; a block too many is another model.

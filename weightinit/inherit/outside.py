@@ -109,12 +109,14 @@ def carry(
 
 def _name(piece: Piece, target: Anatomy, outside: Mapping[str, Value]) -> str | None:
     """Return the source's role for a piece: its own, or one that serves as it."""
-    for role in (piece.role, *piece.facts.substitutes):
-        # A final norm that the target has as well is for that one.
-        taken = role != piece.role and piece.facts.kind == "norm" and role in target.outside
-        # A token embedding is the head of as many words, not of as many classes.
-        words = facts(role).kind != "embedding" or target.is_table(piece)
-        if role in outside and not taken and words:
+    if piece.role in outside:
+        return piece.role
+    for role in piece.facts.substitutes:
+        # A final norm that the target has as well is for that one, and a token embedding is the
+        # head of as many words, not of as many classes.
+        taken = piece.facts.kind == "norm" and role in target.outside
+        classes = facts(role).kind == "embedding" and not target.is_table(piece)
+        if role in outside and not taken and not classes:
             return role
     return None
 
