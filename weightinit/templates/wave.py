@@ -75,7 +75,7 @@ class _Parts:
         """Return what becomes of one piece."""
         if piece.spec.block is None:
             traits = Traits.of(self.bundle.config.traits)
-            carried = carry(piece, self.target, self.outside, traits)
+            carried = carry(piece, self.target, self.outside, traits, seed=self.seed)
             return carried or fresh_part(piece, self.seed)
         source = self._source(piece)
         kind = self.composer.kind(source)
