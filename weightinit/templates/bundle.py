@@ -106,7 +106,10 @@ class TemplateBundle(Bundle):
         for kind, spec in template.kinds.items():
             shapes[f"scalers.{kind}"] = _scalers(config, template, kind)
             for i, entry in enumerate(config.fitted):
-                shapes[f"fitted.{i}.{kind}"] = (entry["depth"], spec.number, *_any(spec.shape))
+                depth = entry["depth"]
+                if spec.stack:
+                    depth = entry["sizes"].get(f"depth{_place(config, spec.stack)}", depth)
+                shapes[f"fitted.{i}.{kind}"] = (depth, spec.number, *_any(spec.shape))
         for name in names:
             role = name.removeprefix("outside.")
             if role != name and ROLE.fullmatch(role):
@@ -200,14 +203,7 @@ def _template_config(config: BundleConfig) -> TemplateConfig:
             f"options of the bundle have {len(entries)} kinds, of which [{some(odd)}] have unknown "
             "entries: use one kind or more, each of number, shape, parts and stack"
         )
-    _check_traits(config)
-    stacks = set(config.traits.get("main_stacks", ()))
-    stray = [kind for kind, spec in template.kinds.items() if spec.stack not in {"", *stacks}]
-    if stray:
-        raise BundleError(
-            f"kinds [{some(stray)}] belong to none of the bundle's stacks {sorted(stacks)}: its "
-            "options and its traits are not of one bundle"
-        )
+    _check_traits(config, template)
     if config.method != template.method:
         raise BundleError(
             f"method is {config.method!r} in the bundle's config and {template.method!r} in its "
@@ -222,7 +218,7 @@ def _template_config(config: BundleConfig) -> TemplateConfig:
     return template
 
 
-def _check_traits(config: BundleConfig) -> None:
+def _check_traits(config: BundleConfig, template: TemplateConfig) -> None:
     """Raise BundleError if a trait that filling a model relies on is of another form."""
 
     def whole(value: Any, least: int = 0) -> bool:
@@ -231,10 +227,12 @@ def _check_traits(config: BundleConfig) -> None:
     def listed(value: Any, sound: Callable[[Any], bool] = lambda n: whole(n, 1)) -> bool:
         return isinstance(value, list | tuple) and all(map(sound, value))
 
+    words = "family library form pool act norm rope glu".split()
+    numbers = ("first_position", "prefix_tokens", "pos_prefix")
     forms: dict[str, tuple[Callable[[Any], bool], str]] = {
+        **dict.fromkeys(words, (lambda x: isinstance(x, str), "a text")),
+        **dict.fromkeys(numbers, (whole, "a whole number")),
         "grid": (lambda x: listed(x) and len(x) == 2, "two whole numbers"),
-        "pos_prefix": (whole, "a whole number"),
-        "prefix_tokens": (whole, "a whole number"),
         "main_stacks": (lambda x: listed(x, lambda n: isinstance(n, str)), "a list of names"),
         "depths": (listed, "a list of whole numbers"),
         "trained_depths": (lambda x: listed(x, lambda n: whole(n, 1) or listed(n)), "depths"),
@@ -242,18 +240,25 @@ def _check_traits(config: BundleConfig) -> None:
             lambda x: listed(x, lambda f: type(f) in (int, float) and 2**-12 <= f <= 1),
             "a list of fractions of the width",
         ),
-        "family": (lambda x: isinstance(x, str), "a name"),
     }
     traits = config.traits
     for name, (sound, form) in forms.items():
-        value = traits.get(name)
-        if value is not None and not sound(value):
-            raise BundleError(f"trait {name} of the bundle is {value!r:.80}: it must be {form}")
+        if traits.get(name) is not None and not sound(traits[name]):
+            raise BundleError(
+                f"trait {name} of the bundle is {traits[name]!r:.80}: it must be {form}"
+            )
     stacks, depths = traits.get("main_stacks") or (), traits.get("depths") or ()
-    if len(stacks) > 1 and (len(depths) != len(stacks) or sum(depths) != config.depth):
+    apart = len(stacks) > 1 or any(kind.stack for kind in template.kinds.values())
+    if apart and (len(depths) != len(stacks) or sum(depths) != config.depth):
         raise BundleError(
             f"the bundle has stacks {list(stacks)} of depths {list(depths)} and depth "
             f"{config.depth}: there must be a depth for each, which sum to it"
+        )
+    stray = [kind for kind, spec in template.kinds.items() if spec.stack not in {"", *stacks}]
+    if stray:
+        raise BundleError(
+            f"kinds [{some(stray)}] belong to none of the bundle's stacks {list(stacks)}: its "
+            "options and its traits are not of one bundle"
         )
 
 
@@ -272,10 +277,12 @@ def _scalers(config: BundleConfig, template: TemplateConfig, kind: str) -> Wante
             f"{len(size)}: they must agree"
         )
     covered = _any(spec.shape) if size is None else template.scaler_shape(kind, size)
-    depth = config.depth
-    if spec.stack:
-        depth = config.traits["depths"][config.traits["main_stacks"].index(spec.stack)]
+    depth = config.traits["depths"][_place(config, spec.stack)] if spec.stack else config.depth
     return (depth, spec.number, *covered)
+
+
+def _place(config: BundleConfig, stack: str) -> int:
+    return config.traits["main_stacks"].index(stack)
 
 
 def _any(shape: Shape) -> tuple[str, ...]:
@@ -292,7 +299,7 @@ def _axes(known: Mapping[str, str], role: str) -> list[str]:
 def _auxiliary_size(config: BundleConfig, template: TemplateConfig, kind: str) -> Shape | None:
     """Return the size of one part of a kind in the auxiliary model; None for rarer kinds."""
     spec = template.kinds[kind]
-    number = config.traits["main_stacks"].index(spec.stack) if spec.stack else ""
+    number = _place(config, spec.stack) if spec.stack else ""
     axes = _axes(KIND_AXES, kind[len(spec.stack) + 1 :] if spec.stack else kind)
     size = []
     for axis, tile in zip(axes, (*spec.unit, 1, 1), strict=False):

@@ -15,6 +15,7 @@ from fractions import Fraction
 from functools import cached_property
 
 from torch import Tensor
+from torch.nn import functional
 
 from weightinit.anatomy import Anatomy, Labels, Piece, label_of
 from weightinit.errors import ProjectionError
@@ -119,9 +120,9 @@ def narrowed(bundle: TemplateBundle, target: Anatomy) -> TemplateBundle:
     """Return a bundle cut to the width of :func:`exact`, or the bundle itself where there is none.
 
     Tiled over the target, it computes what the network of that width inside the auxiliary model
-    does.
+    does. Kernels become the target's size.
     """
-    fraction = exact(bundle, target)
+    bundle, fraction = _resampled(bundle, target), exact(bundle, target)
     if fraction is None or fraction == 1:
         return bundle
     config, inside = bundle.config, head_dims(target)
@@ -157,3 +158,27 @@ def narrowed(bundle: TemplateBundle, target: Anatomy) -> TemplateBundle:
     traits = {name: value for name, value in config.traits.items() if name != "trained_widths"}
     config = replace(config, sizes=sizes, options=cut.narrow.to_dict(), traits=traits, sha256="")
     return TemplateBundle(config, tensors, bundle.source)
+
+
+def _resampled(bundle: TemplateBundle, target: Anatomy) -> TemplateBundle:
+    """Return a bundle whose kernels have as many taps as a target's, of the same sum."""
+    kinds, tensors = dict(bundle.template_config.kinds), dict(bundle.tensors)
+    for kind, piece in bundle.template_config.pieces(target).items():
+        spec, size = kinds[kind], piece.size[1:]
+        taps = spec.shape[-1]
+        if len(piece.size) < 3 or taps == math.prod(size):
+            continue
+        side = math.isqrt(taps)
+        if side * side != taps:
+            raise ProjectionError(
+                f"templates of {kind} have {taps} taps, which are no square kernel, and the target "
+                f"needs {list(size)}: give it a kernel of as many taps"
+            )
+        kernels = tensors[f"templates.{kind}"].float().unflatten(-1, (side, side))
+        kernels = functional.interpolate(kernels, size, mode="bilinear") * taps / math.prod(size)
+        tensors[f"templates.{kind}"] = kernels.flatten(2).to(tensors[f"templates.{kind}"])
+        kinds[kind] = replace(spec, shape=(spec.shape[0], math.prod(size)))
+    if kinds == bundle.template_config.kinds:
+        return bundle
+    options = replace(bundle.template_config, kinds=kinds).to_dict()
+    return TemplateBundle(replace(bundle.config, options=options), tensors, bundle.source)

@@ -94,7 +94,7 @@ class _Parts:
                 self.composer.compose(source, templates, scalers, out=out)
                 return
             # Vectors of all blocks at once: one by one, calls cost most.
-            key = source.role, source.size, out.dtype
+            key = kind, source.role, source.size, out.dtype
             if key not in self.vectors:
                 scalers = scalers.to(out.dtype)
                 self.vectors[key] = self.composer.compose(source, templates, scalers)
