@@ -91,7 +91,7 @@ def staged():
         ("prefix_tokens", True), ("prefix_tokens", [1]), ("norm", 5), ("family", ["vit"]),
         ("main_stacks", "blocks"), ("main_stacks", ["stages.0"]), ("depths", [1, 1, 2]),
         ("depths", [1, 1, 3, 1]), ("depths", [1, 1, -2, 1]), ("trained_widths", [2.0]),
-        ("trained_widths", ["half"]), ("trained_widths", 0.5), ("trained_depths", [[0, 1]]),
+        ("trained_widths", ["half"]), ("trained_widths", 0.5), ("trained_depths", [["1"]]),
         ("trained_depths", 3), ("main_stacks", None), ("depths", None),
     ],
 )  # fmt: skip
