@@ -9,7 +9,7 @@ from timm.layers.pos_embed_rel import resize_rel_pos_bias_table
 import weightinit as wi
 from weightinit.anatomy import Labels, Piece, Traits, anatomy
 from weightinit.errors import ProjectionError
-from weightinit.inherit.tables import resized
+from weightinit.inherit.outside import resized
 
 KINDS = {
     "own": {"use_rel_pos_bias": True},

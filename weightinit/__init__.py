@@ -66,8 +66,8 @@ if TYPE_CHECKING:
     from weightinit.templates.fit import fit_scalers as fit_scalers
     from weightinit.templates.kinds import TemplateKind as TemplateKind
     from weightinit.templates.nested import NestedModel as NestedModel
-    from weightinit.templates.nested import Size as Size
-    from weightinit.templates.nested import Sizes as Sizes
+    from weightinit.templates.sizes import Size as Size
+    from weightinit.templates.sizes import Sizes as Sizes
 
 #: Where the lazy names live.
 _LAZY = {
@@ -106,7 +106,8 @@ _LAZY = {
         "templates.extract": "extract_templates",
         "templates.fit": "fit_scalers",
         "templates.kinds": "TemplateKind",
-        "templates.nested": "NestedModel Size Sizes",
+        "templates.nested": "NestedModel",
+        "templates.sizes": "Size Sizes",
     }.items()
     for name in names.split()
 }

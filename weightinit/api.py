@@ -20,6 +20,7 @@ from weightinit.ancestor.folding import folded
 from weightinit.errors import AnatomyError
 from weightinit.hypernet.pith import HypernetLike, embedding, named_network, predicted
 from weightinit.inherit.fresh import base_seed
+from weightinit.inherit.losses import drawn, left_out, lost, taken_over
 from weightinit.inherit.method import Method
 from weightinit.inherit.pairs import check_pair
 from weightinit.methods.mimetic import Mimetic, planned_mimetic
@@ -283,10 +284,13 @@ def plan_projection(
     source, notes = folded(opened, seen)
     doubts = check_pair(source.anatomy, seen)
     planned = chosen.plan(source, seen, seed=base_seed(generator), calibration=calibration)
+    recipes = keeping(seen, planned.recipes(seen), keep)
+    doubts += lost(source.anatomy, seen) + drawn(recipes)
+    notes += left_out(source.anatomy, seen) + taken_over(seen, recipes)
     return Plan(
         target,
         seen,
-        keeping(seen, planned.recipes(seen), keep),
+        recipes,
         source=f"ancestor {source.source}, by {chosen}",
         seed=_seed(generator),
         readonly=opened.live,

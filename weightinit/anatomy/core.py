@@ -195,6 +195,19 @@ class Anatomy:
         """Return the stored tensor of the given canonical parts: the inverse of :meth:`split`."""
         return spec.layout.merge([parts[role] for role in spec.parts])
 
+    def is_table(self, piece: Piece) -> bool:
+        """Return whether the rows of a piece are those of an index, whose common ones are kept.
+
+        They are of tokens, of their types, or of positions in a text; of classes only where they
+        are the words of the vocabulary.
+        """
+        kinds = {label_of(label).kind for label in piece.axes[0]} if piece.axes else set()
+        words = self.outside.get("embed.token.weight")
+        if kinds == {"class"}:
+            return words is not None and words.size[0] == piece.size[0]
+        text = words is not None and piece.facts.kind == "position"
+        return kinds == {"index"} or text
+
     @cached_property
     def widths(self) -> Mapping[str, int]:
         """Sizes of the channels, grouped key-value heads among them."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -40,16 +41,20 @@ class Opener:
     """Opens ancestors, with the options of :meth:`weightinit.Ancestor.open`; a method a kind."""
 
     heads: int | None
+    grid: tuple[int, int] | None
     revision: str | None
     client: hub.Client
     rules: Sequence[Rule]
 
     def __post_init__(self) -> None:
-        """Check the head count."""
+        """Check the head count and the grid."""
         if self.heads is not None and (type(self.heads) is not int or self.heads < 1):
             raise ProjectionError(
                 f"heads={self.heads!r}: pass a positive whole number, or leave it out"
             )
+        grid = self.grid
+        if grid is not None and [type(x) for x in grid if x > 0] != [int, int]:
+            raise ProjectionError(f"{grid=}: pass (rows, columns) of patches, or leave it out")
 
     def module(self, module: nn.Module, source: str | None = None) -> Network:
         """Open a module; ``source`` is where it is from, if it was not the user's."""
@@ -194,7 +199,19 @@ class Opener:
 
     def _anatomy(self, source: nn.Module | Mapping[str, Tensor]) -> Anatomy:
         sizes = None if self.heads is None else {"h": self.heads}
-        return anatomy(source, rules=self.rules, sizes=sizes)
+        seen = anatomy(source, rules=self.rules, sizes=sizes)
+        if self.grid is None:
+            return seen
+        known, positions = seen.traits, seen.sizes.get("t", 0)
+        told, rows = bool(known.grid) and not known.grid_assumed, positions - math.prod(self.grid)
+        if (known.grid != self.grid) if told else rows < 0:
+            raise ProjectionError(
+                f"grid={self.grid} does not fit the ancestor, which has "
+                f"{f'one of {known.grid}' if told else f'{positions} positions'}: pass (rows, "
+                "columns) of its patches, or leave it out"
+            )
+        traits = replace(known, grid=self.grid, grid_assumed=False, pos_prefix=rows)
+        return seen if told else replace(seen, traits=traits)
 
     def _bare_anatomy(self, state: Mapping[str, Tensor], what: str) -> Anatomy:
         """Return an anatomy without a module; say what to do if only the head count is missing."""

@@ -21,7 +21,7 @@ __all__ = ["Growth", "claim", "followers"]
 
 #: Norms whose statistics are plain averages over channels; where none is named, it is one of them.
 PLAIN_NORMS = ("LayerNorm", "LayerNormFp32", "RmsNorm", "RmsNormFp32", "RMSNorm")
-TRAITS = ("act", "norm", "form", "pool", "rope", "grid", "pos_prefix", "prefix_tokens")
+TRAITS = ("act", "norm", "form", "pool", "rope", "grid", "prefix_tokens")
 
 
 class Growth:
@@ -163,7 +163,13 @@ class Growth:
             yield f"the ancestor lacks {', '.join(fresh)}"
         if len(old.extra_blocks) != len(new.extra_blocks):
             yield "the blocks off the main stack differ in number"
-        other = [r for r in after if r in before and self._stuck(before[r], after[r])]
+        other = [
+            role
+            for role, piece in after.items()
+            if role in before
+            and self._stuck(before[role], piece)
+            and not self._longer(before[role], piece)
+        ]
         if other:
             yield f"{', '.join(other)} are of another size, so resampled or fresh"
 
@@ -205,6 +211,14 @@ class Growth:
                 for role, piece in block.items():
                     if old and role in old[0]:
                         yield old[0][role], piece
+
+    def _longer(self, old: Piece, new: Piece) -> bool:
+        """Whether a table of words or of positions in a text has new rows behind the old ones."""
+        rows = self.new.is_table(new) and new.facts.kind != "token" and new.size[0] >= old.size[0]
+        return rows and all(
+            a == b or self._grows(labels)
+            for a, b, labels in zip(old.size[1:], new.size[1:], new.axes[1:], strict=True)
+        )
 
     def _grows(self, labels: Labels) -> bool:
         return not self.grown.keys().isdisjoint(labels)

@@ -1,0 +1,74 @@
+"""What of an ancestor has no place in a target, and what central of a target is drawn afresh."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from weightinit.anatomy import Anatomy, facts
+from weightinit.plan import Recipe
+
+__all__ = ["drawn", "left_out", "lost", "taken_over"]
+
+
+def lost(ancestor: Anatomy, target: Anatomy) -> list[str]:
+    """Return what the target has no place for although the ancestor's function depends on it."""
+    roles = [role for role in _homeless(ancestor, target) if not facts(role).dispensable]
+    roles += [words for role, words in _shortened(ancestor, target) if facts(role).kind == "token"]
+    return _sentence(roles, ": what the ancestor does with it is lost")
+
+
+def left_out(ancestor: Anatomy, target: Anatomy) -> list[str]:
+    """Return what else the target has no place for, such as another head."""
+    roles = [role for role in _homeless(ancestor, target) if facts(role).dispensable]
+    roles += [words for role, words in _shortened(ancestor, target) if facts(role).kind != "token"]
+    return _sentence(roles, "")
+
+
+def drawn(recipes: Iterable[Recipe]) -> list[str]:
+    """Return which embeddings, positions and layers of the stem are fresh, on which all rests."""
+    fresh = (recipe.spec.role for recipe in recipes if recipe.action == "fresh")
+    roles = list(dict.fromkeys(role for role in fresh if facts(role).central))
+    if not roles:
+        return []
+    return [
+        f"{', '.join(roles)} of the target cannot come from the ancestor and is drawn afresh: the "
+        "blocks expect another input, so train it first, or use an ancestor that has it"
+    ]
+
+
+def taken_over(target: Anatomy, recipes: Sequence[Recipe]) -> list[str]:
+    """Return a note if a classifier is inherited, whose classes may be others."""
+    head = target.outside.get("head.weight")
+    if head is None or target.is_table(head):
+        return []
+    action = next(recipe.action for recipe in recipes if recipe.spec == head.spec)
+    if action != "written":
+        return []
+    return [
+        f"the head is the ancestor's, as it has {head.size[0]} classes too: keep=['head'] keeps "
+        "the target's own if they are others"
+    ]
+
+
+def _homeless(ancestor: Anatomy, target: Anatomy) -> Iterator[str]:
+    """Yield the roles of the ancestor that the target lacks, and nothing of the target takes up."""
+    old, new = (
+        {role for pieces in (*seen.all_blocks, seen.outside) for role in pieces}
+        for seen in (ancestor, target)
+    )
+    taken = {x for role in new - old for x in facts(role).substitutes}
+    yield from sorted(old - new - taken)
+
+
+def _shortened(ancestor: Anatomy, target: Anatomy) -> Iterator[tuple[str, str]]:
+    """Yield the index tables of which the target has fewer rows, in words."""
+    for role, piece in target.outside.items():
+        old = ancestor.outside.get(role)
+        if old is not None and target.is_table(piece) and piece.size[0] < old.size[0]:
+            yield role, f"{old.size[0] - piece.size[0]} of {old.size[0]} rows of {role}"
+
+
+def _sentence(roles: Sequence[str], effect: str) -> list[str]:
+    return (
+        [f"the target has no place for the ancestor's {', '.join(roles)}{effect}"] if roles else []
+    )
