@@ -154,10 +154,10 @@ def test_a_given_ancestor_of_texts_is_taken(tmp_path, texts):
     assert set(bundle.config.provenance["ancestor"]) == {"source"}
     few = {"n_embd": 32, "n_layer": 1, "n_head": 2, "vocab_size": 99, "n_positions": 16}
     with pytest.raises(WeightInitError, match="reads no texts of 256 tokens"):
-        run(tmp_path, preset, data=texts, ancestor=own.build(few))
+        run(tmp_path, preset, "few", data=texts, ancestor=own.build(few))
     one, two = (load_text(file, context=16) for file in texts)
     with pytest.raises(WeightInitError, match="load them with one tokenizer"):
-        run(tmp_path, preset, data=[one, replace(two, vocab=99)])
+        run(tmp_path, preset, "odd", data=[one, replace(two, vocab=99)])
 
 
 def test_an_ancestor_learns_every_text(tmp_path, texts):

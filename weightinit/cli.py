@@ -33,8 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(json.dumps({"error": type(error).__name__, "message": str(error)}))
         print(f"weightinit: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("weightinit: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(f"weightinit: {error or 'interrupted'}", file=sys.stderr)
         return 130
     if result is not None:
         text, values = result

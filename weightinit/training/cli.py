@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import shlex
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from weightinit.training.run import Run
+
 __all__ = ["add_hypernet_arguments", "add_train_arguments", "run", "run_hypernet"]
 
-#: Options of both commands that are passed on as they are.
-SHARED = ("out", "steps", "seed", "resume", "precision", "workers", "cache_dir")
+#: Options of both commands.
+SHARED = {option.name: option for option in fields(Run) if option.metadata}
 
 
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,19 +48,10 @@ def add_hypernet_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_shared(parser: argparse.ArgumentParser) -> None:
-    option = parser.add_argument
-    option("-o", "--out", required=True, type=Path, metavar="DIR", help="folder of the bundle")
-    option("--steps", type=int, help="number of steps; default: the preset's")
-    option("--seed", type=int, default=0, help="base seed for all random draws")
-    option("--resume", action="store_true", help="go on from the checkpoint in DIR")
-    option(
-        "--mixed-precision",
-        dest="precision",
-        metavar="P",
-        help="no, bf16 or fp16; default: the preset's",
-    )
-    option("--workers", type=int, default=0, help="processes that augment images")
-    option("--cache-dir", type=Path, help="folder of downloads and ancestors")
+    for name, option in SHARED.items():
+        how = dict(option.metadata)
+        flags = how.pop("flags", (f"--{name.replace('_', '-')}",))
+        parser.add_argument(*flags, dest=name, default=option.default, **how)
 
 
 def run(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]] | None:

@@ -17,13 +17,13 @@ from weightinit.errors import WeightInitError
 from weightinit.hypernet.files import HyperNetwork
 from weightinit.hypernet.network import GraphHyperNetwork
 from weightinit.hypernet.samplers import get_sampler
-from weightinit.training.config import Run
 from weightinit.training.contexts import seeded
 from weightinit.training.data import load_data
 from weightinit.training.hypernet import listed, meta_train
 from weightinit.training.hypernet_presets import HyperPreset, get_hypernet_preset
 from weightinit.training.images import ImageData
 from weightinit.training.loop import accelerator
+from weightinit.training.run import Run
 from weightinit.training.tasks import Data, check_tasks, task_embedding
 from weightinit.training.teacher import as_published, get_ancestor, is_path, name_of
 from weightinit.training.text import TextData, load_text
@@ -51,7 +51,7 @@ def train_hypernet(
         ancestor: whatever :func:`weightinit.project_from` takes; None trains or downloads the
             preset's own, if it has one. Several, a list or tuple, are all learned from.
         start: the hypernetwork to go on from: TAL's first stage for its second.
-        **run: see :class:`weightinit.training.config.Run`; ``out``, the folder, is required. Its
+        **run: see :class:`weightinit.training.run.Run`; ``out``, the folder, is required. Its
             ``training/`` also holds the embeddings of the tasks where there are any.
 
     Returns:
@@ -79,6 +79,8 @@ def train_hypernet(
         raise WeightInitError(f"two tasks have one name ({names}): rename a folder or file")
     sampler, config = get_sampler(preset.sampler), given.config(preset.training)
     check_tasks(tasks, sampler)
+    if accelerator().is_main_process:
+        given.prepare()
     ancestors = listed(ancestor)
     teacher = _teacher(preset, ancestors[0] if ancestors else None, tasks, given)
     sources = [teacher.source, *map(Ancestor.open, ancestors[1:])] if teacher.source else []
@@ -100,7 +102,7 @@ def train_hypernet(
         teacher=teacher.module,
         embeddings=embeddings,
         watch=preset.watch,
-        **given.options(config.steps // 4),
+        **given.options("hypernetwork", config.steps // 4),
     )
     hypernet.cpu()
     if sources[1:]:

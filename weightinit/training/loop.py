@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -16,10 +17,13 @@ from weightinit.errors import WeightInitError
 from weightinit.inherit.fitting import run
 from weightinit.training.checkpoint import History, load_checkpoint, save_checkpoint
 from weightinit.training.config import TrainingConfig
-from weightinit.training.contexts import seeded, subseed
+from weightinit.training.contexts import postponed_interrupt, seeded, subseed
 from weightinit.training.tasks import Data, task_batches
 
 __all__ = ["accelerator", "batches", "distillation_loss", "follow", "train"]
+
+#: Seconds between two lines of a log.
+LINE_SECONDS = 30.0
 
 
 def train(
@@ -66,9 +70,8 @@ def train(
         for step, task, inputs, targets in batches(config, tasks, steps, workers):
             with seeded(subseed(config.seed, 4, step, fleet.process_index), cuda):
                 with config.autocast(fleet.device):
-                    soft = ancestor is not None and config.loss != "ce"
                     with torch.no_grad():
-                        teacher = ancestor(inputs) if soft else None
+                        teacher = ancestor(inputs) if ancestor and config.loss != "ce" else None
                     out = module(inputs)
                 if teacher is None:
                     loss = tasks[task].loss(out, targets, config.label_smoothing)
@@ -128,8 +131,11 @@ def follow(
     save_every: int = 500,
     eval_every: int = 0,
     progress: bool | None = None,
+    title: str = "training",
 ) -> History:
     """Follow a config: the steps of the optimizer, checkpoints and the history.
+
+    The first Ctrl-C finishes the step and saves it, if there is a folder to save to.
 
     Args:
         config: how to train.
@@ -142,36 +148,39 @@ def follow(
         resume: go on from the checkpoint in ``out``, if there is one, bit for bit.
         save_every: steps between checkpoints.
         eval_every: steps between validations; 0 validates at the end alone.
-        progress: whether to show a bar; None shows it on a terminal.
+        progress: True shows a bar, False nothing, None a bar on a terminal and elsewhere a line now
+            and then.
+        title: what is trained, in words.
 
     Returns:
         The history, whose last row has the scores.
 
     Raises:
         WeightInitError: if the checkpoint is of another config or model, or the loss is not finite.
+        KeyboardInterrupt: after Ctrl-C; it says how to go on.
     """
     fleet = accelerator()
-    parameters = [p for p in module.parameters() if p.requires_grad]
+    named = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    parameters = list(named.values())
+    averages = {name: p.detach().clone() for name, p in named.items()} if config.ema else {}
     optimizer = config.optimizer(module)
     schedule = config.schedule(optimizer)
     scaler = torch.amp.GradScaler(fleet.device.type, enabled=config.precision == "fp16")
     history, start = History(asdict(config) | dict(notes or {})), 0
+    recent: list[Tensor] = []
     file = out / "checkpoint.safetensors" if out else None
     if file and resume and file.exists():
-        state = load_checkpoint(file, module, optimizer)
-        if state["history"]["config"] != history.config:
-            raise WeightInitError(
-                f"{file} was trained by another config ({state['history']['config']}): resume with "
-                "the same options, or start in another folder"
-            )
+        state = load_checkpoint(file, module, optimizer, averages)
+        history, start = _resumed(file, state, history, config.steps)
         scaler.load_state_dict(state["scaler"])
-        history, start = History(**state["history"]), state["step"]
+        recent += torch.tensor(state["recent"], device=fleet.device).unbind()
         schedule.step_update(start)
     _share(module, fleet)
     steps = range(start, config.steps)
     terms = losses(steps)
     report = max(1, min(50, config.steps // 20))
-    began, recent = time.monotonic() - history.seconds, []
+    began = time.monotonic() - history.seconds
+    log = _Log(title, steps, progress is None and fleet.is_main_process)
 
     def step(_: int) -> Tensor:
         total = torch.zeros((), device=fleet.device)
@@ -187,25 +196,104 @@ def follow(
     def after(done: int, loss: Tensor) -> dict[str, float]:
         recent.append(loss)
         row: dict[str, float] = {}
+        for name, value in averages.items():
+            value.lerp_(named[name].detach(), 1 - config.ema)
         scored = done == config.steps or (eval_every and not done % eval_every)
         if scored or not done % report:
             row = {"step": done, "lr": optimizer.param_groups[0]["lr"]}
             row["loss"] = float(torch.stack(recent).mean())
-            row |= score() if scored else {}
+            if scored:
+                _swap(named, averages)
+                row |= score()
+                _swap(named, averages)
             history.rows.append(row)
             recent.clear()
         schedule.step_update(done)
         history.seconds = time.monotonic() - began
-        if file and fleet.is_main_process and (done == config.steps or not done % save_every):
+        note = ""
+        due = asked.is_set() or done == config.steps or not done % save_every
+        if file and due and fleet.is_main_process:
+            note = f"checkpoint in {file}"
             record = {"step": done, "history": asdict(history), "scaler": scaler.state_dict()}
-            save_checkpoint(file, module, optimizer, record)
+            record["recent"] = [float(loss) for loss in recent]
+            save_checkpoint(file, module, optimizer, record, averages)
             history.save(file.with_name("history.json"))
-        return {name: value for name, value in row.items() if name in ("lr", "loss", "val")}
+        shown = {name: value for name, value in row.items() if name in ("lr", "loss", "val")}
+        log(done, shown, note)
+        if asked.is_set():
+            raise KeyboardInterrupt(
+                f"{title} stopped after step {done} of {config.steps}, which {file} holds: the "
+                "same command with --resume (resume=True) goes on"
+            )
+        return shown
 
-    progress = progress if fleet.is_main_process else False
-    run(steps, step, optimizer, scaler=scaler, after=after, progress=progress)
+    with postponed_interrupt(file is not None and fleet.num_processes == 1) as asked:
+        shown = progress if fleet.is_main_process else False
+        run(steps, step, optimizer, scaler=scaler, after=after, progress=shown, title=title)
+    _swap(named, averages)
     fleet.wait_for_everyone()
     return history
+
+
+class _Log:
+    """Lines on stderr, where no bar is seen: at checkpoints, and now and then.
+
+    Args:
+        title: what is trained.
+        steps: the steps to do.
+        wanted: whether lines are printed if there is no terminal.
+    """
+
+    def __init__(self, title: str, steps: range, wanted: bool) -> None:
+        self.title, self.steps, self.wanted = title, steps, wanted and not sys.stderr.isatty()
+        self.began = self.last = time.monotonic()
+
+    def __call__(self, done: int, row: Mapping[str, float], note: str) -> None:
+        """Print what is known after a step, unless a line was printed a moment ago."""
+        now = time.monotonic()
+        if not self.wanted or not (note or (row and now - self.last > LINE_SECONDS)):
+            return
+        self.last, whole = now, self.steps.stop
+        left = (now - self.began) / (done - self.steps.start) * (whole - done)
+        values = [f"{name} {value:.4g}" for name, value in row.items()]
+        parts = [f"{self.title}: step {done} of {whole}", *values, f"{left:.0f} s left", note]
+        print(", ".join(filter(None, parts)), file=sys.stderr, flush=True)
+
+
+@torch.no_grad()
+def _swap(parameters: Mapping[str, Tensor], averages: Mapping[str, Tensor]) -> None:
+    """Exchange parameters and their averages, where there are any."""
+    for name, value in averages.items():
+        held = parameters[name].clone()
+        parameters[name].copy_(value)
+        value.copy_(held)
+
+
+def _resumed(
+    file: Path, state: Mapping[str, Any], begun: History, steps: int
+) -> tuple[History, int]:
+    """Return the history and step of a checkpoint, which must be of the same config."""
+    try:
+        history, step = History.of(state["history"]), state["step"]
+        if not 0 <= step <= steps or not isinstance(state["scaler"], dict):
+            raise ValueError(f"step {step}, and a scaler {state['scaler']!r:.80}")
+        torch.tensor(state["recent"], dtype=torch.float32)
+    except (KeyError, TypeError, ValueError) as error:
+        raise WeightInitError(
+            f"{file} is no checkpoint of this version ({error!r}): start again without resume "
+            "(--force), or in another folder"
+        ) from error
+    if history.config != begun.config:
+        raise WeightInitError(
+            f"{file} was trained by another config ({_differences(history.config, begun.config)}): "
+            "resume with the same options, or start in another folder"
+        )
+    return history, step
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    names = sorted({k for k in {*old, *new} if old.get(k) != new.get(k)})
+    return ", ".join(f"{name} {old.get(name)!r:.80}, now {new.get(name)!r:.80}" for name in names)
 
 
 def accelerator() -> Any:

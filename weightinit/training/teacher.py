@@ -98,7 +98,9 @@ def get_ancestor(
     *,
     cache_dir: Path,
     seed: int = 0,
-    progress: bool | None = None,
+    steps: int | None = None,
+    batch_size: int | None = None,
+    **options: Any,
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Return an ancestor and its provenance; it is trained once, and kept.
 
@@ -109,16 +111,20 @@ def get_ancestor(
         tasks: data to train it on, of several tasks together.
         cache_dir: holds ``ancestors/<hash of network and data>``.
         seed: base seed for its initial weights and its training.
-        progress: None shows a bar on a terminal.
+        steps: number of steps of its training; None is the network's own.
+        batch_size: likewise.
+        **options: ``save_every`` and ``progress`` of :func:`weightinit.training.loop.follow`.
     """
     assert network.training is not None
-    model, config = network.build(tasks[0], seed), replace(network.training, seed=seed)
+    model = network.build(tasks[0], seed)
+    config = network.training.planned(seed=seed, steps=steps, batch_size=batch_size)
     card: dict[str, Any] = {"network": asdict(replace(network, training=config))}
     key = json.dumps({**card, "data": [task.describe() for task in tasks]}, sort_keys=True)
     folder = cache_dir / "ancestors" / hashlib.sha256(key.encode()).hexdigest()[:16]
     file, every = folder / "checkpoint.safetensors", max(1, config.steps // 10)
     if not file.exists() or load_checkpoint(file, model)["step"] < config.steps:
-        train(model, tasks, config, out=folder, resume=True, eval_every=every, progress=progress)
+        options |= {"out": folder, "resume": True, "eval_every": every, "title": "ancestor"}
+        train(model, tasks, config, **options)
     card["seconds"] = round(load_checkpoint(file, model)["history"]["seconds"])
     return model, card | scores(model, tasks)
 

@@ -16,11 +16,11 @@ from weightinit.templates.bundle import TemplateBundle
 from weightinit.templates.compose import Composer
 from weightinit.templates.config import TemplateConfig
 from weightinit.templates.constrain import ConstrainedModel, constrain
-from weightinit.training.config import Run
 from weightinit.training.data import load_data
 from weightinit.training.images import ImageData
 from weightinit.training.loop import accelerator, train
 from weightinit.training.presets import Preset, get_preset
+from weightinit.training.run import Run
 from weightinit.training.teacher import as_published, get_ancestor, scores
 
 __all__ = ["MixedModel", "build_auxiliary", "train_templates"]
@@ -128,7 +128,7 @@ def train_templates(
         data: what :func:`weightinit.training.data.load_data` takes; None is the preset's own.
         method: ``"wave"``, ``"tleg"`` or ``"share"`` (whose scalers are closed forms).
         dtype: dtype of the saved tensors.
-        **run: see :class:`weightinit.training.config.Run`; ``out``, the folder, is required.
+        **run: see :class:`weightinit.training.run.Run`; ``out``, the folder, is required.
 
     Returns:
         The bundle, with its validation and test accuracy in ``config.provenance``.
@@ -139,6 +139,8 @@ def train_templates(
     given = Run(**run)
     preset = get_preset(preset) if isinstance(preset, str) else preset
     config, images = given.config(preset.training), _data(preset, data, given)
+    if accelerator().is_main_process:
+        given.prepare()
     if preset.ancestor.training is None:
         published = timm.create_model(preset.ancestor.model, pretrained=True)
         ancestor, (images,) = as_published(published, [images])
@@ -147,7 +149,11 @@ def train_templates(
         ancestor, card = get_ancestor(preset.ancestor, [images], **given.ancestor_options)
     auxiliary = build_auxiliary(preset, images, method, given.seed)
     history = train(
-        auxiliary, images, config, ancestor=ancestor, **given.options(config.steps // 10)
+        auxiliary,
+        images,
+        config,
+        ancestor=ancestor,
+        **given.options("auxiliary model", config.steps // 10),
     )
     auxiliary.cpu()
     described = {
