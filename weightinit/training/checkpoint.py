@@ -67,19 +67,16 @@ def save_checkpoint(
         for index, entry in optimizer.state_dict()["state"].items()
         for name, value in entry.items()
     }
-    weights = module.state_dict()
-    extra = {name: value for name, value in weights.items() if not isinstance(value, Tensor)}
-    parts = {"model": weights, "optimizer": moments, "average": averages or {}}
+    parts = {"model": module.state_dict(), "optimizer": moments, "average": averages or {}}
     # clone: safetensors refuses tensors that share memory, which tied weights do
     tensors = {
         f"{part}.{name}": value.detach().cpu().clone().contiguous()
         for part, values in parts.items()
         for name, value in values.items()
-        if name not in extra
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic(path) as file:
-        save_file(tensors, file, metadata={"state": json.dumps({**state, "extra": extra})})
+        save_file(tensors, file, metadata={"state": json.dumps(state)})
 
 
 def load_checkpoint(
@@ -101,7 +98,7 @@ def load_checkpoint(
                 parts[part][name] = file.get_tensor(key)
         if not isinstance(state, dict) or type(state["step"]) is not int:
             raise ValueError("its state is not of this form")
-        module.load_state_dict({**parts["model"], **state.pop("extra", {})})
+        module.load_state_dict(parts["model"])
         if optimizer is None:
             module.load_state_dict({**module.state_dict(), **parts["average"]})
         else:

@@ -314,7 +314,7 @@ def _share(module: nn.Module, fleet: Any) -> None:
     if fleet.num_processes > 1:
         from accelerate.utils import broadcast
 
-        for value in module.state_dict().values():
+        for value in (*module.parameters(), *module.buffers()):
             value.copy_(broadcast(value.clone()))
 
 
