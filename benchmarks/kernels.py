@@ -132,13 +132,13 @@ def composed(
         torch.randn(number, w, w, generator=generator).to(device),
         torch.randn(layers, number, *s, generator=generator).to(device),
     )
-    outs = list(torch.empty(layers, s[0] * w, s[1] * w, device=device))
+    out = torch.empty(layers, s[0] * w, s[1] * w, device=device)
     copy = Copy(device)
     calls = {"kron": kron, "einsum": einsum, "compile": compiled(einsum), "new": kron_sum}
-    forward, backward = race(calls, inputs, rounds, copy, lambda: kron_sum(*inputs, out=outs))
+    forward, backward = race(calls, inputs, rounds, copy, lambda: kron_sum(*inputs, out=out))
     case = {"kind": kind, "ratio": ratio, "layers": layers}
     case |= {"templates": [number, w, w], "scalers": [layers, number, *s]}
-    size, total = inputs[0].numel(), sum(out.numel() for out in outs)
+    size, total = inputs[0].numel(), out.numel()
     for name, times, key, elements in (
         ("forward new", forward, "new", size + total),
         ("forward into", forward, "into", size + total),

@@ -52,10 +52,13 @@ if TYPE_CHECKING:
     from weightinit.registry import list_methods
     from weightinit.report import Report
     from weightinit.templates.bundle import TemplateBundle, list_templates
-    from weightinit.templates.config import TemplateConfig, TemplateKind
-    from weightinit.templates.constrain import ConstrainedModel, constrain
+    from weightinit.templates.config import TemplateConfig
+    from weightinit.templates.constrain import constrain
+    from weightinit.templates.constrained import ConstrainedModel
     from weightinit.templates.extract import extract_templates
     from weightinit.templates.fit import fit_scalers
+    from weightinit.templates.kinds import TemplateKind
+    from weightinit.templates.nested import NestedModel, Size, Sizes
 
 _LAZY = {
     "Anatomy": "anatomy",
@@ -97,11 +100,14 @@ _LAZY = {
     "TemplateBundle": "templates.bundle",
     "list_templates": "templates.bundle",
     "TemplateConfig": "templates.config",
-    "TemplateKind": "templates.config",
-    "ConstrainedModel": "templates.constrain",
+    "TemplateKind": "templates.kinds",
+    "ConstrainedModel": "templates.constrained",
     "constrain": "templates.constrain",
     "extract_templates": "templates.extract",
     "fit_scalers": "templates.fit",
+    "NestedModel": "templates.nested",
+    "Size": "templates.nested",
+    "Sizes": "templates.nested",
 }
 
 __all__ = [
@@ -123,6 +129,7 @@ __all__ = [
     "HyperNetwork",
     "LiGO",
     "Mimetic",
+    "NestedModel",
     "Net2Net",
     "ParamSpec",
     "Plan",
@@ -131,6 +138,8 @@ __all__ = [
     "Report",
     "Rule",
     "ShrinkThenGrow",
+    "Size",
+    "Sizes",
     "Stacking",
     "Subcloning",
     "TemplateBundle",

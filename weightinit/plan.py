@@ -32,11 +32,14 @@ class Part:
         action: ``"written"`` from the source, ``"fresh"`` by an explicit rule, or ``"kept"``.
         text: where its values come from, for people; nothing is read from it.
         fill: writes the values into a view of the piece's canonical size; None where it is kept.
+        whole: whether ``fill`` is known to write every value, so that nothing has to be marked
+            before to find what it left out.
     """
 
     action: Action
     text: str
     fill: Fill | None = None
+    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,12 +69,14 @@ class Recipe:
         source: where its values come from, for people.
         fill: writes the values into a tensor of the parameter's global shape, on the CPU, in fp32
             (fp64 for fp64 parameters); None where the parameter is kept.
+        whole: whether ``fill`` is known to write every value.
     """
 
     spec: ParamSpec
     action: Action
     source: str
     fill: Fill | None = None
+    whole: bool = False
 
 
 def assemble(target: Anatomy, part_of: Callable[[Piece], Part]) -> list[Recipe]:
@@ -114,7 +119,8 @@ def joined(target: Anatomy, spec: ParamSpec, parts: Sequence[Part]) -> Recipe:
             # A view made before the last write has no part in its gradient.
             part.fill(target.split(spec, out)[role])
 
-    return Recipe(spec, "written" if "written" in actions else "fresh", text, fill)
+    action = "written" if "written" in actions else "fresh"
+    return Recipe(spec, action, text, fill, all(part.whole for part in parts))
 
 
 class Plan:
@@ -196,20 +202,17 @@ class Plan:
             if recipe.fill is None:
                 continue
             dtype = torch.float64 if parameter.dtype == torch.float64 else torch.float32
-            # Whatever the recipe leaves unwritten is found by the check below.
-            value = torch.full(parameter.shape, torch.nan, dtype=dtype)
+            value = torch.empty(parameter.shape, dtype=dtype)
             with torch.no_grad():
+                if not recipe.whole:
+                    value.fill_(torch.nan)  # the check below finds what stays unwritten
                 recipe.fill(value)
-            # The sum is not finite if any value is not; the slow check tells overflow from NaN.
-            if not torch.isfinite(value.sum()) and not torch.isfinite(value).all():
+            if not _finite(value):
                 raise ProjectionError(
                     f"{name} ({recipe.spec.role}, {tuple(value.shape)}) would get values that are "
                     f"not finite from {recipe.source}: check the source with torch.isfinite"
                 )
-            if (
-                not torch.isfinite(value.to(parameter.dtype).sum())
-                and not torch.isfinite(value.to(parameter.dtype)).all()
-            ):
+            if parameter.dtype != dtype and not _finite(value.to(parameter.dtype)):
                 raise ProjectionError(
                     f"{name} ({recipe.spec.role}) overflows {parameter.dtype}: use bfloat16 or "
                     "float32 parameters"
@@ -237,6 +240,11 @@ class Plan:
             # transformers re-initialises whatever lacks this mark.
             self._parameters[name]._is_hf_initialized = True  # type: ignore[attr-defined]
         return self.model
+
+
+def _finite(value: Tensor) -> bool:
+    # The sum is not finite if any value is not; the slow check tells overflow from NaN.
+    return bool(torch.isfinite(value.sum())) or bool(torch.isfinite(value).all())
 
 
 def keeping(target: Anatomy, recipes: list[Recipe], keep: Iterable[str]) -> list[Recipe]:

@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from weightinit.kernels import kron
-from weightinit.kernels.common import accumulator
+from weightinit.kernels.kron import accumulator
 
 # Programs enough to fill any GPU; fewer and the rows are split among more of them.
 PROGRAMS = 512
