@@ -7,14 +7,17 @@ from helpers.models import vit
 from helpers.training import LOGAH, SMALL, hypernet
 from safetensors.torch import load_file, save_file
 
+from weightinit.ancestor.ancestor import Ancestor
 from weightinit.errors import WeightInitError
 from weightinit.hypernet.config import HyperConfig
 from weightinit.hypernet.files import HyperNetwork
 from weightinit.hypernet.samplers import Sampler, micro
+from weightinit.training import hypernet_run
 from weightinit.training.config import TrainingConfig
 from weightinit.training.data import load_data
 from weightinit.training.hypernet_run import train_hypernet, warm_start
 from weightinit.training.targets import zero_shot
+from weightinit.training.tasks import task_embedding
 from weightinit.training.teacher import Network, get_ancestor
 from weightinit.training.text import TextData, load_text
 
@@ -209,3 +212,24 @@ class _Other(type(hypernet())):
     def __init__(self):
         torch.nn.Module.__init__(self)
         self.alien = torch.nn.Parameter(torch.zeros(3))
+
+
+def test_features_of_tasks_may_come_from_another_network(tmp_path, tasks, monkeypatch):
+    """PITH inherits from one published network, and another describes its tasks."""
+    named = {"large": vit(embed_dim=32, num_classes=10), "base": vit(embed_dim=16, num_classes=10)}
+    real = Ancestor.open
+    monkeypatch.setattr(
+        hypernet_run.Ancestor, "open", lambda given, **_: real(named.get(given, given))
+    )
+    preset = replace(
+        PITH,
+        config=HyperConfig("pith", task_dim=16, **SMALL),
+        ancestor=Network("large"),
+        features=Network("base"),
+    )
+    bundle = run(tmp_path, preset, data=tasks)
+    assert bundle.config.options["task_dim"] == 16
+    rows = load_file(tmp_path / "out" / "training" / "tasks.safetensors")
+    assert torch.equal(rows["part"], task_embedding(named["base"], tasks[1]))
+    given = run(tmp_path, preset, "given", data=tasks, ancestor=named["large"])
+    assert given.config.options["task_dim"] == 32

@@ -75,6 +75,8 @@ def meta_train(
     tasks = data if isinstance(data, Sequence) else [data]
     fleet, sampler = accelerator(), get_sampler(sampler)
     check_tasks(tasks, sampler)
+    if config.guide and hypernet.config.kind == "pith":
+        raise WeightInitError("PITH predicts no projection for a guide: use guide=0")
     hypernet.to(fleet.device)
     size = image_size(tasks)
     sources = [Ancestor.open(one) for one in listed(ancestor)] or [None]

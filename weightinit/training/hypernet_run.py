@@ -180,10 +180,11 @@ def _teacher(
         data = tasks if vocabulary else tasks[:1]
         model, card = get_ancestor(network, data, **run.ancestor_options)
         return Teacher(Ancestor.open(model), model, card, tasks)
-    given = network.model if given is None else given
+    own, given = given is None, network.model if given is None else given
     source = Ancestor.open(given)
     needed = preset.training.guide or preset.config.task_dim
-    module = source.module() if needed else None
+    described = Ancestor.open(preset.features.model) if own and preset.features else source
+    module = described.module() if needed else None
     table = source.anatomy.outside.get("embed.token.weight")
     if vocabulary and (table is None or table.size[0] < vocabulary):
         raise WeightInitError(
