@@ -182,6 +182,15 @@ def test_a_preset_without_data_asks_for_it(tmp_path):
         run(tmp_path, replace(TEXT, data=()))
 
 
+def test_what_is_wrong_is_found_before_the_ancestor_is_trained(tmp_path, monkeypatch):
+    monkeypatch.setattr(hypernet_run, "get_ancestor", lambda *_, **__: pytest.fail("trained"))
+    with pytest.raises(WeightInitError, match=r"batch_size 5000 \(--batch-size\) cannot be drawn"):
+        run(tmp_path, PITH, batch_size=5000)
+    with pytest.raises(WeightInitError, match="nowhere"):
+        run(tmp_path, TAL, start=tmp_path / "nowhere")
+    assert not (tmp_path / "out").exists()
+
+
 def test_images_are_no_texts(tmp_path, tasks, texts):
     with pytest.raises(WeightInitError, match="trains no vision transformers"):
         run(tmp_path, TEXT, data=tasks[:1])
@@ -201,17 +210,11 @@ def test_steps_scale_the_warm_up_and_a_run_resumes(tmp_path):
 
 def test_a_warm_start_copies_what_fits():
     old, new = hypernet(seed=1), hypernet("tal", task_dim=5)
-    found = warm_start(new, old)
+    found = warm_start(new, "old", old.state_dict())
     assert torch.equal(new.decoder.l2.weight, old.decoder.l2.weight)
     assert len(found["fresh"]) == 8 and found["copied"] == len(old.state_dict())
     with pytest.raises(WeightInitError, match="shares no weights"):
-        warm_start(hypernet(hid=32, rank=8, max_ck=512, num_classes=11, dead_layer=False), _Other())
-
-
-class _Other(type(hypernet())):
-    def __init__(self):
-        torch.nn.Module.__init__(self)
-        self.alien = torch.nn.Parameter(torch.zeros(3))
+        warm_start(hypernet(), "other", {"alien": torch.zeros(3)})
 
 
 def test_features_of_tasks_may_come_from_another_network(tmp_path, tasks, monkeypatch):

@@ -121,6 +121,14 @@ def test_a_checkpoint_of_another_form_is_not_resumed(digits, tmp_path, changes):
         train(classifier(), digits, config, out=tmp_path, resume=True)
 
 
+def test_a_run_is_not_resumed_on_other_data(digits, tmp_path):
+    config = TrainingConfig(2, 32)
+    train(classifier(), digits, config, out=tmp_path)
+    other = replace(digits, name="other")
+    with pytest.raises(WeightInitError, match="another config \\(data"):
+        train(classifier(), other, config, out=tmp_path, resume=True)
+
+
 def test_the_global_generator_is_left_alone(digits):
     before = torch.get_rng_state()
     train(classifier(), digits, TrainingConfig(steps=2, batch_size=32))
@@ -211,7 +219,7 @@ def test_torchrun_is_seen_without_an_accelerator(tmp_path):
     worker = tmp_path / "worker.py"
     worker.write_text(
         "import os\n"
-        "from weightinit.training.loop import accelerator\n"
+        "from weightinit.training.fleet import accelerator\n"
         # one write, which the other process cannot come between
         "os.write(1, f'processes: {accelerator().num_processes}\\n'.encode())\n"
     )

@@ -231,9 +231,20 @@ def test_a_killed_weit_training_resumes_bit_for_bit(tmp_path, monkeypatch):
         assert torch.equal(tensor, resumed.tensors[name]), name
 
 
-def test_bad_input_is_refused(tmp_path, digits):
+def test_bad_input_is_refused(tmp_path, digits, monkeypatch):
     with pytest.raises(WeightInitError, match="method 'ligo' trains no templates"):
         build_auxiliary(TINY, digits, "ligo", 0)
+    monkeypatch.setattr(templates, "get_ancestor", lambda *_, **__: pytest.fail("trained"))
+    for options, message in (
+        ({"method": "ligo"}, "trains no templates"),
+        ({"batch_size": 5000}, r"batch_size 5000 \(--batch-size\) cannot be drawn from the 1259"),
+        ({"resume": True, "force": True}, "pass one of them"),
+    ):
+        with pytest.raises(WeightInitError, match=message):
+            run(tmp_path, **options)
+    paper = replace(TINY, training=replace(TINY.training, augment="paper"))
+    with pytest.raises(WeightInitError, match="use augment 'light'"):
+        run(tmp_path, preset=paper)
     large = replace(TINY, auxiliary=Network("vit_tiny_patch16_224", {**SIZE, "img_size": 16}))
     with pytest.raises(WeightInitError, match=r"images of \(8, 8\) pixels"):
         run(tmp_path, preset=large)

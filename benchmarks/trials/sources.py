@@ -20,8 +20,9 @@ from weightinit.templates.config import TemplateConfig
 from weightinit.templates.constrain import ConstrainedModel, constrain
 from weightinit.training.checkpoint import load_checkpoint
 from weightinit.training.config import TrainingConfig
+from weightinit.training.fleet import accelerator
 from weightinit.training.images import ImageData, ImageFiles
-from weightinit.training.loop import accelerator, train
+from weightinit.training.loop import train
 from weightinit.training.teacher import Network, get_ancestor, open_teacher
 from weightinit.training.templates import build_auxiliary
 

@@ -40,14 +40,34 @@ class History:
         """The last validation score, nan if none was measured."""
         return next((row["val"] for row in reversed(self.rows) if "val" in row), math.nan)
 
-    @classmethod
-    def of(cls, values: Any) -> History:
-        """Return the history of a checkpoint's JSON; ValueError if it is not of this form."""
-        match values:
-            case {"config": dict(), "rows": list() as rows, "seconds": int() | float()}:
-                if all(isinstance(row, dict) for row in rows):
-                    return cls(values["config"], rows, values["seconds"])
-        raise ValueError("its history is not of this form")
+    def resume(self, file: Path, state: Mapping[str, Any]) -> int:
+        """Take over the history of a checkpoint of the same config; return its step."""
+        match state:
+            case {
+                "step": int() as step,
+                "history": {"config": dict() as config, "rows": list() as rows, "seconds": seconds},
+                "scaler": dict(),
+                "recent": list() as recent,
+            } if (
+                0 <= step <= self.config["steps"]
+                and all(isinstance(row, dict) for row in rows)
+                and all(isinstance(value, (int, float)) for value in (seconds, *recent))
+            ):
+                pass
+            case _:
+                raise WeightInitError(
+                    f"{file} is no checkpoint of this version: start again without resume "
+                    "(--force), or in another folder"
+                )
+        names = sorted({k for k in {*config, *self.config} if config.get(k) != self.config.get(k)})
+        if names:
+            other = [f"{k} {config.get(k)!r:.80}, now {self.config.get(k)!r:.80}" for k in names]
+            raise WeightInitError(
+                f"{file} was trained by another config ({'; '.join(other)}): resume with the same "
+                "options, or start in another folder"
+            )
+        self.rows, self.seconds = rows, seconds
+        return step
 
     def save(self, path: Path) -> None:
         """Write the history as JSON."""
@@ -74,9 +94,15 @@ def save_checkpoint(
         for part, values in parts.items()
         for name, value in values.items()
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic(path) as file:
-        save_file(tensors, file, metadata={"state": json.dumps(state)})
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic(path) as file:
+            save_file(tensors, file, metadata={"state": json.dumps(state)})
+    except (SafetensorError, OSError) as error:
+        raise WeightInitError(
+            f"cannot write {path} ({error}): make room or use another folder; what was saved "
+            "before is as it was, and resume=True (--resume) goes on from it"
+        ) from error
 
 
 def load_checkpoint(

@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]] | None:
     """Train a bundle; return what to print, as text and plain values, in the main process alone."""
     import torch
 
-    from weightinit.training.loop import accelerator
+    from weightinit.training.fleet import accelerator
     from weightinit.training.templates import train_templates
 
     own = ("method", "ancestor", "scalers", "scaler_lr")
@@ -89,8 +89,8 @@ def run(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]] | None:
 
 def run_hypernet(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]] | None:
     """Train a hypernetwork; return what to print, in the main process alone."""
+    from weightinit.training.fleet import accelerator
     from weightinit.training.hypernet_run import train_hypernet
-    from weightinit.training.loop import accelerator
 
     names = ("preset", "data", "ancestor", "start", "out")
     bundle = train_hypernet(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ from weightinit.inherit.fitting import run
 from weightinit.training.checkpoint import History, load_checkpoint, save_checkpoint
 from weightinit.training.config import TrainingConfig
 from weightinit.training.contexts import postponed_interrupt, seeded, subseed
+from weightinit.training.fleet import accelerator, average_gradients, share
 from weightinit.training.tasks import Data, task_batches
 
-__all__ = ["accelerator", "batches", "distillation_loss", "follow", "train"]
+__all__ = ["batches", "distillation_loss", "follow", "train"]
 
 #: Seconds between two lines of a log.
 LINE_SECONDS = 30.0
@@ -82,7 +84,8 @@ def train(
     def score() -> dict[str, float]:
         return {"val": sum(task.score(module) for task in tasks) / len(tasks)}
 
-    return follow(config, module, losses, score, **options)
+    notes = {"data": [f"{task.name}, {len(task.train)}" for task in tasks]}
+    return follow(config, module, losses, score, notes=notes, **options)
 
 
 def distillation_loss(kind: str, logits: Tensor, targets: Tensor, teacher: Tensor) -> Tensor:
@@ -171,11 +174,11 @@ def follow(
     file = out / "checkpoint.safetensors" if out else None
     if file and resume and file.exists():
         state = load_checkpoint(file, module, optimizer, averages)
-        history, start = _resumed(file, state, history, config.steps)
+        start = history.resume(file, state)
         scaler.load_state_dict(state["scaler"])
         recent += torch.tensor(state["recent"], device=fleet.device).unbind()
         schedule.step_update(start)
-    _share(module, fleet)
+    share(module, fleet)
     steps = range(start, config.steps)
     terms = losses(steps)
     report = max(1, min(50, config.steps // 20))
@@ -187,7 +190,7 @@ def follow(
         for loss in next(terms):
             scaler.scale(loss).backward()
             total += loss.detach()
-        _average(parameters, fleet)
+        average_gradients(parameters, fleet)
         if config.clip_grad:
             scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_(parameters, config.clip_grad)
@@ -203,9 +206,8 @@ def follow(
             row = {"step": done, "lr": optimizer.param_groups[0]["lr"]}
             row["loss"] = float(torch.stack(recent).mean())
             if scored:
-                _swap(named, averages)
-                row |= score()
-                _swap(named, averages)
+                with _averaged(named, averages):
+                    row |= score()
             history.rows.append(row)
             recent.clear()
         schedule.step_update(done)
@@ -269,62 +271,11 @@ def _swap(parameters: Mapping[str, Tensor], averages: Mapping[str, Tensor]) -> N
         value.copy_(held)
 
 
-def _resumed(
-    file: Path, state: Mapping[str, Any], begun: History, steps: int
-) -> tuple[History, int]:
-    """Return the history and step of a checkpoint, which must be of the same config."""
+@contextmanager
+def _averaged(parameters: Mapping[str, Tensor], averages: Mapping[str, Tensor]) -> Iterator[None]:
+    """Put the averages in the place of the parameters inside the block."""
+    _swap(parameters, averages)
     try:
-        history, step = History.of(state["history"]), state["step"]
-        if not 0 <= step <= steps or not isinstance(state["scaler"], dict):
-            raise ValueError(f"step {step}, and a scaler {state['scaler']!r:.80}")
-        torch.tensor(state["recent"], dtype=torch.float32)
-    except (KeyError, TypeError, ValueError) as error:
-        raise WeightInitError(
-            f"{file} is no checkpoint of this version ({error!r}): start again without resume "
-            "(--force), or in another folder"
-        ) from error
-    if history.config != begun.config:
-        raise WeightInitError(
-            f"{file} was trained by another config ({_differences(history.config, begun.config)}): "
-            "resume with the same options, or start in another folder"
-        )
-    return history, step
-
-
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    names = sorted({k for k in {*old, *new} if old.get(k) != new.get(k)})
-    return ", ".join(f"{name} {old.get(name)!r:.80}, now {new.get(name)!r:.80}" for name in names)
-
-
-def accelerator() -> Any:
-    """Return accelerate's view of processes and devices, as torchrun or its launcher set it."""
-    try:
-        from accelerate import Accelerator
-    except ImportError as error:
-        raise WeightInitError(
-            "training needs accelerate: install it with pip install 'weightinit[train]'"
-        ) from error
-    # accelerate overlooks torchrun on a machine without accelerators unless it is told
-    return Accelerator(cpu=not torch.accelerator.is_available())
-
-
-@torch.no_grad()
-def _share(module: nn.Module, fleet: Any) -> None:
-    """Give every process the weights of the first."""
-    if fleet.num_processes > 1:
-        from accelerate.utils import broadcast
-
-        for value in (*module.parameters(), *module.buffers()):
-            value.copy_(broadcast(value.clone()))
-
-
-def _average(parameters: Sequence[nn.Parameter], fleet: Any) -> None:
-    """Average gradients over processes; a hypernetwork's architectures differ among them."""
-    if fleet.num_processes == 1:
-        return
-    for p in parameters:
-        p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-    grads = [p.grad for p in parameters if p.grad is not None]
-    flat = fleet.reduce(torch.cat([grad.flatten() for grad in grads]), "mean")
-    for grad, mean in zip(grads, flat.split([grad.numel() for grad in grads]), strict=True):
-        grad.copy_(mean.view_as(grad))
+        yield
+    finally:
+        _swap(parameters, averages)

@@ -16,7 +16,8 @@ from weightinit.templates.nested import NestedModel
 from weightinit.training.checkpoint import History
 from weightinit.training.config import TrainingConfig
 from weightinit.training.contexts import seeded, subseed
-from weightinit.training.loop import accelerator, follow
+from weightinit.training.fleet import accelerator
+from weightinit.training.loop import follow
 
 __all__ = ["pretrain"]
 

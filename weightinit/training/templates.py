@@ -17,8 +17,9 @@ from weightinit.templates.config import TemplateConfig
 from weightinit.templates.constrain import ConstrainedModel, constrain
 from weightinit.templates.nested import NestedModel, Size, Sizes
 from weightinit.training.data import load_data
+from weightinit.training.fleet import accelerator
 from weightinit.training.images import ImageData
-from weightinit.training.loop import accelerator, train
+from weightinit.training.loop import train
 from weightinit.training.presets import Preset, get_preset
 from weightinit.training.run import Run
 from weightinit.training.teacher import get_ancestor, open_teacher
@@ -175,6 +176,8 @@ def train_templates(
         scaler_lr = preset.training.scaler_lr / 2
     config = given.config(preset.training, scaler_lr=scaler_lr)
     images = _data(preset, data, given)
+    images.check(config.batch_size, config.augment, accelerator().num_processes)
+    auxiliary = build_auxiliary(preset, images, method, given.seed, scalers)
     if accelerator().is_main_process:
         given.prepare()
     teacher, card = None, None
@@ -188,7 +191,6 @@ def train_templates(
         teacher, images, card = open_teacher(ancestor, images)
     soft = config.loss if config.loss != "ce" else "soft+ce"
     config = replace(config, loss="ce" if teacher is None else soft)
-    auxiliary = build_auxiliary(preset, images, method, given.seed, scalers)
     options = given.options("auxiliary model", config.steps // 10)
     history = train(auxiliary, images, config, ancestor=teacher, **options)
     auxiliary.cpu()
