@@ -115,7 +115,7 @@ PRESETS: dict[str, Preset] = {
             "digits-weit",
             "digits",
             auxiliary=_vit(8, 2, 64, 4, 6),
-            training=TrainingConfig(6000, 64, 5e-3, warmup_steps=600, **_LABELS),
+            training=TrainingConfig(6000, 64, 3e-3, warmup_steps=600, **_LABELS),
             method="weit",
             depths=(3, 4, 5),
             widths=(1, 0.75, 0.5, 0.25),

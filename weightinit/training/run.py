@@ -95,14 +95,14 @@ class Run:
     def prepare(self) -> None:
         """Check that the folder can be written to, and that nothing in it would be lost."""
         kinds = {CONFIG: "a finished bundle", "training/checkpoint.safetensors": "a half-done one"}
-        held = next((text for name, text in kinds.items() if (self.folder / name).exists()), None)
+        held = next((text for name, text in kinds.items() if _exists(self.folder / name)), None)
         if held and not (self.resume or self.force):
             raise WeightInitError(
                 f"{self.folder} holds {held}: pass resume=True (--resume) to go on with its "
                 "training, force=True (--force) to start again over it, or name another folder"
             )
         inner = self.folder / "training"
-        new = [path for path in (inner, *inner.parents) if not path.exists()]
+        new = [path for path in (inner, *inner.parents) if not _exists(path)]
         try:
             inner.mkdir(parents=True, exist_ok=True)
             for folder in (self.folder, inner):
@@ -143,3 +143,8 @@ class Run:
         }
         found = {"command": self.command, "preset": preset, **more, "versions": versions}
         return json.loads(json.dumps(found))
+
+
+def _exists(path: Path) -> bool:
+    """Whether there is such a path; pathlib raises where a name is too long, or no folder is."""
+    return os.path.exists(path)  # noqa: PTH110
