@@ -39,8 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"weightinit: cannot print: {error}", file=sys.stderr)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 2
-    except KeyboardInterrupt:
-        print("weightinit: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(f"weightinit: {error or 'interrupted'}", file=sys.stderr)
         return 130
 
 
