@@ -90,6 +90,7 @@ class Anatomy:
         family: family of the model: ``vit``, ``convnext``, ``bert``, ``gpt2``.
         traits: what the model computes besides its weights; see :class:`Traits`.
         prefix: what stands before the model's own names, such as ``"model.encoder."``.
+        unexplained: parameters that no rule explains and that were allowed to be there.
     """
 
     specs: tuple[ParamSpec, ...]
@@ -98,6 +99,7 @@ class Anatomy:
     family: str
     traits: Traits
     prefix: str = ""
+    unexplained: tuple[ParamSpec, ...] = ()
 
     def key(self, name: str) -> str:
         """Return a name of a module like it without wrappers and without the prefix."""

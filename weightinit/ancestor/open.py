@@ -199,7 +199,7 @@ class Opener:
 
     def _anatomy(self, source: nn.Module | Mapping[str, Tensor]) -> Anatomy:
         sizes = None if self.heads is None else {"h": self.heads}
-        seen = anatomy(source, rules=self.rules, sizes=sizes)
+        seen = anatomy(source, rules=self.rules, sizes=sizes, unexplained="outside")
         if self.grid is None:
             return seen
         known, positions = seen.traits, seen.sizes.get("t", 0)

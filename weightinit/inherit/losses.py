@@ -6,8 +6,9 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from weightinit.anatomy import Anatomy, facts
 from weightinit.plan import Recipe
+from weightinit.text import first
 
-__all__ = ["drawn", "left_out", "lost", "taken_over"]
+__all__ = ["drawn", "left_out", "lost", "neutral", "taken_over"]
 
 
 def lost(ancestor: Anatomy, target: Anatomy) -> list[str]:
@@ -21,7 +22,22 @@ def left_out(ancestor: Anatomy, target: Anatomy) -> list[str]:
     """Return what else the target has no place for, such as another head."""
     roles = [role for role in _homeless(ancestor, target) if facts(role).dispensable]
     roles += [words for role, words in _shortened(ancestor, target) if facts(role).kind != "token"]
-    return _sentence(roles, "")
+    notes = _sentence(roles, "")
+    if spare := [spec.name for spec in ancestor.unexplained]:
+        notes.append(f"left out of the ancestor, as no rule explains it: {first(spare)}")
+    return notes
+
+
+def neutral(ancestor: Anatomy, target: Anatomy) -> list[str]:
+    """Return what of the target's blocks the ancestor lacks, and starts where it does nothing."""
+    old, new = ({role for block in seen.blocks for role in block} for seen in (ancestor, target))
+    roles = sorted(role for role in new - old if not facts(role).loose)
+    if not roles or any(facts(role).neutral is None for role in roles):
+        return []
+    text = f"{', '.join(roles)}, which the ancestor lacks, start where they do nothing"
+    if any(facts(role).kind == "table" for role in roles):
+        text += "; attention within windows, if the target has it, is another function still"
+    return [text]
 
 
 def drawn(recipes: Iterable[Recipe]) -> list[str]:
