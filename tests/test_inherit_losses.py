@@ -83,3 +83,11 @@ def test_words_that_are_left_out_are_noted():
     found = notes(lm(words=31, positions=16), lm(words=20, positions=12))
     assert "11 of 31 rows of embed.token.weight, 4 of 16 rows of pos" in found[0]
     wi.project_from(lm(words=31), lm(words=20))
+
+
+def test_where_the_positions_of_a_text_begin_is_assumed_aloud():
+    bert, more = lm(), lm()
+    roberta, target = (lm("Roberta", "ForMaskedLM", positions=18) for _ in "ab")
+    with pytest.warns(UserWarning, match="of the ancestor begin, .* begin in row 2 as the other's"):
+        wi.project_from(wi.Ancestor.open(roberta.state_dict(), heads=3), target)
+    assert "begin in" not in "".join(notes(wi.Ancestor.open(bert.state_dict(), heads=3), more))

@@ -20,7 +20,7 @@ from weightinit.ancestor.folding import folded
 from weightinit.errors import AnatomyError
 from weightinit.hypernet.pith import HypernetLike, embedding, named_network, predicted
 from weightinit.inherit.fresh import base_seed
-from weightinit.inherit.losses import drawn, left_out, lost, neutral, taken_over
+from weightinit.inherit.losses import assumed, drawn, left_out, lost, neutral, taken_over
 from weightinit.inherit.method import Method
 from weightinit.inherit.pairs import check_pair
 from weightinit.methods.mimetic import Mimetic, planned_mimetic
@@ -301,7 +301,7 @@ def plan_projection(
     doubts = check_pair(source.anatomy, seen, kept_by(seen, keep))
     planned = chosen.plan(source, seen, seed=base_seed(generator), calibration=calibration)
     recipes = keeping(seen, planned.recipes(seen), keep)
-    doubts += lost(source.anatomy, seen) + drawn(recipes)
+    doubts += [*lost(source.anatomy, seen), *assumed(source.anatomy, seen), *drawn(recipes)]
     notes += left_out(source.anatomy, seen) + neutral(source.anatomy, seen)
     notes += taken_over(seen, recipes)
     return Plan(

@@ -11,7 +11,6 @@ from typing import Literal
 from torch import Tensor, nn
 
 from weightinit.anatomy.core import Anatomy, ParamSpec
-from weightinit.anatomy.layout import Layout
 from weightinit.anatomy.layout import layout as layout_of
 from weightinit.anatomy.match import Match, block_of, families_of, match, match_user, prefix_of
 from weightinit.anatomy.pattern import parse
@@ -112,7 +111,7 @@ def anatomy(
         family.name if family else "custom",
         Traits.of(traits),
         prefix,
-        tuple(_bare_spec(entry, block) for entry, block in spare),
+        tuple(ParamSpec.bare(x.name, x.key, x.shape, block, x.tied) for x, block in spare),
     )
 
 
@@ -172,13 +171,6 @@ def _explain(
             f"{HINT}{known}{adapters if lora else ''}"
         )
     return entries, matches, spare
-
-
-def _bare_spec(entry: TensorInfo, block: int | None) -> ParamSpec:
-    """Return a parameter of which nothing is known but its name and shape."""
-    layout = Layout(entry.shape, -1, ())
-    key, name, shape, tied = entry.key, entry.name, entry.shape, entry.tied
-    return ParamSpec(name, key, key, "", shape, block, "", (key,), tied, layout=layout)
 
 
 def _specs(

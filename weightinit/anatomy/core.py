@@ -46,6 +46,19 @@ class ParamSpec:
     tied: tuple[str, ...] = ()
     layout: Layout = field(repr=False, compare=False, kw_only=True)
 
+    @classmethod
+    def bare(
+        cls,
+        name: str,
+        key: str,
+        shape: tuple[int, ...],
+        block: int | None = None,
+        tied: tuple[str, ...] = (),
+    ) -> ParamSpec:
+        """Return a parameter of which nothing is known but its name and shape."""
+        layout = Layout(shape, -1, ())
+        return cls(name, key, key, "", shape, block, "", (key,), tied, layout=layout)
+
 
 @dataclass(frozen=True)
 class Piece:

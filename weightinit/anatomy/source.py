@@ -99,7 +99,7 @@ def read(source: nn.Module | Mapping[str, Tensor], *, lenient: bool = False) -> 
     entries = []
     for tensor, (name, *tied) in kept:
         fault = _fault(name, tensor, identity is id)
-        shape = () if is_lazy(tensor) else tuple(tensor.shape)
+        shape = () if is_lazy(tensor) or tensor.is_nested else tuple(tensor.shape)
         floating = tensor.is_floating_point()
         entries.append(TensorInfo(name, strip(name), shape, tuple(tied), floating, fault))
     refuse([*refused, *(f"{x.name} ({x.fault})" for x in entries if x.fault and not lenient)])
@@ -118,7 +118,8 @@ def refuse(faults: Sequence[str]) -> None:
 
 def _storage(tensor: Tensor) -> object:
     """Return what two tied entries of a state dict have in common."""
-    if tensor.is_meta or tensor.numel() == 0 or type(tensor) not in (Tensor, nn.Parameter):
+    plain = type(tensor) in (Tensor, nn.Parameter) and not _form(tensor)
+    if not plain or tensor.is_meta or tensor.numel() == 0:
         return id(tensor)
     return tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride()
 
@@ -148,10 +149,17 @@ def _modules(
             yield from _modules(child, f"{prefix}{name}.", (*above, module))
 
 
+def _form(tensor: Tensor) -> str:
+    """Return the form of a tensor that has no strides, or an empty string."""
+    return "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.strided")
+
+
 def _fault(name: str, tensor: Tensor, is_parameter: bool) -> str:
     """Return why a tensor is no plain weight, or an empty string."""
     if is_lazy(tensor):
         return "uninitialized"
+    if form := _form(tensor):
+        return form
     if "parametrizations." in name or name.endswith(_PACKED):
         return "parametrized"
     quantized = tensor.is_quantized or type(tensor).__module__.startswith("torchao")

@@ -8,7 +8,7 @@ from weightinit.anatomy import Anatomy, facts
 from weightinit.plan import Recipe
 from weightinit.text import first
 
-__all__ = ["drawn", "left_out", "lost", "neutral", "taken_over"]
+__all__ = ["assumed", "drawn", "left_out", "lost", "neutral", "taken_over"]
 
 
 def lost(ancestor: Anatomy, target: Anatomy) -> list[str]:
@@ -26,6 +26,21 @@ def left_out(ancestor: Anatomy, target: Anatomy) -> list[str]:
     if spare := [spec.name for spec in ancestor.unexplained]:
         notes.append(f"left out of the ancestor, as no rule explains it: {first(spare)}")
     return notes
+
+
+def assumed(ancestor: Anatomy, target: Anatomy) -> list[str]:
+    """Return what nothing tells of a text's positions and is taken to be as in the other model."""
+    old, new = ancestor.traits.first_position, target.traits.first_position
+    piece = target.outside.get("pos")
+    if piece is None or "pos" not in ancestor.outside or not target.is_table(piece):
+        return []
+    unknown = "ancestor" if old is None else "target"
+    if None not in (old, new) or not (old or new):
+        return []
+    return [
+        f"nothing tells in which row the positions of the {unknown} begin, and they are taken to "
+        f"begin in row {old or new} as the other's: pass a module, or a folder with config.json"
+    ]
 
 
 def neutral(ancestor: Anatomy, target: Anatomy) -> list[str]:
