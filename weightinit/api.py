@@ -129,13 +129,14 @@ def plan_templates(
     if not isinstance(bundle, TemplateBundle):
         bundle = TemplateBundle.from_pretrained(bundle)
     target = _seen(model, keep, rules, unexplained)
-    recipes = template_recipes(bundle, target, scalers=scalers, seed=base_seed(generator))
+    composed = template_recipes(bundle, target, scalers=scalers, seed=base_seed(generator))
+    recipes = keeping(target, composed, keep)
     return Plan(
         model,
         target,
-        keeping(target, recipes, keep),
+        recipes,
         source=f"templates {bundle.source}",
-        notes=lambda: [*said, *_exact_checkpoint(model)],
+        notes=lambda: [*said, *drawn(recipes, "bundle"), *_exact_checkpoint(model)],
     )
 
 

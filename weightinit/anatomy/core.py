@@ -273,6 +273,7 @@ class Anatomy:
                 }
                 for spec in self.specs
             ],
+            "unexplained": [spec.name for spec in self.unexplained],
         }
 
 

@@ -55,15 +55,15 @@ def neutral(ancestor: Anatomy, target: Anatomy) -> list[str]:
     return [text]
 
 
-def drawn(recipes: Iterable[Recipe]) -> list[str]:
+def drawn(recipes: Iterable[Recipe], source: str = "ancestor") -> list[str]:
     """Return which embeddings, positions and layers of the stem are fresh, on which all rests."""
     fresh = (recipe.spec.role for recipe in recipes if recipe.action == "fresh")
     roles = list(dict.fromkeys(role for role in fresh if facts(role).central))
     if not roles:
         return []
     return [
-        f"{', '.join(roles)} of the target cannot come from the ancestor and is drawn afresh: the "
-        "blocks expect another input, so train it first, or use an ancestor that has it"
+        f"{', '.join(roles)} of the target cannot come from the {source} and is drawn afresh: the "
+        f"blocks expect another input, so train it first, or take another {source}"
     ]
 
 
