@@ -304,8 +304,8 @@ def plan_projection(
     planned = chosen.plan(source, seen, seed=base_seed(generator), calibration=calibration)
     recipes = keeping(seen, planned.recipes(seen), keep)
     doubts += [*lost(source.anatomy, seen), *assumed(source.anatomy, seen), *drawn(recipes)]
-    notes += left_out(source.anatomy, seen) + neutral(source.anatomy, seen)
-    notes += taken_over(seen, recipes)
+    said = [*left_out(source.anatomy, seen), *neutral(source.anatomy, seen)]
+    said += taken_over(seen, recipes)
     return Plan(
         target,
         seen,
@@ -313,7 +313,8 @@ def plan_projection(
         source=f"ancestor {source.source}, by {chosen}",
         readonly=opened.live,
         doubts=doubts,
-        notes=lambda: [*notes, *planned.notes],
+        # What a method says of the function as a whole stands last.
+        notes=lambda: [*notes, *planned.notes[:-1], *said, *planned.notes[-1:]],
     )
 
 
