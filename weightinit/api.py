@@ -9,23 +9,23 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
 
-from weightinit.anatomy import Rule, anatomy
+from weightinit.anatomy import Anatomy, Rule, anatomy
 from weightinit.ancestor.ancestor import Ancestor
 from weightinit.ancestor.folding import folded
 from weightinit.errors import AnatomyError
 from weightinit.hypernet.pith import HypernetLike, embedding, named_network, predicted
 from weightinit.inherit.fresh import base_seed
-from weightinit.inherit.losses import drawn, left_out, lost, taken_over
+from weightinit.inherit.losses import assumed, drawn, left_out, lost, neutral, taken_over
 from weightinit.inherit.method import Method
 from weightinit.inherit.pairs import check_pair
 from weightinit.methods.mimetic import Mimetic, planned_mimetic
 from weightinit.numerics import plain_numerics
-from weightinit.plan import Plan, keeping
+from weightinit.plan import Plan, keeping, kept_by, names_of
 from weightinit.registry import get_method
 from weightinit.templates.bundle import TemplateBundle
 from weightinit.templates.wave import template_recipes
@@ -46,6 +46,7 @@ __all__ = [
 DEFAULT_TEMPLATES = "cifar10-w64"
 
 M = TypeVar("M", bound=nn.Module)
+Unexplained = Literal["raise", "keep"]
 AncestorLike = str | os.PathLike[str] | nn.Module | Mapping[str, Tensor] | Ancestor
 
 
@@ -57,6 +58,7 @@ def init_from_templates(
     generator: torch.Generator | None = None,
     keep: Iterable[str] = (),
     rules: Iterable[Rule] = (),
+    unexplained: Unexplained = "raise",
 ) -> M:
     r"""Fill a model in place with weights composed from templates, and return it.
 
@@ -74,6 +76,8 @@ def init_from_templates(
         generator: of every random draw; None is a fixed seed. The global one is never touched.
         keep: names or roles (``"head"``, ``"pos"``) that stay as they are.
         rules: for parameters of yours that no rule explains; see :func:`weightinit.anatomy`.
+        unexplained: ``"raise"`` on parameters that no rule explains and ``keep`` does not name, or
+            ``"keep"`` them as they are.
 
     Returns:
         ``model``.
@@ -90,7 +94,13 @@ def init_from_templates(
         True
     """
     plan_templates(
-        model, templates, scalers=scalers, generator=generator, keep=keep, rules=rules
+        model,
+        templates,
+        scalers=scalers,
+        generator=generator,
+        keep=keep,
+        rules=rules,
+        unexplained=unexplained,
     ).commit()
     return model
 
@@ -104,6 +114,7 @@ def plan_templates(
     generator: torch.Generator | None = None,
     keep: Iterable[str] = (),
     rules: Iterable[Rule] = (),
+    unexplained: Unexplained = "raise",
 ) -> Plan:
     """Return what :func:`init_from_templates` would do, without doing it.
 
@@ -119,15 +130,16 @@ def plan_templates(
     bundle = DEFAULT_TEMPLATES if templates is None else templates
     if not isinstance(bundle, TemplateBundle):
         bundle = TemplateBundle.from_pretrained(bundle)
-    target = anatomy(model, rules=_checked(rules))
-    recipes = template_recipes(bundle, target, scalers=scalers, seed=base_seed(generator))
+    target = _seen(model, keep, rules, unexplained)
+    composed = template_recipes(bundle, target, scalers=scalers, seed=base_seed(generator))
+    recipes = keeping(target, composed, keep)
     return Plan(
         model,
         target,
-        keeping(target, recipes, keep),
+        recipes,
         source=f"templates {bundle.source}",
         seed=_seed(generator),
-        notes=lambda: [*said, *_exact_checkpoint(model)],
+        notes=lambda: [*said, *drawn(recipes, "bundle"), *_exact_checkpoint(model)],
     )
 
 
@@ -138,6 +150,7 @@ def init_mimetic(
     generator: torch.Generator | None = None,
     keep: Iterable[str] = (),
     rules: Iterable[Rule] = (),
+    unexplained: Unexplained = "raise",
 ) -> M:
     r"""Fill a model in place so that its attention resembles a trained one's, and return it.
 
@@ -153,6 +166,8 @@ def init_mimetic(
         generator: of every random draw; None is a fixed seed. The global one is never touched.
         keep: names or roles (``"head"``, ``"pos"``) that stay as they are.
         rules: for parameters of yours that no rule explains; see :func:`weightinit.anatomy`.
+        unexplained: ``"raise"`` on parameters that no rule explains and ``keep`` does not name, or
+            ``"keep"`` them as they are.
 
     Returns:
         ``model``.
@@ -171,7 +186,9 @@ def init_mimetic(
         >>> -0.5 < value_to_output.diag().mean().item() < -0.3
         True
     """
-    plan_mimetic(model, options=options, generator=generator, keep=keep, rules=rules).commit()
+    plan_mimetic(
+        model, options=options, generator=generator, keep=keep, rules=rules, unexplained=unexplained
+    ).commit()
     return model
 
 
@@ -183,6 +200,7 @@ def plan_mimetic(
     generator: torch.Generator | None = None,
     keep: Iterable[str] = (),
     rules: Iterable[Rule] = (),
+    unexplained: Unexplained = "raise",
 ) -> Plan:
     """Return what :func:`init_mimetic` would do, without doing it.
 
@@ -192,7 +210,7 @@ def plan_mimetic(
         >>> wi.plan_mimetic(model, options=wi.Mimetic(positions="fresh")).report().counts
         {'written': 4, 'fresh': 28, 'kept': 0}
     """
-    target = anatomy(model, rules=_checked(rules))
+    target = _seen(model, keep, rules, unexplained)
     planned = planned_mimetic(target, options, seed=base_seed(generator))
     recipes = keeping(target, planned.recipes(target), keep)
     return Plan(model, target, recipes, source="mimetic initialisation", seed=_seed(generator))
@@ -207,6 +225,7 @@ def project_from(
     generator: torch.Generator | None = None,
     keep: Iterable[str] = (),
     rules: Iterable[Rule] = (),
+    unexplained: Unexplained = "raise",
 ) -> M:
     """Fill a model in place with weights inherited from one pretrained ancestor, and return it.
 
@@ -222,6 +241,8 @@ def project_from(
         generator: of every random draw; None is a fixed seed. The global one is never touched.
         keep: names or roles (``"head"``, ``"pos"``) that stay as they are.
         rules: for parameters of yours that no rule explains; see :func:`weightinit.anatomy`.
+        unexplained: ``"raise"`` on parameters that no rule explains and ``keep`` does not name, or
+            ``"keep"`` them as they are.
 
     Returns:
         ``target``.
@@ -250,6 +271,7 @@ def project_from(
         generator=generator,
         keep=keep,
         rules=rules,
+        unexplained=unexplained,
     ).validate()
     for doubt in plan.doubts:  # before the first write, because a warning may be an error
         warnings.warn(f"project_from: {doubt}", stacklevel=2)
@@ -267,6 +289,7 @@ def plan_projection(
     generator: torch.Generator | None = None,
     keep: Iterable[str] = (),
     rules: Iterable[Rule] = (),
+    unexplained: Unexplained = "raise",
 ) -> Plan:
     """Return what :func:`project_from` would do, without doing it.
 
@@ -278,15 +301,16 @@ def plan_projection(
         0
     """
     chosen = get_method(method)
-    rules = _checked(rules)
-    seen = anatomy(target, rules=rules)
+    rules, keep = _checked(rules), names_of(keep)
+    seen = _seen(target, keep, rules, unexplained)
     opened = Ancestor.open(ancestor, rules=rules)
     source, notes = folded(opened, seen)
-    doubts = check_pair(source.anatomy, seen)
+    doubts = check_pair(source.anatomy, seen, kept_by(seen, keep))
     planned = chosen.plan(source, seen, seed=base_seed(generator), calibration=calibration)
     recipes = keeping(seen, planned.recipes(seen), keep)
-    doubts += lost(source.anatomy, seen) + drawn(recipes)
-    notes += left_out(source.anatomy, seen) + taken_over(seen, recipes)
+    doubts += [*lost(source.anatomy, seen), *assumed(source.anatomy, seen), *drawn(recipes)]
+    said = [*left_out(source.anatomy, seen), *neutral(source.anatomy, seen)]
+    said += taken_over(seen, recipes)
     return Plan(
         target,
         seen,
@@ -295,7 +319,8 @@ def plan_projection(
         seed=_seed(generator),
         readonly=opened.live,
         doubts=doubts,
-        notes=lambda: [*notes, *planned.notes],
+        # What a method says of the function as a whole stands last.
+        notes=lambda: [*notes, *planned.notes[:-1], *said, *planned.notes[-1:]],
     )
 
 
@@ -309,6 +334,7 @@ def init_from_hypernet(
     generator: torch.Generator | None = None,
     keep: Iterable[str] = (),
     rules: Iterable[Rule] = (),
+    unexplained: Unexplained = "raise",
 ) -> M:
     """Fill a model in place with weights that a hypernetwork predicts for it, and return it.
 
@@ -330,6 +356,8 @@ def init_from_hypernet(
         generator: of every random draw; None is a fixed seed. The global one is never touched.
         keep: names or roles (``"head"``, ``"pos"``) that stay as they are.
         rules: for parameters of yours that no rule explains; see :func:`weightinit.anatomy`.
+        unexplained: ``"raise"`` on parameters that no rule explains and ``keep`` does not name, or
+            ``"keep"`` them as they are.
 
     Returns:
         ``model``.
@@ -359,6 +387,7 @@ def init_from_hypernet(
         generator=generator,
         keep=keep,
         rules=rules,
+        unexplained=unexplained,
     ).commit()
     return model
 
@@ -374,9 +403,10 @@ def plan_hypernet(
     generator: torch.Generator | None = None,
     keep: Iterable[str] = (),
     rules: Iterable[Rule] = (),
+    unexplained: Unexplained = "raise",
 ) -> Plan:
     """Return what :func:`init_from_hypernet` would do, without doing it."""
-    target = anatomy(model, rules=_checked(rules))
+    target = _seen(model, keep, rules, unexplained)
     source = None if ancestor is None else Ancestor.open(ancestor)
     network, where = named_network(hypernet)
     pith = network.config.kind == "pith"
@@ -407,6 +437,14 @@ def _initializer_range(model: nn.Module) -> float:
     configs = (getattr(module, "config", None) for module in model.modules())
     found = (getattr(config, "initializer_range", None) for config in configs)
     return next((value for value in found if isinstance(value, float)), 0.02)
+
+
+def _seen(
+    model: nn.Module, keep: Iterable[str], rules: Iterable[Rule], unexplained: Unexplained
+) -> Anatomy:
+    if unexplained not in get_args(Unexplained):
+        raise AnatomyError(f"unexplained={unexplained!r}: use one of {get_args(Unexplained)}")
+    return anatomy(model, rules=_checked(rules), keep=names_of(keep), unexplained=unexplained)
 
 
 def _checked(rules: Iterable[Rule]) -> tuple[Rule, ...]:

@@ -16,7 +16,18 @@ from weightinit.numerics import plain_numerics
 from weightinit.report import Blocks, Report, Row
 from weightinit.text import first
 
-__all__ = ["Action", "Inheritance", "Part", "Plan", "Recipe", "assemble", "joined", "keeping"]
+__all__ = [
+    "Action",
+    "Inheritance",
+    "Part",
+    "Plan",
+    "Recipe",
+    "assemble",
+    "joined",
+    "keeping",
+    "kept_by",
+    "names_of",
+]
 
 
 Action = Literal["written", "fresh", "kept"]
@@ -325,19 +336,37 @@ def _finite(value: Tensor) -> bool:
 
 
 def keeping(target: Anatomy, recipes: list[Recipe], keep: Iterable[str]) -> list[Recipe]:
-    """Replace the recipes of kept parameters; a name that keeps nothing is an error."""
+    """Replace the recipes of kept parameters, and add those of parameters without explanation."""
+    kept = kept_by(target, keep)
+    return [
+        *(Recipe(r.spec, "kept", "kept by request") if r.spec.name in kept else r for r in recipes),
+        *(
+            Recipe(spec, "kept", "kept by request" if spec.name in kept else "kept, unexplained")
+            for spec in target.unexplained
+        ),
+    ]
+
+
+def names_of(keep: Iterable[str]) -> tuple[str, ...]:
+    """Return the entries of ``keep=``; a single one may stand without a list."""
     if isinstance(keep, str):
-        keep = [keep]
-    if not isinstance(keep, Iterable) or not all(isinstance(entry, str) for entry in keep):
+        return (keep,)
+    names = tuple(keep) if isinstance(keep, Iterable) else (keep,)
+    if not all(isinstance(name, str) for name in names):
         raise ProjectionError(f"keep={keep!r}: pass a list of parameters' names or roles")
+    return names
+
+
+def kept_by(target: Anatomy, keep: Iterable[str]) -> set[str]:
+    """Return the names of the parameters to keep; an entry that keeps nothing is an error."""
     kept: set[str] = set()
-    for entry in keep:
+    for entry in names_of(keep):
         found = {
             spec.name
-            for spec in target.specs
+            for spec in (*target.specs, *target.unexplained)
             if any(
                 name == entry or name.startswith(f"{entry}.")
-                for name in (spec.name, spec.role, *spec.parts)
+                for name in (spec.name, spec.key, spec.role, *spec.parts)
             )
         }
         if not found:
@@ -347,6 +376,4 @@ def keeping(target: Anatomy, recipes: list[Recipe], keep: Iterable[str]) -> list
                 f"a role of {roles}"
             )
         kept |= found
-    return [
-        Recipe(r.spec, "kept", "kept by request") if r.spec.name in kept else r for r in recipes
-    ]
+    return kept
