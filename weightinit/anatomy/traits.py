@@ -55,6 +55,8 @@ class Traits:
         main_stacks: names of the stacks that make up the depth, in order.
         depths: number of blocks of each of them.
         grid: rows and columns of patches.
+        grid_assumed: whether nothing tells the grid but that its positions make a square.
+        first_position: row of the first position of a text, behind those of the padding.
         prefix_tokens: number of tokens before the patches.
         pos_prefix: number of them that have a row among the positions.
         no_embed_class: whether positions are added before the tokens are.
@@ -71,6 +73,8 @@ class Traits:
     main_stacks: tuple[str, ...] = ()
     depths: tuple[int, ...] = ()
     grid: tuple[int, int] | None = None
+    grid_assumed: bool = False
+    first_position: int | None = None
     prefix_tokens: int = 0
     pos_prefix: int | None = None
     no_embed_class: bool | None = None
@@ -97,7 +101,7 @@ class Traits:
         return {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in vars(self).items()
-            if value is not None and name != "proven"
+            if value is not None and name != "proven" and (name != "grid_assumed" or value)
         }
 
     @property
@@ -152,7 +156,8 @@ def infer(traits: dict[str, Any], sizes: Mapping[str, int], prefix: int) -> None
         for rows in (prefix, 0):
             side = math.isqrt(max(tokens - rows, 0))
             if side * side == tokens - rows:
-                traits.update(grid=(side, side), pos_prefix=rows)
+                assumed = "library" not in traits
+                traits.update(grid=(side, side), pos_prefix=rows, grid_assumed=assumed)
                 return
 
 
@@ -176,6 +181,16 @@ def note_config(module: Any, noted: ModuleFacts) -> None:
         noted.sizes["h"] = int(heads)
     act = getattr(config, "hidden_act", None) or getattr(config, "activation_function", None)
     noted.traits.update(act=activation(act), glu="none")
+    size, patch = (
+        (value, value) if isinstance(value, int) else value
+        for value in (getattr(config, name, None) for name in ("image_size", "patch_size"))
+    )
+    if size and patch:
+        noted.traits["grid"] = (size[0] // patch[0], size[1] // patch[1])
+    # RoBERTa's positions begin behind that of the padding, and its table says which that is.
+    table = getattr(getattr(module, "embeddings", None), "position_embeddings", None)
+    if isinstance(table, nn.Embedding):
+        noted.traits["first_position"] = 0 if table.padding_idx is None else table.padding_idx + 1
 
 
 def activation(act: Any) -> str | None:

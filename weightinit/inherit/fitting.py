@@ -67,6 +67,7 @@ def run(
     scaler: torch.amp.GradScaler | None = None,
     after: Callable[[int, Tensor], Mapping[str, float] | None] | None = None,
     progress: bool | None = None,
+    title: str | None = None,
 ) -> None:
     """Run an optimizer over the gradients of ``step``, which returns the loss of a step's number.
 
@@ -79,7 +80,7 @@ def run(
     from tqdm import tqdm
 
     shown = sys.stderr.isatty() if progress is None else progress
-    bar = tqdm(total=steps.stop, initial=steps.start, disable=not shown, unit="step")
+    bar = tqdm(title, total=steps.stop, initial=steps.start, disable=not shown, unit="step")
     with bar:
         for index in steps:
             loss = step(index).detach()

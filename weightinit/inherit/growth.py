@@ -24,7 +24,7 @@ PLAIN_NORMS = (
     "LayerNorm", "LayerNormFp32", "LayerNorm2d", "LayerNorm2dFp32",
     "RmsNorm", "RmsNormFp32", "RMSNorm", "RmsNorm2d", "RmsNorm2dFp32",
 )  # fmt: skip
-TRAITS = ("act", "norm", "form", "pool", "rope", "grid", "pos_prefix", "prefix_tokens")
+TRAITS = ("act", "norm", "form", "pool", "rope", "grid", "prefix_tokens")
 
 
 class Growth:
@@ -200,7 +200,11 @@ class Growth:
             yield f"the ancestor lacks {', '.join(fresh)}"
         if len(old.extra_blocks) != len(new.extra_blocks):
             yield "the blocks off the main stack differ in number"
-        other = [p.role for own, p, _ in self._pairs if own and self._stuck(own, p)]
+        other = [
+            p.role
+            for own, p, _ in self._pairs
+            if own and self._stuck(own, p) and not self._longer(own, p)
+        ]
         if other:
             yield f"{_listed(other)} are of another size, so resampled or fresh"
         if new.traits.rope not in (None, "none") and "k" in self.grown:
@@ -209,7 +213,6 @@ class Growth:
     def _unproven(self) -> Iterator[str]:
         if not self.new.traits.proven or self.old.family != self.new.family:
             yield f"no test proves it for the family {self.new.family}"
-        deeper = self.reordered
         names = [
             piece.role
             for _, piece, inside in self._pairs
@@ -234,6 +237,14 @@ class Growth:
         wrong = [role for role, labels in over.items() if uneven(labels)]
         if wrong:
             yield f"{', '.join(wrong)} average over channels that are not copied equally often"
+
+    def _longer(self, old: Piece, new: Piece) -> bool:
+        """Whether a table of words or of positions in a text has new rows behind the old ones."""
+        rows = self.new.is_table(new) and new.facts.kind != "token" and new.size[0] >= old.size[0]
+        return rows and all(
+            a == b or self._grows(labels)
+            for a, b, labels in zip(old.size[1:], new.size[1:], new.axes[1:], strict=True)
+        )
 
     def _grows(self, labels: Labels) -> bool:
         return not self.grown.keys().isdisjoint(labels)
