@@ -213,6 +213,7 @@ class Growth:
     def _unproven(self) -> Iterator[str]:
         if not self.new.traits.proven or self.old.family != self.new.family:
             yield f"no test proves it for the family {self.new.family}"
+        deeper = self.reordered
         names = [
             piece.role
             for _, piece, inside in self._pairs
