@@ -72,9 +72,13 @@ def test_heads_and_windows_change_at_once(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_auto_does_not_fit_what_needs_another_window(kind):
     ancestor, model = beit(**KINDS[kind]), beit(24, 4, 16, 2, 1, **KINDS[kind])
-    images = [torch.randn(8, 3, 16, 16)] * 2
-    plan = wi.plan_projection(ancestor, model, calibration=images)
-    assert "WeightSelection" in plan.report().notes[-1]
+    images = [torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))] * 2
+    if kind == "shared":  # by all blocks, which rank their heads each for itself
+        with pytest.warns(UserWarning, match="picked WeightSelection, which has no use"):
+            plan = wi.plan_projection(ancestor, model, calibration=images)
+    else:
+        plan = wi.plan_projection(ancestor, model, calibration=images)
+        assert any("picked Subcloning" in note for note in plan.report().notes)
     plan.commit()
 
 

@@ -99,7 +99,7 @@ def test_batches_rank_what_cannot_be_fitted(build, target):
         torch.manual_seed(0)
         ancestor, model = build(24, 3), build(*target)
     plan = wi.plan_projection(ancestor, model, calibration=batches_of(build))
-    assert "picked Subcloning" in plan.report().notes[0]
+    assert any("picked Subcloning" in note for note in plan.report().notes)
     assert plan.validate().report().counts["fresh"] == 0
 
 
@@ -116,4 +116,4 @@ def test_batches_without_use_are_warned_about(build):
 
 def test_growth_has_no_use_for_batches_and_says_so():
     plan = wi.plan_projection(small_vit(), small_vit(depth=3), calibration=batches_of(siglip))
-    assert "which has no use for calibration=" in plan.report().notes[0]
+    assert any("which has no use for calibration=" in note for note in plan.report().notes)

@@ -163,15 +163,18 @@ def ranks(old: Anatomy, new: Anatomy) -> bool:
     except ProjectionError:
         return False
     difference = Difference(old, new)
-    read = {piece.axes[1] for _, piece in _readers(old)}
+    read = {(index >= 0, piece.axes[1]) for index, piece in _readers(old)}
+    # What all blocks share has no ranking of its own but for the stream.
+    places = [(True, block) for block in old.blocks]
+    places += [(False, pieces) for pieces in (old.outside, *(x for _, x in old.extra_blocks))]
     shorter = {
-        Labels(_HEADS.get(labels[0], labels))
-        for pieces in (old.outside, *old.all_blocks)
+        (inside, Labels(_HEADS.get(labels[0], labels)))
+        for inside, pieces in places
         for piece in pieces.values()
         for labels in piece.axes
         if difference.along(labels)
     }
-    return bool(shorter) and all(labels.stream or labels in read for labels in shorter)
+    return bool(shorter) and all(labels.stream or (x, labels) in read for x, labels in shorter)
 
 
 def check_shrinking(old: Anatomy, new: Anatomy, method: str) -> None:
