@@ -48,7 +48,7 @@ class Expansions:
         >>> old, new = (
         ...     timm.create_model("vit_tiny_patch16_224", embed_dim=d, norm_layer="rmsnorm")
         ...     for d in (96, 192))
-        >>> print(wi.plan_projection(old, new, method=wi.Expansions()).report().notes[0])
+        >>> print(wi.plan_projection(old, new, method=wi.Expansions()).report().notes[-1])
         Expansions is lossless here if you set the norms' eps to 0.5 of the ancestor's
     """
 

@@ -35,7 +35,7 @@ class ShrinkThenGrow:
         ...     timm.create_model("vit_tiny_patch16_224", depth=n, embed_dim=d, num_heads=d // 32)
         ...     for n, d in ((4, 96), (2, 192)))
         >>> method = ShrinkThenGrow(wi.WeightSelection())
-        >>> print(wi.plan_projection(old, new, method=method).report().notes[0])
+        >>> print(wi.plan_projection(old, new, method=method).report().notes[-1])
         shrinks depth 4 -> 2 by WeightSelection; what that computes grows: LEMON is lossless here
     """
 

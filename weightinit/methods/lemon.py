@@ -65,7 +65,7 @@ class LEMON:
         >>> old, new = (
         ...     timm.create_model("vit_tiny_patch16_224", depth=n, embed_dim=d, num_heads=d // 32)
         ...     for n, d in ((2, 64), (3, 160)))
-        >>> print(wi.plan_projection(old, new, method=wi.LEMON()).report().notes[0])
+        >>> print(wi.plan_projection(old, new, method=wi.LEMON()).report().notes[-1])
         LEMON is lossless here if you set the norms' eps to 0.8 of the ancestor's
     """
 

@@ -54,7 +54,7 @@ class Net2Net:
         >>> import timm, weightinit as wi
         >>> old = timm.create_model("vit_tiny_patch16_224", depth=2)
         >>> new = timm.create_model("vit_tiny_patch16_224", depth=3, mlp_ratio=5)
-        >>> print(wi.plan_projection(old, new, method=wi.Net2Net()).report().notes[0])
+        >>> print(wi.plan_projection(old, new, method=wi.Net2Net()).report().notes[-1])
         Net2Net is lossless here
     """
 
