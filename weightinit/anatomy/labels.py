@@ -96,8 +96,12 @@ class Labels(tuple[str, ...]):
 
     @property
     def channel(self) -> bool:
-        """Whether all of them are channels, which may be chosen, repeated and mixed."""
-        return all(label_of(name).kind == "channel" for name in self)
+        """Whether all of them are channels, which may be chosen, repeated and mixed.
+
+        A number among them is of channels, too.
+        """
+        labels = [name for name in self if not name.isdigit()]
+        return bool(labels or not self) and all(label_of(x).kind == "channel" for x in labels)
 
     @property
     def stream(self) -> bool:

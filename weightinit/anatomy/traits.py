@@ -19,6 +19,7 @@ __all__ = [
     "ModuleFacts",
     "Traits",
     "activation",
+    "heads_of",
     "infer",
     "inspect_module",
     "note_config",
@@ -154,6 +155,15 @@ def infer(traits: dict[str, Any], sizes: Mapping[str, int], prefix: int) -> None
             if side * side == tokens - rows:
                 traits.update(grid=(side, side), pos_prefix=rows)
                 return
+
+
+def heads_of(module: nn.Module) -> dict[str, int]:
+    """Return the head count that the attributes of a model of the user's own agree on."""
+    holders = [getattr(module, "config", None), *module.modules()]
+    names = ("num_heads", "n_heads", "n_head", "nhead", "heads", "num_attention_heads")
+    found = {getattr(holder, name, None) for holder in holders for name in names}
+    counts = {heads for heads in found if isinstance(heads, int) and heads > 0}
+    return {"h": counts.pop()} if len(counts) == 1 else {}
 
 
 def note_mlp(noted: ModuleFacts, mlp: Any) -> None:
