@@ -1,4 +1,4 @@
-"""Models of the user's own: heads stated, literal sizes, tokens of one axis, rules that do not fit."""
+"""Models of one's own: heads stated, sizes as numbers, short tokens, rules that do not fit."""
 
 import pytest
 import timm

@@ -135,7 +135,8 @@ def _explain(
             taken.add((matched.block, matched.rules[0].role))
         elif not (family and re.fullmatch(family.buffers, key)):
             unmatched.append(entry)
-    entries, matches = ([found[i][x] for i in sorted(found)] for x in (0, 1))
+    ordered = [found[i] for i in sorted(found)]
+    entries, matches = [entry for entry, _ in ordered], [matched for _, matched in ordered]
     integers = [entry for entry in entries if not entry.floating]
     if integers:
         raise AnatomyError(

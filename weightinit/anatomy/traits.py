@@ -150,9 +150,10 @@ def infer(traits: dict[str, Any], sizes: Mapping[str, int], prefix: int) -> None
             if 0 <= rows <= prefix:
                 traits["pos_prefix"] = rows
             return
-        for rows in (prefix, 0):
+        # Where there are registers, the class token alone may have a position.
+        for rows in (prefix, min(prefix, 1), 0):
             side = math.isqrt(max(tokens - rows, 0))
-            if side * side == tokens - rows:
+            if 0 < side * side == tokens - rows:
                 traits.update(grid=(side, side), pos_prefix=rows)
                 return
 

@@ -71,7 +71,11 @@ def _note(module: Any, noted: ModuleFacts) -> None:
     note_mlp(noted, getattr(block, "mlp", block))
     pool = getattr(getattr(module, "head", None), "global_pool", None)
     norm = getattr(block, "norm", None) or getattr(block, "layernorm", None)
-    noted.traits.update(pool=getattr(pool, "pool_type", None), norm=type_name(norm))
+    name = type_name(norm) or ""
+    noted.traits.update(
+        pool=getattr(pool, "pool_type", None),
+        norm="LayerNorm" if name.endswith("LayerNorm") else name,  # some libraries have their own
+    )
 
 
 FAMILIES = (
