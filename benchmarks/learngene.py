@@ -59,7 +59,7 @@ def main() -> None:
         "folder": folder,
         "cache_dir": given.cache_dir,
         "data": given.data,
-        "recall": scale.presets[0].recipe.augment == "light",
+        "recall": scale.presets[0].training.augment == "light",
     }
     if given.smoke:
         options["limit"] = 16

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from weightinit.training.presets import Network, Preset
-from weightinit.training.recipe import Recipe
+from weightinit.training.config import TrainingConfig
+from weightinit.training.presets import Preset
+from weightinit.training.teacher import Network
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SIZE = {"img_size": 8, "patch_size": 4, "embed_dim": 16, "num_heads": 2}
@@ -17,9 +18,13 @@ TINY = Preset(
     name="tiny",
     data="digits",
     auxiliary=Network("vit_tiny_patch16_224", {**SIZE, "depth": 6}),
-    ancestor=Network("resnet10t", {"channels": (8, 8, 8, 8), "stem_width": 8}, image_size=16),
-    ancestor_recipe=Recipe(steps=4, batch_size=32),
-    recipe=Recipe(steps=6, batch_size=32, lr=1e-2, warmup_steps=2, loss="soft+ce"),
+    ancestor=Network(
+        "resnet10t",
+        {"channels": (8, 8, 8, 8), "stem_width": 8},
+        image_size=16,
+        training=TrainingConfig(steps=4, batch_size=32),
+    ),
+    training=TrainingConfig(steps=6, batch_size=32, lr=1e-2, warmup_steps=2, loss="soft+ce"),
 )
 
 
@@ -40,7 +45,7 @@ def tiny(trials):
     return trials["scales"].Scale(
         name="tiny",
         presets=(TINY,),
-        short=Recipe(2, batch_size=32, lr=1e-3, warmup_steps=1),
+        short=TrainingConfig(2, batch_size=32, lr=1e-3, warmup_steps=1),
         lr=1e-3,
         fit_steps=2,
         fit_lr=1e-2,
@@ -142,7 +147,7 @@ def test_tuning_reads_no_test_images(trials, tiny, lab, monkeypatch):
 def test_the_recorded_ancestor_says_what_the_ancestor_says(trials, tiny, lab, tmp_path):
     ancestor, data = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)), lab.data()
     file = tmp_path / "said.safetensors"
-    recalled = trials["remember"].remember(ancestor, data, TINY.recipe, file)
+    recalled = trials["remember"].remember(ancestor, data, TINY.training, file)
     stream = data.batches(range(3), batch_size=32, augment="light", seed=0)
     for images, _ in stream:
         assert torch.allclose(recalled(images), ancestor(images), atol=1e-2)

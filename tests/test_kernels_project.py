@@ -49,41 +49,6 @@ def test_equals_the_formula(case):
     close(result, reference(*case), result.dtype)
 
 
-@given(cases(), st.sampled_from(["plain", "rows", "columns", "transposed"]), st.data())
-@settings(deadline=None)
-def test_writes_into_a_destination_of_any_layout(case, layout, data):
-    expected = reference(*case)
-    dtype = data.draw(st.sampled_from(DTYPES))
-    *lead, rows, columns = expected.shape
-    if layout == "transposed":
-        base = torch.full((*lead, columns, rows), 7.0, dtype=dtype)
-        out, untouched = base.mT, base[:0]
-    elif layout == "rows":
-        base = torch.full((*lead, rows + 2, columns), 7.0, dtype=dtype)
-        out, untouched = base[..., 1:-1, :], base[..., [0, -1], :]
-    elif layout == "columns":
-        base = torch.full((*lead, rows, columns + 2), 7.0, dtype=dtype)
-        out, untouched = base[..., 1:-1], base[..., [0, -1]]
-    else:
-        out = base = torch.full(expected.shape, 7.0, dtype=dtype)
-        untouched = base[:0]
-    version = base._version
-    assert project(*case, out=out) is out
-    assert base._version > version or base.numel() == 0 or expected.numel() == 0
-    close(out, expected, max(dtype, case[0].dtype, key=lambda d: torch.finfo(d).eps))
-    assert (untouched == 7).all()
-
-
-@pytest.mark.parametrize("ranks", [("dense", "dense"), (2, None), (None, None)])
-@pytest.mark.parametrize("leads", [((4,), (), ()), ((4,), (4,), (1,))])
-def test_writes_a_tensor_for_each_layer(ranks, leads):
-    case = make((5, 5, 4, 4), ranks, leads)
-    expected = reference(*case)
-    outs = [torch.empty_like(layer) for layer in expected]
-    assert project(*case, out=outs) is outs
-    torch.testing.assert_close(torch.stack(outs), expected)
-
-
 def test_the_identity_copies():
     source, _, _ = make()
     result = project(source)
@@ -146,14 +111,6 @@ def test_half_precision_is_rounded_once(dtype, number):
     assert (grad == torch.tensor([[-number, 1 - number]]).to(dtype)).all()
 
 
-def test_out_is_written_without_autograd():
-    case = [tensor.requires_grad_() for tensor in make()]
-    out = torch.nn.Parameter(torch.zeros(5, 6, dtype=torch.float64))
-    project(*case, out=out)
-    assert out.is_leaf
-    torch.testing.assert_close(out.detach(), reference(*case).detach())
-
-
 def test_dtypes_promote():
     source, left, right = make()
     result = project(source.half().requires_grad_(), left.float(), right.bfloat16())
@@ -186,25 +143,12 @@ def test_compiles_without_a_graph_break(ranks):
     )
 
 
-def test_compiles_with_a_destination():
-    case, out = make(leads=((2,), (), ())), torch.zeros(2, 5, 6, dtype=torch.float64)
-
-    @torch.compile(backend="aot_eager", fullgraph=True)
-    def step(source, left, right, out):
-        project(source, left, right, out=out)
-        return out * 1
-
-    torch.testing.assert_close(step(*case, out), reference(*case))
-    torch.testing.assert_close(out, reference(*case))
-
-
 def test_fake_tensors_leave_no_trace():
-    case, out = make(dtype=torch.float32), torch.empty(5, 6)
+    case = make(dtype=torch.float32)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        fake = [mode.from_tensor(tensor) for tensor in (*case, out)]
-        assert project(*fake[:3]).shape == out.shape
-        project(*fake[:3], out=fake[3])
-    close(project(*case, out=out), reference(*case), torch.float32)
+        fake = [mode.from_tensor(tensor) for tensor in case]
+        assert project(*fake).shape == (5, 6)
+    close(project(*case), reference(*case), torch.float32)
 
 
 def test_works_in_functional_call_and_func_grad():
@@ -271,30 +215,25 @@ def ones(*shapes):
 
 
 @pytest.mark.parametrize(
-    ("source", "left", "right", "options", "message"),
+    ("source", "left", "right", "message"),
     [
-        ((4, 3), (5, 3), None, {}, r"source \[4, 3\], left \[5, 3\] and right None do not fit"),
-        ((4, 3), None, (5, 4), {}, r"right \[5, 4\] do not fit; pass .*right \[..., I, i\]"),
-        ((4, 3), [(5, 2), (4, 2)], None, {}, r"left \[5, 2\] and \[4, 2\]"),
-        ((4, 3), None, [(5, 2), (3, 2)], {}, r"right \[5, 2\] and \[3, 2\]"),
-        ((2, 4, 3), (3, 5, 4), None, {}, "leading axes that broadcast"),
-        ((4,), (5, 4), None, {}, r"source \[4\]"),
-        ((4, 3), [(5, 4)], None, {}, "left has 1 tensors; pass a matrix, a pair"),
-        ((4, 3), None, [(5, 3)] * 3, {}, "right has 3 tensors"),
-        ((4, 3), (5, 4), None, {"out": torch.empty(4, 3)}, r"\[4, 3\], but .*make \[5, 3\]"),
-        ((4, 3), (5, 4), None, {"out": torch.empty(5, 3, dtype=torch.int32)}, "int32"),
-        ((4, 3), (5, 4), None, {"out": torch.empty(5, 3, device="meta")}, "meta"),
-        ((2, 4, 3), (5, 4), None, {"out": [torch.empty(5, 3)]}, "1 tensors"),
-        ((4, 3), (5, 4), None, {"out": [torch.empty(5, 3)]}, "single leading axis"),
+        ((4, 3), (5, 3), None, r"source \[4, 3\], left \[5, 3\] and right None do not fit"),
+        ((4, 3), None, (5, 4), r"right \[5, 4\] do not fit; pass .*right \[..., I, i\]"),
+        ((4, 3), [(5, 2), (4, 2)], None, r"left \[5, 2\] and \[4, 2\]"),
+        ((4, 3), None, [(5, 2), (3, 2)], r"right \[5, 2\] and \[3, 2\]"),
+        ((2, 4, 3), (3, 5, 4), None, "leading axes that broadcast"),
+        ((4,), (5, 4), None, r"source \[4\]"),
+        ((4, 3), [(5, 4)], None, "left has 1 tensors; pass a matrix, a pair"),
+        ((4, 3), None, [(5, 3)] * 3, "right has 3 tensors"),
     ],
 )
-def test_errors_name_the_shapes(source, left, right, options, message):
+def test_errors_name_the_shapes(source, left, right, message):
     left, right = (
         factor and (ones(*factor) if isinstance(factor, list) else torch.ones(factor))
         for factor in (left, right)
     )
     with pytest.raises(WeightInitError, match=message):
-        project(torch.ones(source), left, right, **options)
+        project(torch.ones(source), left, right)
 
 
 def test_errors_name_dtypes_and_devices():

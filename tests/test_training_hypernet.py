@@ -10,14 +10,14 @@ from helpers.training import VITS, bits, equal, hypernet, killed_and_resumed
 from weightinit.errors import WeightInitError
 from weightinit.hypernet.samplers import Sampler, micro
 from weightinit.training import hypernet as module
+from weightinit.training.config import MetaConfig
 from weightinit.training.data import load_data
 from weightinit.training.hypernet import meta_train
-from weightinit.training.hypernet_loss import MetaRecipe
 from weightinit.training.targets import zero_shot
 from weightinit.training.tasks import task_embedding
 
 ONE = micro(32, 2, image_size=8) | {"patch_size": 4}
-RECIPE = MetaRecipe(steps=6, batch_size=16, lr=1e-3, label_smoothing=0.0)
+CONFIG = MetaConfig(steps=6, batch_size=16, lr=1e-3, label_smoothing=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +42,10 @@ def test_it_learns_to_predict_and_reports(digits, tmp_path):
     ancestor = vit(embed_dim=32, num_classes=10, patch_size=4)
     before = state_hash(ancestor)
     net = hypernet("pith", start="rule")
-    recipe = replace(RECIPE, steps=150, batch_size=64, lr=1e-2, warmup_steps=10)
+    config = replace(CONFIG, steps=150, batch_size=64, lr=1e-2, warmup_steps=10)
     sampler = Sampler("one", {2: (32,)}, "sixteenths", {8: (4,)}, class_token=False)
     options = {"sampler": sampler, "ancestor": ancestor, "watch": [ONE]}
-    history = meta_train(net, digits, recipe, out=tmp_path, eval_every=75, **options)
+    history = meta_train(net, digits, config, out=tmp_path, eval_every=75, **options)
     assert history.val > 40  # of 100, where chance has 10
     assert history.rows[-1]["loss"] < history.rows[0]["loss"]
     assert [row["step"] for row in history.rows if "val" in row] == [75, 150]
@@ -53,7 +53,7 @@ def test_it_learns_to_predict_and_reports(digits, tmp_path):
     found = zero_shot(net, ONE, digits, ancestor=ancestor)
     assert found == pytest.approx(history.val, abs=0.01)
     saved = json.loads((tmp_path / "history.json").read_text())
-    assert saved["recipe"]["sampler"] == "one" and saved["rows"] == history.rows
+    assert saved["config"]["sampler"] == "one" and saved["rows"] == history.rows
     assert state_hash(ancestor) == before
 
 
@@ -63,8 +63,8 @@ def test_every_kind_trains(digits, kind):
     net = hypernet(kind, **changes)
     before = bits(net)
     options = {"ancestor": vit(num_classes=10)} if kind in ("tal", "pith") else {}
-    recipe = replace(RECIPE, steps=3, guide=0.2 if kind == "tal" else 0.0, architectures=2)
-    history = meta_train(net, digits, recipe, sampler=VITS, watch=[ONE], **options)
+    config = replace(CONFIG, steps=3, guide=0.2 if kind == "tal" else 0.0, architectures=2)
+    history = meta_train(net, digits, config, sampler=VITS, watch=[ONE], **options)
     after = bits(net)
     trained = {name for name in before if not torch.equal(before[name], after[name])}
     assert {"embed.weight", "ln.weight", "gnn.0.attn.to_qkv.weight"} <= trained
@@ -79,9 +79,9 @@ def test_a_killed_run_resumes_bit_for_bit(digits, tasks, tmp_path, monkeypatch, 
         "embeddings": torch.ones(2, 5) if several else None,
     }  # fmt: skip
     kind = ("tal", {"task_dim": 5}) if several else ("logah", {})
-    resumed, _ = killed_and_resumed(data, RECIPE, options, kind, tmp_path, monkeypatch)
-    with pytest.raises(WeightInitError, match="trained by another recipe"):
-        meta_train(resumed, data, replace(RECIPE, lr=1.0), out=tmp_path, resume=True, **options)
+    resumed, _ = killed_and_resumed(data, CONFIG, options, kind, tmp_path, monkeypatch)
+    with pytest.raises(WeightInitError, match="trained by another config"):
+        meta_train(resumed, data, replace(CONFIG, lr=1.0), out=tmp_path, resume=True, **options)
 
 
 def test_several_architectures_are_averaged(digits, monkeypatch):
@@ -92,7 +92,7 @@ def test_several_architectures_are_averaged(digits, monkeypatch):
     def gradients(kwargs):
         net, left = hypernet(), list(kwargs)
         monkeypatch.setattr(module, "sample", lambda *_, **__: left.pop(0))
-        recipe = replace(RECIPE, steps=1, architectures=len(kwargs), clip_grad=0.0, batch_size=8)
+        config = replace(CONFIG, steps=1, architectures=len(kwargs), clip_grad=0.0, batch_size=8)
         real = torch.optim.AdamW.step
 
         def step(self, *arguments, **options):
@@ -101,7 +101,7 @@ def test_several_architectures_are_averaged(digits, monkeypatch):
             return real(self, *arguments, **options)
 
         monkeypatch.setattr(torch.optim.AdamW, "step", step)
-        meta_train(net, digits, recipe, sampler=VITS)
+        meta_train(net, digits, config, sampler=VITS)
         monkeypatch.setattr(torch.optim.AdamW, "step", real)
         return seen["grads"]
 
@@ -115,8 +115,8 @@ def test_the_second_stage_trains_what_the_paper_trains(tasks):
     net = hypernet("tal", task_dim=16)
     before = bits(net)
     ancestor = vit(num_classes=10)
-    recipe = replace(RECIPE, frozen=True, steps=8)
-    history = meta_train(net, tasks, recipe, sampler=VITS, ancestor=ancestor, watch=[ONE])
+    config = replace(CONFIG, frozen=True, steps=8)
+    history = meta_train(net, tasks, config, sampler=VITS, ancestor=ancestor, watch=[ONE])
     after = bits(net)
     trained = {name for name in before if not torch.equal(before[name], after[name])}
     layers = {name for name in before if name.startswith("gnn.")}
@@ -127,17 +127,17 @@ def test_the_second_stage_trains_what_the_paper_trains(tasks):
     assert {"val 32x2 digits", "val 32x2 parity"} <= set(history.rows[-1])
     rows = torch.stack([task_embedding(ancestor, task) for task in tasks])
     again = hypernet("tal", task_dim=16)
-    meta_train(again, tasks, recipe, sampler=VITS, embeddings=rows)
+    meta_train(again, tasks, config, sampler=VITS, embeddings=rows)
     assert equal(bits(again), after)
 
 
 def test_bad_input_is_refused(digits, tasks):
     with pytest.raises(WeightInitError, match="pass ancestor="):
-        meta_train(hypernet(), digits, replace(RECIPE, guide=0.2), sampler=VITS)
+        meta_train(hypernet(), digits, replace(CONFIG, guide=0.2), sampler=VITS)
     with pytest.raises(WeightInitError, match="bring them to one square shape"):
-        meta_train(hypernet(), [tasks[0], tasks[1].in_shape(8)], RECIPE, sampler=VITS)
+        meta_train(hypernet(), [tasks[0], tasks[1].in_shape(8)], CONFIG, sampler=VITS)
     with pytest.raises(WeightInitError, match="trains no vision transformers"):
-        meta_train(hypernet(), digits, RECIPE, sampler="gpts-1k")
+        meta_train(hypernet(), digits, CONFIG, sampler="gpts-1k")
 
 
 def test_a_loss_that_is_not_finite_raises(digits):
@@ -145,19 +145,19 @@ def test_a_loss_that_is_not_finite_raises(digits):
     with torch.no_grad():
         net.decoder.l2.weight.fill_(float("nan"))
     with pytest.raises(WeightInitError, match="the loss is nan at step 0: use a lower lr"):
-        meta_train(net, digits, RECIPE, sampler=VITS)
+        meta_train(net, digits, CONFIG, sampler=VITS)
 
 
 def test_the_global_generator_is_left_alone(digits):
     before = torch.get_rng_state()
-    meta_train(hypernet(), digits, replace(RECIPE, steps=2), sampler=VITS)
+    meta_train(hypernet(), digits, replace(CONFIG, steps=2), sampler=VITS)
     assert torch.equal(before, torch.get_rng_state())
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_mixed_precision(digits, precision):
     net = hypernet()
-    history = meta_train(net, digits, replace(RECIPE, precision=precision), sampler=VITS)
+    history = meta_train(net, digits, replace(CONFIG, precision=precision), sampler=VITS)
     assert all(torch.isfinite(p).all() for p in net.parameters())
     assert history.rows[0]["loss"] > 0
 
@@ -177,9 +177,9 @@ def test_several_ancestors_are_learned_from(digits):
     before = [state_hash(one) for one in old]
     net, alone = hypernet("pith", start="rule"), hypernet("pith", start="rule")
     alone.load_state_dict(net.state_dict())
-    recipe = replace(RECIPE, architectures=2)
-    history = meta_train(net, digits, recipe, sampler=VITS, ancestor=old, watch=[ONE])
-    meta_train(alone, digits, recipe, sampler=VITS, ancestor=old[:1])
+    config = replace(CONFIG, architectures=2)
+    history = meta_train(net, digits, config, sampler=VITS, ancestor=old, watch=[ONE])
+    meta_train(alone, digits, config, sampler=VITS, ancestor=old[:1])
     assert not equal(bits(net), bits(alone))
     found = zero_shot(net, ONE, digits, ancestor=old[0])
     assert history.rows[-1]["val"] == pytest.approx(found, abs=0.01)

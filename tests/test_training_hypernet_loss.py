@@ -8,7 +8,7 @@ from weightinit.ancestor.ancestor import Ancestor
 from weightinit.errors import WeightInitError
 from weightinit.hypernet.samplers import micro
 from weightinit.training.data import load_data
-from weightinit.training.hypernet_loss import MetaRecipe, guidance, meta_loss
+from weightinit.training.hypernet import MetaConfig, guidance, meta_loss
 from weightinit.training.targets import GUIDE, Targets
 
 
@@ -35,8 +35,8 @@ def test_loss_by_hand(batch):
     data, images, labels = batch
     targets = Targets(hypernet())
     target = targets(micro(48, 3, image_size=8), data)
-    recipe = MetaRecipe(steps=1, label_smoothing=0.0)
-    found = meta_loss(targets, target, data, images, labels, None, None, recipe)
+    config = MetaConfig(steps=1, label_smoothing=0.0)
+    found = meta_loss(targets, target, data, images, labels, None, None, config)
     weights = targets.predict(target).parameters()
     model = vit(embed_dim=48, depth=3, num_heads=3, num_classes=10, patch_size=2)
     model.load_state_dict(weights)
@@ -52,8 +52,8 @@ def test_tals_first_stage_by_hand(batch):
     target = targets(micro(48, 3, image_size=8), data)
     assert sum(node.roles == (GUIDE,) for node in target.graph.nodes) == 1
     wanted = torch.randn(12, 16)
-    recipe = MetaRecipe(steps=1, guide=0.2, penalty=0.0)
-    found = meta_loss(targets, target, data, images, labels, None, wanted, recipe)
+    config = MetaConfig(steps=1, guide=0.2, penalty=0.0)
+    found = meta_loss(targets, target, data, images, labels, None, wanted, config)
     prediction = targets.predict(target)
     model = vit(embed_dim=48, depth=3, num_heads=3, num_classes=10, patch_size=2)
     model.load_state_dict(prediction.parameters())
@@ -63,7 +63,7 @@ def test_tals_first_stage_by_hand(batch):
     kl = guidance(feature @ matrix.T, wanted)
     expected = 0.2 * kl + 0.8 * functional.cross_entropy(model(images), labels)
     assert found.item() == pytest.approx(expected.item(), rel=1e-5)
-    alone = MetaRecipe(steps=1, guide=1.0, penalty=0.0)
+    alone = MetaConfig(steps=1, guide=1.0, penalty=0.0)
     meta_loss(targets, target, data, images, labels, None, wanted, alone).backward()
     assert net.decoder.l2.weight.grad.norm() > 0, "M is predicted, so the guide trains"
 
@@ -76,7 +76,7 @@ def test_gradients_reach_the_hypernetwork(batch, kind):
     targets = Targets(net, Ancestor.open(vit(num_classes=10)) if kind == "pith" else None)
     target = targets(micro(48, 3, image_size=8), data)
     task = torch.randn(5) if kind == "tal" else None
-    meta_loss(targets, target, data, images, labels, task, None, MetaRecipe(steps=1)).backward()
+    meta_loss(targets, target, data, images, labels, task, None, MetaConfig(steps=1)).backward()
     for name in ("embed.weight", "gnn.0.attn.to_qkv.weight", "gnn.1.ff.net.0.weight", "ln.weight"):
         assert net.get_parameter(name).grad.norm() > 0, name
 
@@ -87,7 +87,7 @@ def test_bf16_is_near_fp32(batch):
     target = targets(micro(48, 3, image_size=8), data)
     full, half = (
         meta_loss(
-            targets, target, data, images, labels, None, None, MetaRecipe(1, precision=precision)
+            targets, target, data, images, labels, None, None, MetaConfig(1, precision=precision)
         )
         for precision in ("no", "bf16")
     )
@@ -98,6 +98,6 @@ def test_bf16_is_near_fp32(batch):
     "changes",
     [{"loss": "soft"}, {"architectures": 0}, {"guide": 2.0}, {"guide_temperature": 0.0}],
 )
-def test_recipes_that_make_no_sense(changes):
+def test_configs_that_make_no_sense(changes):
     with pytest.raises(WeightInitError, match="use"):
-        MetaRecipe(steps=1, **changes)
+        MetaConfig(steps=1, **changes)

@@ -4,8 +4,8 @@ import torch
 from weightinit.errors import WeightInitError
 from weightinit.hypernet.network import GraphHyperNetwork
 from weightinit.hypernet.samplers import get_sampler, micro, sample
+from weightinit.training.config import MetaConfig
 from weightinit.training.data import load_data
-from weightinit.training.hypernet_loss import MetaRecipe
 from weightinit.training.hypernet_presets import HYPERNET_PRESETS, get_hypernet_preset
 
 TEXTS = ("logah-gpt", "tal-text")
@@ -49,7 +49,7 @@ def test_samplers_and_data_go_together(name):
     kwargs = sample(get_sampler(preset.sampler), draw, image_size=preset.image_size)
     assert kwargs.get("img_size", 0) == preset.image_size
     assert (preset.image_size == 0) == (preset.context > 0) == ("n_embd" in kwargs)
-    assert isinstance(preset.recipe, MetaRecipe)
+    assert isinstance(preset.training, MetaConfig)
     stage = HYPERNET_PRESETS.get(preset.stage1)
     if preset.stage1:
         assert stage is not None and stage.sampler == preset.sampler

@@ -11,24 +11,24 @@ from weightinit.errors import WeightInitError
 from weightinit.hypernet.config import HyperConfig
 from weightinit.hypernet.files import HyperNetwork
 from weightinit.hypernet.samplers import Sampler, micro
+from weightinit.training.config import TrainingConfig
 from weightinit.training.data import load_data
-from weightinit.training.distill import get_ancestor
 from weightinit.training.hypernet_run import train_hypernet, warm_start
-from weightinit.training.presets import Network
-from weightinit.training.recipe import Recipe
 from weightinit.training.targets import zero_shot
+from weightinit.training.teacher import Network, get_ancestor
 from weightinit.training.text import TextData, load_text
 
 ONE = micro(48, 3, image_size=8)
 OWN = {
-    "ancestor": Network("vit_tiny_patch16_224", micro(32, 2, image_size=8)),
-    "ancestor_recipe": Recipe(steps=5, batch_size=32),
+    "ancestor": Network(
+        "vit_tiny_patch16_224", micro(32, 2, image_size=8), training=TrainingConfig(5, 32)
+    )
 }
 PITH = replace(LOGAH, config=HyperConfig("pith", **SMALL), **OWN)
 TAL = replace(
     LOGAH,
     config=HyperConfig("tal", task_dim=32, **SMALL),
-    recipe=replace(LOGAH.recipe, frozen=True),
+    training=replace(LOGAH.training, frozen=True),
     channels=3,
     stage1="tiny",
     **OWN,
@@ -62,7 +62,7 @@ def test_a_hypernetwork_is_trained_saved_and_described(tmp_path):
 
 def test_the_ancestor_is_trained_once_or_given(tmp_path):
     first = run(tmp_path, PITH).config.provenance["ancestor"]
-    assert first["recipe"]["steps"] == 5 and 0 <= first["test"] <= 100
+    assert first["network"]["training"]["steps"] == 5 and 0 <= first["test"] <= 100
     again = run(tmp_path, PITH, "again").config.provenance["ancestor"]
     assert again == first
     model = vit(num_classes=10)
@@ -79,7 +79,7 @@ def test_the_ancestor_is_trained_once_or_given(tmp_path):
 
 
 def test_tals_two_stages(tmp_path, tasks):
-    first = replace(LOGAH, recipe=replace(LOGAH.recipe, guide=0.2), channels=3, **OWN)
+    first = replace(LOGAH, training=replace(LOGAH.training, guide=0.2), channels=3, **OWN)
     stage1 = run(tmp_path, first, "first")
     with pytest.raises(WeightInitError, match=r"goes on from 'tiny': train that one first"):
         run(tmp_path, TAL, "second")
@@ -108,8 +108,9 @@ TEXT = replace(
     watch=({"n_embd": 48, "n_layer": 1, "n_head": 3, "tie_word_embeddings": False},),
 )
 LANGUAGE = {
-    "ancestor": Network("gpt2", {"n_embd": 16, "n_layer": 1, "n_head": 1}),
-    "ancestor_recipe": Recipe(steps=5, batch_size=8),
+    "ancestor": Network(
+        "gpt2", {"n_embd": 16, "n_layer": 1, "n_head": 1}, training=TrainingConfig(5, 8)
+    )
 }
 
 
@@ -161,14 +162,15 @@ def test_a_given_ancestor_of_texts_is_taken(tmp_path, texts):
 
 def test_an_ancestor_learns_every_text(tmp_path, texts):
     tasks = [load_text(file, context=16) for file in texts]
-    network, recipe = LANGUAGE["ancestor"], Recipe(60, batch_size=16, lr=1e-2, warmup_steps=5)
+    config = TrainingConfig(60, batch_size=16, lr=1e-2, warmup_steps=5)
+    network = replace(LANGUAGE["ancestor"], training=config)
     before = torch.get_rng_state()
-    found, card = get_ancestor(network, recipe, tasks, cache_dir=tmp_path)
+    found, card = get_ancestor(network, tasks, cache_dir=tmp_path)
     assert torch.equal(before, torch.get_rng_state())
     for task in tasks:
         assert task.score(found) < 0.85 * task.score(network.build(task))
         assert card["val"][task.name] == pytest.approx(task.score(found), abs=1e-4)
-    again, other = get_ancestor(network, recipe, tasks, cache_dir=tmp_path)
+    again, other = get_ancestor(network, tasks, cache_dir=tmp_path)
     assert all(map(torch.equal, found.parameters(), again.parameters())) and other == card
 
 
@@ -187,8 +189,8 @@ def test_images_are_no_texts(tmp_path, tasks, texts):
 
 def test_steps_scale_the_warm_up_and_a_run_resumes(tmp_path):
     bundle = run(tmp_path, steps=8)
-    recipe = bundle.config.provenance["recipe"]
-    assert (recipe["steps"], recipe["warmup_steps"]) == (8, 4)
+    config = bundle.config.provenance["recipe"]
+    assert (config["steps"], config["warmup_steps"]) == (8, 4)
     again = run(tmp_path, steps=8, resume=True)
     assert all(torch.equal(t, again.tensors[n]) for n, t in bundle.tensors.items())
     assert again.config.provenance["seconds"] == bundle.config.provenance["seconds"]

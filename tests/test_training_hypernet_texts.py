@@ -9,15 +9,15 @@ from helpers.training import GPT, GPTS, backwards, gpt, hypernet, killed_and_res
 
 import weightinit as wi
 from weightinit.inherit.running import captured
+from weightinit.training.config import MetaConfig
 from weightinit.training.hypernet import meta_train
-from weightinit.training.hypernet_loss import MetaRecipe
 from weightinit.training.targets import GUIDE, Targets, zero_shot
 from weightinit.training.tasks import task_embedding
 
 pytest.importorskip("transformers")
 
 UNSEEN = GPTS.kwargs(3, 48, 3)
-RECIPE = MetaRecipe(steps=6, batch_size=8, lr=1e-3, label_smoothing=0.0)
+CONFIG = MetaConfig(steps=6, batch_size=8, lr=1e-3, label_smoothing=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -52,9 +52,9 @@ def test_zero_shot_is_the_score_of_the_predicted_network(text):
 
 def test_a_hypernetwork_learns_a_repeated_text_and_predicts_an_unseen_size(text):
     net = hypernet()
-    recipe = replace(RECIPE, steps=120, lr=3e-3, warmup_steps=5)
+    config = replace(CONFIG, steps=120, lr=3e-3, warmup_steps=5)
     untrained = zero_shot(net, UNSEEN, text)
-    history = meta_train(net, text, recipe, sampler=GPTS, watch=[GPT, UNSEEN], eval_every=60)
+    history = meta_train(net, text, config, sampler=GPTS, watch=[GPT, UNSEEN], eval_every=60)
     rows = [row for row in history.rows if "val" in row]
     assert [row["step"] for row in rows] == [60, 120]
     assert history.rows[-1]["loss"] < 0.85 * history.rows[0]["loss"]
@@ -74,7 +74,7 @@ def test_a_killed_run_resumes_bit_for_bit(text, tasks, tmp_path, monkeypatch, se
         "embeddings": torch.eye(2, 5) if several else None,
     }  # fmt: skip
     kind = ("tal", {"task_dim": 5}) if several else ("logah", {})
-    _, history = killed_and_resumed(data, RECIPE, options, kind, tmp_path, monkeypatch)
+    _, history = killed_and_resumed(data, CONFIG, options, kind, tmp_path, monkeypatch)
     if several:
         assert {"val 16x2 song", "val 16x2 back"} <= set(history.rows[-1])
 
@@ -91,8 +91,8 @@ def test_features_of_texts_guide_and_tell_tasks_apart(text, tasks, tied):
     assert torch.allclose(rows[0], expected.mean(0), atol=1e-5)
     assert (rows[0] - rows[1]).abs().max() > 1e-3
     net = hypernet("tal", task_dim=16)
-    recipe = replace(RECIPE, steps=2, guide=0.2)
-    history = meta_train(net, tasks, recipe, sampler=GPTS, teacher=ancestor)
+    config = replace(CONFIG, steps=2, guide=0.2)
+    history = meta_train(net, tasks, config, sampler=GPTS, teacher=ancestor)
     assert math.isfinite(history.rows[-1]["loss"])
     targets = Targets(net, guide=16)
     assert any(node.roles == (GUIDE,) for node in targets(GPT, text).graph.nodes)

@@ -94,7 +94,7 @@ def test_files_are_resized_by_their_short_side_and_cropped(tmp_path):
         paths.append(tmp_path / f"{i}.png")
     files = ImageFiles(tuple(paths), 10)
     out = files[torch.tensor([1, 0, 1])]
-    assert len(files) == 2 and out.shape == (3, 10, 10, 3)
+    assert files.shape == (2, 10, 10, 3) and out.shape == (3, 10, 10, 3)
     assert out[1, 0, :, 0].tolist() == [x * 10 for x in range(5, 15)]
     assert out[0, :, 0, 1].tolist() == [y * 8 for y in range(10, 20)]
     assert torch.equal(out[0], out[2])

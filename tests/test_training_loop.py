@@ -8,10 +8,10 @@ from torch import nn
 
 from weightinit.errors import WeightInitError
 from weightinit.training.checkpoint import load_checkpoint
+from weightinit.training.config import TrainingConfig
 from weightinit.training.data import load_data
 from weightinit.training.images import ImageData
 from weightinit.training.loop import distillation_loss, train
-from weightinit.training.recipe import Recipe
 
 
 @pytest.fixture(scope="module")
@@ -38,13 +38,13 @@ def equal(a, b):
 def test_it_learns_and_reports(digits, tmp_path):
     module = classifier()
     module.eval()
-    recipe = Recipe(steps=60, batch_size=64, lr=1e-2, warmup_steps=5)
-    history = train(module, digits, recipe, out=tmp_path, eval_every=30)
+    config = TrainingConfig(steps=60, batch_size=64, lr=1e-2, warmup_steps=5)
+    history = train(module, digits, config, out=tmp_path, eval_every=30)
     assert history.val > 70 and history.rows[-1]["step"] == 60
     assert [row["step"] for row in history.rows if "val" in row] == [30, 60]
     assert history.rows[-1]["loss"] < 0.8 * history.rows[0]["loss"]
     saved = json.loads((tmp_path / "history.json").read_text())
-    assert saved["rows"] == history.rows and saved["recipe"]["lr"] == 1e-2
+    assert saved["rows"] == history.rows and saved["config"]["lr"] == 1e-2
     assert digits.score(module) == history.val
 
 
@@ -69,14 +69,14 @@ class Mortal(nn.Module):
 
 @pytest.mark.parametrize("loss", ["ce", "soft+ce"])
 def test_a_killed_run_resumes_bit_for_bit(digits, tmp_path, loss):
-    recipe = Recipe(steps=24, batch_size=32, warmup_steps=4, loss=loss, clip_grad=1.0)
+    config = TrainingConfig(steps=24, batch_size=32, warmup_steps=4, loss=loss, clip_grad=1.0)
     options = {"ancestor": classifier(seed=1), "save_every": 5, "eval_every": 6}
     whole, cut = Mortal(classifier()), Mortal(classifier(), at=18)
-    expected = train(whole, digits, recipe, **options)
+    expected = train(whole, digits, config, **options)
     with pytest.raises(Killed):
-        train(cut, digits, recipe, out=tmp_path, **options)
+        train(cut, digits, config, out=tmp_path, **options)
     resumed = Mortal(classifier(seed=7))
-    history = train(resumed, digits, recipe, out=tmp_path, resume=True, **options)
+    history = train(resumed, digits, config, out=tmp_path, resume=True, **options)
     assert resumed.steps == 24 - 15
     assert equal(bits(resumed), bits(whole))
     assert {r["step"]: r.get("val") for r in history.rows} == {
@@ -85,22 +85,24 @@ def test_a_killed_run_resumes_bit_for_bit(digits, tmp_path, loss):
 
 
 def test_a_finished_run_is_not_run_again(digits, tmp_path):
-    recipe = Recipe(steps=3, batch_size=32)
-    train(classifier(), digits, recipe, out=tmp_path)
+    config = TrainingConfig(steps=3, batch_size=32)
+    train(classifier(), digits, config, out=tmp_path)
     module = Mortal(classifier(), at=1)
-    history = train(module.inner, digits, recipe, out=tmp_path, resume=True)
+    history = train(module.inner, digits, config, out=tmp_path, resume=True)
     assert history.rows[-1]["step"] == 3 and module.steps == 0
 
 
-def test_another_recipe_is_not_resumed(digits, tmp_path):
-    train(classifier(), digits, Recipe(steps=2, batch_size=32), out=tmp_path)
-    with pytest.raises(WeightInitError, match="trained by another recipe"):
-        train(classifier(), digits, Recipe(steps=3, batch_size=32), out=tmp_path, resume=True)
+def test_another_config_is_not_resumed(digits, tmp_path):
+    train(classifier(), digits, TrainingConfig(steps=2, batch_size=32), out=tmp_path)
+    with pytest.raises(WeightInitError, match="trained by another config"):
+        train(
+            classifier(), digits, TrainingConfig(steps=3, batch_size=32), out=tmp_path, resume=True
+        )
 
 
 def test_the_global_generator_is_left_alone(digits):
     before = torch.get_rng_state()
-    train(classifier(), digits, Recipe(steps=2, batch_size=32))
+    train(classifier(), digits, TrainingConfig(steps=2, batch_size=32))
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -108,8 +110,8 @@ def test_the_global_generator_is_left_alone(digits):
 def test_mixed_precision_trains_and_gives_the_module_back(digits, precision, tmp_path):
     module = classifier()
     forward = module.forward
-    recipe = Recipe(steps=60, batch_size=64, lr=1e-2, precision=precision, clip_grad=5.0)
-    history = train(module, digits, recipe, out=tmp_path)
+    config = TrainingConfig(steps=60, batch_size=64, lr=1e-2, precision=precision, clip_grad=5.0)
+    history = train(module, digits, config, out=tmp_path)
     assert history.val > 70
     assert module.forward == forward and all(p.dtype == torch.float32 for p in module.parameters())
     assert module.eval()(torch.zeros(1, 1, 8, 8)).dtype == torch.float32
@@ -137,18 +139,18 @@ def test_a_loss_that_is_not_finite_stops_the_training(digits):
     with torch.no_grad():
         module[1].weight.fill_(float("nan"))
     with pytest.raises(WeightInitError, match=r"loss is nan at step 0: use a lower lr than 0\.5"):
-        train(module, digits, Recipe(steps=1, batch_size=32, lr=0.5))
+        train(module, digits, TrainingConfig(steps=1, batch_size=32, lr=0.5))
 
 
 def test_several_tasks_take_turns(digits):
     tasks = [digits, replace(digits, name="again")]
-    history = train(classifier(), tasks, Recipe(steps=60, batch_size=64, lr=1e-2))
+    history = train(classifier(), tasks, TrainingConfig(steps=60, batch_size=64, lr=1e-2))
     assert history.val > 70
 
 
 def test_soft_labels_need_an_ancestor(digits):
     with pytest.raises(WeightInitError, match="needs an ancestor"):
-        train(classifier(), digits, Recipe(steps=1, loss="soft"))
+        train(classifier(), digits, TrainingConfig(steps=1, loss="soft"))
 
 
 WORKER = """
@@ -156,13 +158,13 @@ import sys, torch
 from torch import nn
 from weightinit.training.data import load_data
 from weightinit.training.loop import train
-from weightinit.training.recipe import Recipe
+from weightinit.training.config import TrainingConfig
 torch.set_num_threads(1)
 torch.manual_seed(0)
 module = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
 from pathlib import Path
-recipe = Recipe(steps=8, batch_size=32, augment="none", lr=1e-2)
-history = train(module, load_data("digits"), recipe, out=Path(sys.argv[1]))
+config = TrainingConfig(steps=8, batch_size=32, augment="none", lr=1e-2)
+history = train(module, load_data("digits"), config, out=Path(sys.argv[1]))
 """
 
 
@@ -176,7 +178,7 @@ def test_two_processes_take_the_steps_of_one(digits, tmp_path):
         alone, together = (nn.Sequential(nn.Flatten(), nn.Linear(64, 10)) for _ in range(2))
         torch.manual_seed(0)
         alone[1].reset_parameters()
-    train(alone, digits, Recipe(steps=8, batch_size=32, augment="none", lr=1e-2))
+    train(alone, digits, TrainingConfig(steps=8, batch_size=32, augment="none", lr=1e-2))
     state = load_checkpoint(tmp_path / "checkpoint.safetensors", together)
     assert state["step"] == 8
     torch.testing.assert_close(together[1].weight, alone[1].weight, rtol=0, atol=1e-5)

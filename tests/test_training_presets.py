@@ -5,7 +5,8 @@ from torch import nn
 
 from weightinit.errors import WeightInitError
 from weightinit.training.data import load_data
-from weightinit.training.presets import PRESETS, Network, ResizingModel, get_preset
+from weightinit.training.presets import PRESETS, get_preset
+from weightinit.training.teacher import Network, ResizingModel
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
@@ -20,7 +21,7 @@ def test_auxiliary_models_are_built_as_the_paper_says(name):
     assert model.has_class_token == ("token" in preset.pools)
     timm.create_model(
         preset.ancestor.model, **preset.ancestor.kwargs
-    ) if not preset.ancestor.pretrained else timm.get_pretrained_cfg(preset.ancestor.model)
+    ) if preset.ancestor.training else timm.get_pretrained_cfg(preset.ancestor.model)
 
 
 def test_a_network_is_drawn_from_its_seed():

@@ -51,13 +51,13 @@ def demo(
         raise WeightInitError(
             f"the demo needs {error.name}: pip install 'weightinit[train,report]'"
         ) from error
+    from weightinit.training.config import TrainingConfig
     from weightinit.training.data import load_data
     from weightinit.training.loop import train
-    from weightinit.training.recipe import Recipe
 
     data = load_data("digits")
     # What serves the random initialisation best, on validation data.
-    recipe = Recipe(
+    recipe = TrainingConfig(
         steps, batch_size=64, lr=3e-3, warmup_steps=steps // 10, augment="none", seed=seed
     )
     rows = []

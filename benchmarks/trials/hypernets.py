@@ -64,7 +64,7 @@ class Variant:
         return replace(
             preset,
             config=replace(preset.config, **larger, **self.changes),
-            recipe=preset.recipe.planned(steps=budget.steps),
+            training=preset.training.planned(steps=budget.steps),
             watch=tuple(micro(*size) for size in (ANCESTOR, (128, 8), (80, 4))),
         )
 
@@ -109,7 +109,7 @@ def hypernet(name: str, lab: Lab, budget: Budget, seed: int) -> wi.HyperNetwork:
 def _trained(
     preset: HyperPreset, name: str, lab: Lab, data: list[ImageData], seed: int, start: Any = None
 ) -> wi.HyperNetwork:
-    folder = _folder(lab, name, preset.recipe.steps, seed)
+    folder = _folder(lab, name, preset.training.steps, seed)
     if not (folder / "config.json").exists():
         train_hypernet(
             preset,
@@ -171,11 +171,11 @@ def _short(
     """Train for the short budget; return what it took and gave."""
     short = lab.scale.short
     lr = lab.scale.lr if learned else short.lr
-    recipe = replace(short, lr=lr, seed=seed)
-    history = train(model, data, recipe, eval_every=recipe.steps)
+    config = replace(short, lr=lr, seed=seed)
+    history = train(model, data, config, eval_every=config.steps)
     trained, balanced = accuracy(model, data.test, data)
     return {
-        "steps": recipe.steps,
+        "steps": config.steps,
         "seconds": round(history.seconds, 1),
         "trained": round(trained, 2),
         "balanced": round(balanced, 2),
@@ -202,8 +202,8 @@ def multi_task(lab: Lab, budget: Budget, seed: int) -> list[dict[str, Any]]:
     first = hypernet("TAL", lab, budget, seed=0)
     preset = get_hypernet_preset("micro-tal-tasks")
     config = replace(preset.config, **budget.larger)
-    recipe = preset.recipe.planned(steps=budget.steps)
-    preset = replace(preset, config=config, recipe=recipe, watch=())
+    training = preset.training.planned(steps=budget.steps)
+    preset = replace(preset, config=config, training=training, watch=())
     tal = _trained(preset, "tal tasks", lab, tasks, seed, start=first.module())
     each = replace(budget, steps=budget.steps // len(tasks))
     rows = []

@@ -16,7 +16,7 @@ from trials.peers import pruned
 from trials.sources import Lab, Source
 from weightinit.api import Method as ProjectionMethod
 from weightinit.registry import get_method
-from weightinit.templates.learngene import auto_lg, heur_lg
+from weightinit.templates.extract import auto_lg, heur_lg
 from weightinit.training.images import ImageData
 from weightinit.training.presets import Preset
 

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from weightinit.training.config import TrainingConfig
 from weightinit.training.images import ImageData
-from weightinit.training.recipe import Recipe
 
 
 def digest(images: Tensor) -> str:
@@ -30,17 +30,19 @@ class Remembered(nn.Module):
         return self.logits[digest(images)].float()
 
 
-def remember(ancestor: nn.Module, data: ImageData, recipe: Recipe, file: Path) -> Remembered:
-    """Record an ancestor's logits on every batch of a recipe in ``file``, unless it exists."""
+def remember(
+    ancestor: nn.Module, data: ImageData, config: TrainingConfig, file: Path
+) -> Remembered:
+    """Record an ancestor's logits on every batch of a config in ``file``, unless it exists."""
     if not file.exists():
         ancestor.eval()
         logits: dict[str, Tensor] = {}
         with torch.no_grad():
             for images, _ in data.batches(
-                range(recipe.steps),
-                batch_size=recipe.batch_size,
-                augment=recipe.augment,
-                seed=recipe.seed,
+                range(config.steps),
+                batch_size=config.batch_size,
+                augment=config.augment,
+                seed=config.seed,
             ):
                 logits[digest(images)] = ancestor(images).half()
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -64,7 +64,7 @@ def run_case(case: Case, lab: Lab, *, workers: int = 0) -> dict[str, Any]:
     }
     if method.trains:
         steps = round(scale.short.steps * case.budget)
-        recipe = replace(
+        config = replace(
             scale.short,
             steps=steps,
             warmup_steps=round(scale.short.warmup_steps * case.budget),
@@ -72,9 +72,9 @@ def run_case(case: Case, lab: Lab, *, workers: int = 0) -> dict[str, Any]:
             seed=case.seed,
         )
         every = max(1, math.ceil(steps / case.points))
-        history = train(model, data, recipe, eval_every=every, workers=workers)
+        history = train(model, data, config, eval_every=every, workers=workers)
         points = [line for line in history.rows if "val" in line]
-        row |= {"steps": steps, "lr": recipe.lr, "seconds": round(history.seconds, 1)}
+        row |= {"steps": steps, "lr": config.lr, "seconds": round(history.seconds, 1)}
     else:
         described = lab.described(case.sources(scale)[0])
         points = [{"step": described["recipe"]["steps"], "val": described["val"]}]

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from weightinit.training.presets import Network, Preset, get_preset
-from weightinit.training.recipe import Recipe
+from weightinit.training.config import TrainingConfig
+from weightinit.training.presets import Preset, get_preset
+from weightinit.training.teacher import Network
 
 EPOCH = 45_000 // 512  # of CIFAR-10 without its validation images, in steps of 512
 
@@ -35,7 +36,7 @@ class Scale:
 
     name: str
     presets: tuple[Preset, ...]
-    short: Recipe
+    short: TrainingConfig
     lr: float
     fit_steps: int
     fit_lr: float
@@ -51,7 +52,7 @@ class Scale:
     @property
     def budget(self) -> int:
         """How many times the short budget the full one is."""
-        return round(self.presets[0].recipe.steps / self.short.steps)
+        return round(self.presets[0].training.steps / self.short.steps)
 
     def preset(self, width: int) -> Preset:
         """Return the preset of a template width."""
@@ -63,9 +64,12 @@ def smoke(scale: Scale) -> Scale:
     presets = tuple(
         replace(
             preset,
-            recipe=replace(preset.recipe, steps=2, batch_size=4, warmup_steps=1),
-            ancestor_recipe=preset.ancestor_recipe
-            and replace(preset.ancestor_recipe, steps=2, batch_size=4),
+            training=replace(preset.training, steps=2, batch_size=4, warmup_steps=1),
+            ancestor=replace(
+                preset.ancestor,
+                training=preset.ancestor.training
+                and replace(preset.ancestor.training, steps=2, batch_size=4),
+            ),
         )
         for preset in scale.presets
     )
@@ -73,22 +77,22 @@ def smoke(scale: Scale) -> Scale:
     return replace(scale, presets=presets, short=short, fit_steps=2, seeds=scale.seeds[:1])
 
 
-def _plain(preset: Preset, name: str, recipe: Recipe) -> Preset:
+def _plain(preset: Preset, name: str, config: TrainingConfig) -> Preset:
     """Return a preset that trains its auxiliary model at one depth and pooling, as published."""
-    return replace(preset, name=name, pools=("avg",), depths=(), recipe=recipe)
+    return replace(preset, name=name, pools=("avg",), depths=(), training=config)
 
 
 def _small() -> tuple[Preset, ...]:
     tiny = get_preset("cifar10-w192")
     kwargs = {**tiny.auxiliary.kwargs, "embed_dim": 384, "num_heads": 6}
     wide = replace(tiny, auxiliary=Network(tiny.auxiliary.model, kwargs))
-    slower = replace(tiny.recipe, lr=2.5e-4)
-    return _plain(tiny, "small-w192", tiny.recipe), _plain(wide, "small-w384", slower)
+    slower = replace(tiny.training, lr=2.5e-4)
+    return _plain(tiny, "small-w192", tiny.training), _plain(wide, "small-w384", slower)
 
 
 def _paper() -> tuple[Preset, ...]:
     given = (get_preset(f"imagenet-w{width}") for width in (192, 384, 768))
-    return tuple(_plain(preset, f"paper-w{preset.width}", preset.recipe) for preset in given)
+    return tuple(_plain(preset, f"paper-w{preset.width}", preset.training) for preset in given)
 
 
 SCALES = {
@@ -100,10 +104,10 @@ SCALES = {
                 _plain(
                     get_preset("cifar10-w64"),
                     "micro-w64",
-                    Recipe(3600, batch_size=64, lr=3e-3, warmup_steps=180, loss="soft+ce"),
+                    TrainingConfig(3600, batch_size=64, lr=3e-3, warmup_steps=180, loss="soft+ce"),
                 ),
             ),
-            short=Recipe(240, batch_size=64, lr=2e-3, warmup_steps=24),
+            short=TrainingConfig(240, batch_size=64, lr=2e-3, warmup_steps=24),
             lr=1e-3,
             fit_steps=100,
             fit_lr=2e-2,
@@ -118,7 +122,7 @@ SCALES = {
             name="small",
             presets=_small(),
             short=replace(
-                _small()[0].recipe,
+                _small()[0].training,
                 steps=10 * EPOCH,
                 warmup_steps=EPOCH,
                 loss="ce",
@@ -137,8 +141,8 @@ SCALES = {
             name="paper",
             presets=_paper(),
             short=replace(
-                _paper()[0].recipe,
-                steps=_paper()[0].recipe.steps // 15,
+                _paper()[0].training,
+                steps=_paper()[0].training.steps // 15,
                 warmup_steps=0,
                 loss="ce",
             ),

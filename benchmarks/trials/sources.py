@@ -19,11 +19,11 @@ from weightinit import TemplateBundle
 from weightinit.templates.config import TemplateConfig
 from weightinit.templates.constrain import ConstrainedModel, constrain
 from weightinit.training.checkpoint import load_checkpoint
-from weightinit.training.distill import build_auxiliary, get_ancestor
+from weightinit.training.config import TrainingConfig
 from weightinit.training.images import ImageData, ImageFiles
 from weightinit.training.loop import accelerator, train
-from weightinit.training.presets import Network
-from weightinit.training.recipe import Recipe
+from weightinit.training.teacher import Network, get_ancestor
+from weightinit.training.templates import build_auxiliary
 
 
 def _scaled(config: TemplateConfig, *, times: float) -> TemplateConfig:
@@ -120,21 +120,19 @@ class Lab:
     def ancestor(self, width: int) -> nn.Module:
         """Return the ancestor, trained if it was not; or what it said, recorded."""
         preset, data = self.scale.preset(width), self.data()
-        size = f"{preset.recipe.steps}x{preset.recipe.batch_size}"
+        size = f"{preset.training.steps}x{preset.training.batch_size}"
         file = self.folder / "sources" / f"ancestor-{size}.safetensors"
         if self.recall and file.exists():
-            return remember(nn.Identity(), data, preset.recipe, file)
-        ancestor, described = get_ancestor(
-            preset.ancestor, preset.ancestor_recipe, [data], cache_dir=self.cache_dir
-        )
+            return remember(nn.Identity(), data, preset.training, file)
+        ancestor, described = get_ancestor(preset.ancestor, [data], cache_dir=self.cache_dir)
         file.parent.mkdir(parents=True, exist_ok=True)
         (file.parent / "ancestor.json").write_text(json.dumps(described))
-        return remember(ancestor, data, preset.recipe, file) if self.recall else ancestor
+        return remember(ancestor, data, preset.training, file) if self.recall else ancestor
 
-    def recipe(self, source: Source) -> Recipe:
-        """Return the recipe of a source: the full budget."""
-        recipe = self.scale.preset(source.width).recipe
-        return replace(recipe, lr=(self.scale.source_lr or {}).get(source.kind, recipe.lr))
+    def config(self, source: Source) -> TrainingConfig:
+        """Return the config of a source: the full budget."""
+        config = self.scale.preset(source.width).training
+        return replace(config, lr=(self.scale.source_lr or {}).get(source.kind, config.lr))
 
     def path(self, source: Source) -> Path:
         """Return the folder of a source."""
@@ -159,21 +157,21 @@ class Lab:
         folder, data = self.path(source), self.data()
         if (folder / "source.json").exists():
             return
-        model, recipe = self.build(source), self.recipe(source)
+        model, config = self.build(source), self.config(source)
         history = train(
             model,
             data,
-            recipe,
+            config,
             ancestor=self.ancestor(source.width),
             out=folder,
             resume=True,
-            eval_every=max(1, recipe.steps // 10),
+            eval_every=max(1, config.steps // 10),
             workers=workers,
         )
         model.cpu()
         described: dict[str, Any] = {
             **asdict(source),
-            "recipe": asdict(recipe),
+            "recipe": asdict(config),
             "seconds": round(history.seconds, 1),
             "val": round(history.val, 2),
             "test": round(data.score(model, data.test), 2),

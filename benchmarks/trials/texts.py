@@ -11,15 +11,15 @@ from torch import nn
 
 import weightinit as wi
 from trials.corpora import NAMES, corpus
+from weightinit.training.config import TrainingConfig
 from weightinit.training.contexts import seeded
 from weightinit.training.hypernet_presets import get_hypernet_preset
 from weightinit.training.hypernet_run import train_hypernet
 from weightinit.training.loop import train
-from weightinit.training.recipe import Recipe
 from weightinit.training.text import TextData
 
 #: Of every target after its prediction; the rate of predicted and of random weights.
-SHORT = Recipe(steps=240, batch_size=32, lr=1e-3, warmup_steps=24)
+SHORT = TrainingConfig(steps=240, batch_size=32, lr=1e-3, warmup_steps=24)
 RANDOM_LR = 3e-3
 #: By the name that tables show: the preset, which has seen one of its two targets in training, and
 #: its texts.
@@ -40,7 +40,7 @@ def rows(folder: Path, steps: int, seed: int) -> list[dict[str, Any]]:
     found = []
     for name, (preset, texts) in PRESETS.items():
         chosen = get_hypernet_preset(preset)
-        chosen = replace(chosen, recipe=chosen.recipe.planned(steps=steps))
+        chosen = replace(chosen, training=chosen.training.planned(steps=steps))
         out = folder / f"{preset}-{steps}-{seed}"
         tasks = [corpus(text, chosen.context) for text in texts]
         if not (out / "config.json").exists():
@@ -54,9 +54,9 @@ def rows(folder: Path, steps: int, seed: int) -> list[dict[str, Any]]:
                 found.append(_row(name, model, kwargs, data, SHORT, seed, unseen=at > 0))
     for data in (corpus(name, 64) for name in NAMES):
         for at, kwargs in enumerate(get_hypernet_preset("micro-logah-gpt").watch):
-            recipe = replace(SHORT, lr=RANDOM_LR)
+            config = replace(SHORT, lr=RANDOM_LR)
             model = _fresh(kwargs, data, seed)
-            found.append(_row("transformers default", model, kwargs, data, recipe, seed, at > 0))
+            found.append(_row("transformers default", model, kwargs, data, config, seed, at > 0))
     return found
 
 
@@ -77,7 +77,7 @@ def _row(
     model: nn.Module,
     kwargs: Mapping[str, Any],
     data: TextData,
-    recipe: Recipe,
+    config: TrainingConfig,
     seed: int,
     unseen: bool,
 ) -> dict[str, Any]:
@@ -90,5 +90,5 @@ def _row(
         "seed": seed,
         "at_once": round(data.score(model), 3),
     }
-    train(model, data, replace(recipe, seed=seed), progress=False)
-    return row | {"steps": recipe.steps, "trained": round(data.score(model), 3)}
+    train(model, data, replace(config, seed=seed), progress=False)
+    return row | {"steps": config.steps, "trained": round(data.score(model), 3)}

@@ -5,15 +5,15 @@ import sys
 from pathlib import Path
 
 from helpers.training import VITS, hypernet
+from weightinit.training.config import MetaConfig
 from weightinit.training.data import load_data
 from weightinit.training.hypernet import meta_train
-from weightinit.training.hypernet_loss import MetaRecipe
 
 
 def main():
     net = hypernet(seed=int(os.environ["RANK"]))
-    recipe = MetaRecipe(steps=3, batch_size=16, lr=1e-3, label_smoothing=0.0)
-    meta_train(net, load_data("digits"), recipe, sampler=VITS, out=Path(sys.argv[1]))
+    config = MetaConfig(steps=3, batch_size=16, lr=1e-3, label_smoothing=0.0)
+    meta_train(net, load_data("digits"), config, sampler=VITS, out=Path(sys.argv[1]))
     total = sum(float(p.detach().double().sum()) for p in net.parameters())
     # one write, which the other process cannot come between
     os.write(1, f"sum {total}\n".encode())

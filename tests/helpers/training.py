@@ -9,11 +9,11 @@ from weightinit.hypernet.config import HyperConfig
 from weightinit.hypernet.network import GraphHyperNetwork
 from weightinit.hypernet.samplers import Sampler, micro
 from weightinit.training import hypernet as meta
-from weightinit.training.hypernet_loss import MetaRecipe
+from weightinit.training.config import MetaConfig, TrainingConfig
 from weightinit.training.hypernet_presets import HyperPreset
 from weightinit.training.images import ImageData, Split
-from weightinit.training.presets import Network, Preset
-from weightinit.training.recipe import Recipe
+from weightinit.training.presets import Preset
+from weightinit.training.teacher import Network
 from weightinit.training.text import load_text
 
 SMALL = {"hid": 16, "layers": 2, "heads": 2, "rank": 4, "max_ck": 1024, "num_classes": 10}
@@ -30,16 +30,20 @@ TINY = Preset(
     name="tiny",
     data="digits",
     auxiliary=Network("vit_tiny_patch16_224", {**SIZE, "depth": 3}),
-    ancestor=Network("resnet10t", {"channels": (8, 8, 8, 8), "stem_width": 8}, image_size=16),
-    ancestor_recipe=Recipe(steps=6, batch_size=32),
-    recipe=Recipe(steps=8, batch_size=32, lr=1e-2, warmup_steps=4, loss="soft+ce"),
+    ancestor=Network(
+        "resnet10t",
+        {"channels": (8, 8, 8, 8), "stem_width": 8},
+        image_size=16,
+        training=TrainingConfig(steps=6, batch_size=32),
+    ),
+    training=TrainingConfig(steps=8, batch_size=32, lr=1e-2, warmup_steps=4, loss="soft+ce"),
     pools=("avg", "token"),
     depths=(2, 4),
 )
 LOGAH = HyperPreset(
     name="tiny",
     config=HyperConfig("logah", **SMALL),
-    recipe=MetaRecipe(steps=4, batch_size=16, warmup_steps=2),
+    training=MetaConfig(steps=4, batch_size=16, warmup_steps=2),
     sampler="micro",
     data=("digits",),
     image_size=8,
@@ -92,14 +96,14 @@ class Killed(Exception):
     pass
 
 
-def killed_and_resumed(data, recipe, options, kind, folder, monkeypatch):
+def killed_and_resumed(data, config, options, kind, folder, monkeypatch):
     """Check that a run that was killed ends with the bits of one that was not.
 
     Returns:
         The network, and the history of its training.
     """
     whole, cut, resumed = (hypernet(kind[0], seed=seed, **kind[1]) for seed in (0, 0, 1))
-    expected = meta.meta_train(whole, data, recipe, **options)
+    expected = meta.meta_train(whole, data, config, **options)
     loss, calls = meta.meta_loss, []
 
     def mortal(*arguments):
@@ -110,9 +114,9 @@ def killed_and_resumed(data, recipe, options, kind, folder, monkeypatch):
 
     monkeypatch.setattr(meta, "meta_loss", mortal)
     with pytest.raises(Killed):
-        meta.meta_train(cut, data, recipe, out=folder, **options)
+        meta.meta_train(cut, data, config, out=folder, **options)
     monkeypatch.setattr(meta, "meta_loss", loss)
-    history = meta.meta_train(resumed, data, recipe, out=folder, resume=True, **options)
+    history = meta.meta_train(resumed, data, config, out=folder, resume=True, **options)
     assert equal(bits(resumed), bits(whole))
     assert history.rows[-1] == expected.rows[-1]
     return resumed, history

@@ -45,21 +45,7 @@ def fault(missing: list[str], differing: list[str], stray: list[str]) -> str:
 def pair(
     expected: Anatomy, module: nn.Module, weights: Weights, library: str
 ) -> tuple[dict[str, str] | None, str]:
-    """Return the name in the files of each parameter of a model, or None and what is wrong.
-
-    The model is on the meta device; its tensors that ``weights`` lacks, has in another shape or has
-    besides are what may be wrong.
-    """
-    names, text = _by_name(expected, module, weights, library)
-    if names is None and library == "transformers":
-        # transformers 5 renames the tensors that 4 and the files know by other names.
-        names = _by_role(expected, weights)
-    return names, "" if names else text
-
-
-def _by_name(
-    expected: Anatomy, module: nn.Module, weights: Weights, library: str
-) -> tuple[dict[str, str] | None, str]:
+    """Return the name in the files of each parameter of a model, or None and what is wrong."""
     keys = _keys(weights.shapes)
     names, missing, differing = {}, [], []
     used: set[str] = set()
@@ -82,9 +68,11 @@ def _by_name(
     if library == "transformers":
         # Its files often keep the head of the pretraining; a block too many is another model.
         stray = blocks_among(stray, [spec.key for spec in expected.specs])
-    if missing or differing or stray:
-        return None, fault(missing, differing, stray)
-    return names, ""
+    if not (missing or differing or stray):
+        return names, ""
+    # transformers 5 renames the tensors that 4 and the files know by other names.
+    renamed = _by_role(expected, weights) if library == "transformers" else None
+    return renamed, fault(missing, differing, stray)
 
 
 def _by_role(expected: Anatomy, weights: Weights) -> dict[str, str] | None:

@@ -5,13 +5,11 @@ the meta device and tensors without elements are left as they are.
 """
 
 from weightinit.init._depth import interpolate_depth_, mix_
-from weightinit.init._kron import kron_sum_
 from weightinit.init._mimetic import mimetic_qk_, mimetic_vo_
-from weightinit.init._pad import pad_
-from weightinit.init._project import project_
+from weightinit.init._products import kron_sum_, project_
 from weightinit.init._select import select_
 from weightinit.init._wavelet import wavelet_
-from weightinit.init._widen import widen_
+from weightinit.init._widen import pad_, widen_
 
 __all__ = [
     "interpolate_depth_",

@@ -42,17 +42,7 @@ SELECTIONS = ("uniform", "consecutive", "random")
 
 
 def along(tensor: Tensor, dim: int, op: Op) -> Tensor:
-    """Act along one axis of a tensor.
-
-    Args:
-        tensor: a tensor of any shape.
-        dim: the axis.
-        op: a LongTensor of indices to select, a matrix ``[new, old]`` to multiply by, or a function
-            of the tensor and the dim.
-
-    Raises:
-        AnatomyError: if the operator does not fit the axis.
-    """
+    """Act along one axis of a tensor; AnatomyError if the operator does not fit it."""
     if not isinstance(op, Tensor):
         return op(tensor, dim)
     if op.dtype == torch.int64 and op.ndim == 1:
@@ -78,13 +68,7 @@ def scale(tensor: Tensor, dim: int, factors: Tensor) -> Tensor:
 
 
 def pad(tensor: Tensor, dim: int, size: int, value: Tensor | None = None) -> Tensor:
-    """Repeat one slice after the end of an axis.
-
-    Args:
-        tensor: a tensor no longer than ``size`` along ``dim``.
-        dim: the axis.
-        size: its new length.
-        value: the slice, of length 1 along ``dim``; None is zeros.
+    """Repeat one slice, of length 1 along ``dim``, after the end of an axis; None is zeros.
 
     Examples:
         >>> pad(torch.tensor([1.0, 2.0]), 0, 4)
@@ -170,12 +154,7 @@ def cycle(old: int, new: int) -> Tensor:
 
 
 def joint_index(outer: Tensor, inner: Tensor, size: int) -> Tensor:
-    """Return the indices along two axes taken together.
-
-    Args:
-        outer: int64 indices along the outer axis.
-        inner: int64 indices along the inner one.
-        size: length of the inner axis that is indexed.
+    """Return the indices along two axes taken together, of which the inner one has ``size``.
 
     Examples:
         >>> joint_index(torch.tensor([0, 2]), torch.tensor([0, 1]), 3).tolist()
@@ -263,13 +242,7 @@ class Copies:
         return Copies(joint_index(self.index, inner.index, size))
 
     def repeat(self, tensor: Tensor, dim: int, value: Tensor | None = None) -> Tensor:
-        """Copy channels where they are made.
-
-        Args:
-            tensor: a tensor with the old channels along ``dim``.
-            dim: the axis.
-            value: the slice that stands in each channel after the copies; None is zeros.
-        """
+        """Copy channels where they are made; ``value`` stands in each after them, None is zeros."""
         index = self.index.to(tensor.device)
         return pad(tensor.index_select(dim, index), dim, self.size, value)
 

@@ -4,9 +4,12 @@
 `project` makes them of another size by a matrix on either side.
 """
 
-from collections.abc import Sequence
+import importlib
+import importlib.util
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from types import ModuleType
-from typing import Literal, overload
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,7 +17,6 @@ from torch.autograd.function import once_differentiable
 
 from weightinit.errors import WeightInitError
 from weightinit.kernels import kron
-from weightinit.kernels.common import destinations, matrices, triton_module
 from weightinit.kernels.project import Factor, project
 
 __all__ = ["Factor", "Order", "kron_sum", "project"]
@@ -22,21 +24,9 @@ __all__ = ["Factor", "Order", "kron_sum", "project"]
 Order = Literal["block", "paper"]
 
 
-@overload
 def kron_sum(
-    templates: Tensor, scalers: Tensor, *, order: Order = ..., out: Tensor | None = ...
-) -> Tensor: ...
-@overload
-def kron_sum(
-    templates: Tensor, scalers: Tensor, *, order: Order = ..., out: Sequence[Tensor]
-) -> Sequence[Tensor]: ...
-def kron_sum(
-    templates: Tensor,
-    scalers: Tensor,
-    *,
-    order: Order = "block",
-    out: Tensor | Sequence[Tensor] | None = None,
-) -> Tensor | Sequence[Tensor]:
+    templates: Tensor, scalers: Tensor, *, order: Order = "block", out: Tensor | None = None
+) -> Tensor:
     r"""Compose weights as a sum of Kronecker products, :math:`W = \sum_t S_t \otimes T_t`.
 
     Eq. 4 of `WAVE: Weight Templates for Adaptive Initialization of Variable-sized Models`, Feng et
@@ -52,8 +42,8 @@ def kron_sum(
         templates: weight templates ``[N, w1, w2]``, or ``[N, w]`` for vectors.
         scalers: weight scalers ``[..., N, s1, s2]``, or ``[..., N, s]``; leading axes are layers.
         order: ``"block"`` or ``"paper"``.
-        out: where to write instead of into new memory: a tensor of the result's shape, any
-            strides and floating dtype, or one such tensor for each index of a single leading axis.
+        out: where to write instead of into new memory: a tensor of the result's shape, of any
+            strides and floating dtype.
 
     Returns:
         ``[..., s1 * w1, s2 * w2]`` (``[..., s * w]``), in the dtype that both promote to; or `out`.
@@ -75,7 +65,12 @@ def kron_sum(
     if out is None:
         result: Tensor = _KronSum.apply(*_canonical(templates, scalers), order)
         return result.view(shape)
-    return _write(templates, scalers, order, shape, out)
+    _check_out(out, shape, templates)
+    if out.numel():
+        with torch.no_grad():
+            rows = out.unsqueeze(-2) if templates.ndim == 2 else out
+            _compose_into(_matrices(rows), *_canonical(templates, scalers), order)
+    return out
 
 
 def _shape(templates: Tensor, scalers: Tensor, order: str) -> tuple[int, ...]:
@@ -114,66 +109,76 @@ def _canonical(templates: Tensor, scalers: Tensor) -> tuple[Tensor, Tensor]:
     return templates.contiguous(), scalers.reshape(layers, *scalers.shape[-3:])
 
 
-def _write(
-    templates: Tensor,
-    scalers: Tensor,
-    order: str,
-    shape: tuple[int, ...],
-    out: Tensor | Sequence[Tensor],
-) -> Tensor | Sequence[Tensor]:
-    inputs = f"templates {list(templates.shape)} and scalers {list(scalers.shape)}"
-    outs = destinations(out, shape, templates.ndim - 1, templates.device, inputs)
-    if 0 not in shape:
-        with torch.no_grad():
-            rows = [tensor.unsqueeze(-2) for tensor in outs] if templates.ndim == 2 else list(outs)
-            _compose_into(rows, *_canonical(templates, scalers), order)
-    return out
+def _check_out(out: Tensor, shape: tuple[int, ...], templates: Tensor) -> None:
+    """Raise WeightInitError if a destination has another shape, dtype or device."""
+    if tuple(out.shape) != shape or not out.is_floating_point():
+        raise WeightInitError(
+            f"out is {out.dtype} {list(out.shape)}, but templates {list(templates.shape)} and "
+            f"their scalers make {list(shape)}; pass a floating tensor of that shape"
+        )
+    if out.device != templates.device:
+        raise WeightInitError(
+            f"out is on {out.device} and the inputs on {templates.device}; move them to one device"
+        )
+
+
+def _matrices(tensor: Tensor) -> list[Tensor]:
+    """Return every matrix of ``[..., rows, columns]`` as a view."""
+    if tensor.ndim == 2:
+        return [tensor]
+    return [matrix for part in tensor.unbind(0) for matrix in _matrices(part)]
 
 
 def _backend(tensor: Tensor) -> ModuleType:
-    return (triton_module("kron_triton") or kron) if tensor.is_cuda else kron
+    return (_triton() or kron) if tensor.is_cuda else kron
 
 
-# Custom operators, so that torch.compile keeps the kernels whole and does not break its graph.
-@torch.library.custom_op("weightinit::kron_sum", mutates_args=())
-def _compose(templates: Tensor, scalers: Tensor, order: str) -> Tensor:
-    result = _compose_meta(templates, scalers, order)
-    if result.numel() == 0:
-        return result
-    if order == "block":
-        with torch.autocast(templates.device.type, enabled=False):
-            return _backend(templates).forward(templates, scalers).view_as(result)
-    _compose_into([result], templates, scalers, order)
-    return result
+@cache
+def _triton() -> ModuleType | None:
+    if importlib.util.find_spec("triton") is None:  # not on every platform
+        return None
+    return importlib.import_module("weightinit.kernels.kron_triton")
 
 
-@_compose.register_fake
+def _full_precision(device: torch.device) -> AbstractContextManager[object]:
+    on = torch.is_autocast_enabled(device.type)
+    return torch.autocast(device.type, enabled=False) if on else nullcontext()
+
+
 def _compose_meta(templates: Tensor, scalers: Tensor, order: str) -> Tensor:
     (w1, w2), (layers, _, s1, s2) = templates.shape[1:], scalers.shape
     return templates.new_empty(layers, s1 * w1, s2 * w2)
 
 
-# The schema is spelled out because torch 2.6 cannot infer it from a Sequence.
+def _compose(templates: Tensor, scalers: Tensor, order: str) -> Tensor:
+    result = _compose_meta(templates, scalers, order)
+    if result.numel() == 0:
+        return result
+    if order == "block":
+        with _full_precision(templates.device):
+            return _backend(templates).forward(templates, scalers).view(result.shape)
+    _compose_into(_matrices(result), templates, scalers, order)
+    return result
+
+
+# The schema is spelled out because torch 2.6 cannot infer it from a list.
 @torch.library.custom_op(
     "weightinit::kron_sum_into",
     mutates_args=("out",),
     schema="(Tensor(a!)[] out, Tensor templates, Tensor scalers, str order) -> ()",
 )
-def _compose_into(out: Sequence[Tensor], templates: Tensor, scalers: Tensor, order: str) -> None:
+def _compose_into(out: list[Tensor], templates: Tensor, scalers: Tensor, order: str) -> None:
     w, s = templates.shape[1:], scalers.shape[2:]
-    views = [kron.blocks(layer, w, s, order) for tensor in out for layer in matrices(tensor)]
-    with torch.autocast(templates.device.type, enabled=False):
+    views = [kron.blocks(layer, w, s, order) for layer in out]
+    with _full_precision(templates.device):
         _backend(templates).forward_into(templates, scalers, views)
 
 
 @_compose_into.register_fake
-def _compose_into_meta(
-    out: Sequence[Tensor], templates: Tensor, scalers: Tensor, order: str
-) -> None:
+def _compose_into_meta(out: list[Tensor], templates: Tensor, scalers: Tensor, order: str) -> None:
     """Nothing to compute: `out` has its shape already."""
 
 
-@torch.library.custom_op("weightinit::kron_sum_backward", mutates_args=())
 def _differentiate(
     grad: Tensor,
     templates: Tensor,
@@ -185,7 +190,7 @@ def _differentiate(
     if grad.numel() == 0:
         return torch.zeros_like(templates), torch.zeros_like(scalers)
     view = kron.blocks(grad, templates.shape[1:], scalers.shape[2:], order)
-    with torch.autocast(grad.device.type, enabled=False):
+    with _full_precision(grad.device):
         d_templates, d_scalers = _backend(templates).backward(
             view, templates, scalers, need_templates, need_scalers
         )
@@ -195,7 +200,6 @@ def _differentiate(
     )
 
 
-@_differentiate.register_fake
 def _differentiate_meta(
     grad: Tensor,
     templates: Tensor,
@@ -210,12 +214,29 @@ def _differentiate_meta(
     )
 
 
+# Operators, so that torch.compile keeps the kernels whole and breaks no graph; by the plain
+# registration, since that of `torch.library.custom_op` takes longer than the kernels on a GPU.
+_LIBRARY = torch.library.Library("weightinit", "FRAGMENT")
+for _schema, _operator, _fake in (
+    ("kron_sum(Tensor templates, Tensor scalers, str order) -> Tensor", _compose, _compose_meta),
+    (
+        "kron_sum_backward(Tensor grad, Tensor templates, Tensor scalers, str order, "
+        "bool need_templates, bool need_scalers) -> (Tensor, Tensor)",
+        _differentiate,
+        _differentiate_meta,
+    ),
+):
+    _name = _LIBRARY.define(_schema)
+    _LIBRARY.impl(_name, _operator, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"weightinit::{_name}", _fake, lib=_LIBRARY)
+
+
 class _KronSum(torch.autograd.Function):
     """The autograd rule, which `register_autograd` of custom operators hides from torch.func."""
 
     @staticmethod
     def forward(templates: Tensor, scalers: Tensor, order: str) -> Tensor:
-        return _compose(templates, scalers, order)
+        return torch.ops.weightinit.kron_sum(templates, scalers, order)
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
@@ -228,5 +249,6 @@ class _KronSum(torch.autograd.Function):
         ctx, *grads: Tensor
     ) -> tuple[Tensor | None, Tensor | None, None]:
         need = ctx.needs_input_grad[:2]
-        found = _differentiate(grads[0], *ctx.saved_tensors, ctx.order, *need)
+        differentiate = torch.ops.weightinit.kron_sum_backward
+        found = differentiate(grads[0], *ctx.saved_tensors, ctx.order, *need)
         return found[0] if need[0] else None, found[1] if need[1] else None, None

@@ -9,18 +9,21 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from weightinit.kernels.common import accumulator
-
 # Work is cut along w1, so that what is read again is in the cache.
 STEP_BYTES = 2 << 20
 
 
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype that sums are kept in."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
 def blocks(matrix: Tensor, w: Sequence[int], s: Sequence[int], order: str) -> Tensor:
     """View ``[..., rows, columns]`` in either order as ``[..., s1, w1, s2, w2]``."""
+    lead = matrix.shape[:-2]
     if order == "block":
-        return matrix.unflatten(-1, (s[1], w[1])).unflatten(-3, (s[0], w[0]))
-    interleaved = matrix.unflatten(-1, (w[1], s[1])).unflatten(-3, (w[0], s[0]))
-    return interleaved.transpose(-1, -2).transpose(-3, -4)
+        return matrix.view(*lead, s[0], w[0], s[1], w[1])
+    return matrix.view(*lead, w[0], s[0], w[1], s[1]).transpose(-1, -2).transpose(-3, -4)
 
 
 def forward(templates: Tensor, scalers: Tensor) -> Tensor:
@@ -84,14 +87,8 @@ def backward(
 ) -> tuple[Tensor | None, Tensor | None]:
     """Return the gradients to both, or None where they are not needed.
 
-    Two matrix products over ``[layer s1 s2, w1 w2]``; the gradient is read once for both.
-
-    Args:
-        grad: a ``[layer, s1, w1, s2, w2]`` view of any strides.
-        templates: ``[n, w1, w2]``.
-        scalers: ``[layer, n, s1, s2]``.
-        need_templates: whether the first is needed.
-        need_scalers: whether the second is.
+    Two matrix products over ``[layer s1 s2, w1 w2]``; the gradient, a ``[layer, s1, w1, s2, w2]``
+    view of any strides, is read once for both.
     """
     n, w1, w2 = templates.shape
     layers, _, s1, s2 = scalers.shape

@@ -4,13 +4,13 @@ import math
 from collections.abc import Sequence
 from functools import reduce
 from itertools import pairwise
-from typing import TypeAlias, overload
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from weightinit.errors import WeightInitError
-from weightinit.kernels.common import accumulator, destinations
+from weightinit.kernels.kron import accumulator
 
 __all__ = ["Factor", "project"]
 
@@ -18,21 +18,7 @@ __all__ = ["Factor", "project"]
 Factor: TypeAlias = Tensor | tuple[Tensor, Tensor] | None
 
 
-@overload
-def project(
-    source: Tensor, left: Factor = ..., right: Factor = ..., *, out: Tensor | None = ...
-) -> Tensor: ...
-@overload
-def project(
-    source: Tensor, left: Factor = ..., right: Factor = ..., *, out: Sequence[Tensor]
-) -> Sequence[Tensor]: ...
-def project(
-    source: Tensor,
-    left: Factor = None,
-    right: Factor = None,
-    *,
-    out: Tensor | Sequence[Tensor] | None = None,
-) -> Tensor | Sequence[Tensor]:
+def project(source: Tensor, left: Factor = None, right: Factor = None) -> Tensor:
     r"""Make weights of another size by a matrix on either side, :math:`W = P\, W_P\, Q^\top`.
 
     The width operator of `Learning to Grow Pretrained Models for Efficient Transformer Training`
@@ -40,8 +26,8 @@ def project(
     products are taken in the order that torch.linalg.multi_dot finds the cheapest, so that a P of
     low rank, given as its factors, is never multiplied out where that costs more.
 
-    Differentiable in all tensors when `out` is None. Products are kept in float32 (float64 for
-    float64 input) and rounded once; autocast around the call does not change that.
+    Differentiable in all tensors. Products are kept in float32 (float64 for float64 input) and
+    rounded once; autocast around the call does not change that.
 
     Args:
         source: W_P ``[..., o, i]``; leading axes, of the layers say, are those of a batch.
@@ -49,12 +35,9 @@ def project(
             :math:`P = A B`, or None for the identity; leading axes broadcast with the source's.
         right: Q ``[..., I, i]``, or factors C ``[..., I, r]`` and D ``[..., r, i]`` of
             :math:`Q = C D`, or None, likewise.
-        out: where to write instead of into new memory: a tensor of the result's shape, any
-            strides and floating dtype, or one such tensor for each index of a single leading
-            axis; it must not share memory with the other arguments.
 
     Returns:
-        ``[..., O, I]``, in the dtype that all promote to; or `out`.
+        ``[..., O, I]``, in the dtype that all promote to.
 
     Raises:
         WeightInitError: if shapes, dtypes or devices do not fit.
@@ -74,24 +57,13 @@ def project(
     """
     factors, lead = _factors(source, left, right)
     dtype = reduce(torch.promote_types, (factor.dtype for factor in factors))
-    if out is None:
-        if len(factors) == 1:
-            return source.clone(memory_format=torch.contiguous_format)
-        return _product(factors, lead, accumulator(dtype)).to(dtype)
-    shape = (*lead, factors[0].shape[-2], factors[-1].shape[-1])
-    outs = destinations(out, shape, 2, source.device, _describe(source, left, right))
-    with torch.no_grad():
-        result = _product(factors, lead, accumulator(dtype))
-        values = [result] if isinstance(out, Tensor) else result
-        for tensor, value in zip(outs, values, strict=True):
-            tensor.copy_(value)
-    return out
+    if len(factors) == 1:
+        return source.clone(memory_format=torch.contiguous_format)
+    return _product(factors, lead, accumulator(dtype)).to(dtype)
 
 
 def _product(factors: Sequence[Tensor], lead: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Return the product ``[*lead, O, I]``, kept in a dtype."""
-    if len(factors) == 1:
-        return factors[0]
     matrices = [
         factor.to(dtype).reshape(factor.shape[-2:])
         if factor.shape[:-2].numel() == 1

@@ -269,17 +269,9 @@ def as_bundle(
     provenance: Mapping[str, Any],
     dtype: torch.dtype = torch.float32,
 ) -> TemplateBundle:
-    """Return a bundle of templates, and of what a model has outside its blocks.
+    """Return a bundle of templates, scalers and a model's tensors outside its blocks, by name.
 
-    Args:
-        anatomy: anatomy of the model.
-        config: the template set.
-        tensors: ``templates.<kind>`` and ``scalers.<kind>``.
-        outside: the model's tensors outside its blocks, by canonical role.
-        depth: number of blocks of the auxiliary model.
-        licence: SPDX identifier.
-        provenance: provenance of the training, plain JSON.
-        dtype: dtype of the bundle's tensors.
+    ``depth`` is that of the auxiliary model, ``provenance`` that of the training, as plain JSON.
     """
     named = {**tensors, **{f"outside.{role}": value for role, value in outside.items()}}
     return TemplateBundle(

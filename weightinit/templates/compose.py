@@ -88,15 +88,9 @@ class Composer:
     def start(
         self, bundle: TemplateBundle, scalers: str = "interpolate", *, seed: int = 0
     ) -> dict[str, Tensor]:
-        """Return the scalers that a bundle gives to the target.
+        """Return the scalers of the target by kind, ``[depth, N, *scaler_shape]``, from a bundle.
 
-        Args:
-            bundle: holds the scalers of the auxiliary model, and those that were fitted.
-            scalers: ``"interpolate"``, ``"linear"`` (Eq. B.1) or ``"fitted"``.
-            seed: base seed for all random draws.
-
-        Returns:
-            By kind, ``[depth, N, *scaler_shape]``.
+        ``scalers`` is ``"interpolate"``, ``"linear"`` (Eq. B.1) or ``"fitted"``.
 
         Raises:
             ProjectionError: if the bundle has no fitted scalers of this size, or the value is
@@ -169,12 +163,13 @@ class Composer:
     ) -> Tensor:
         """Compose one role, differentiably and for any number of blocks at once, or into ``out``.
 
+        What whole templates exceed is cropped.
+
         Args:
-            piece: the parameter: its role, size and axes. What whole templates exceed is cropped.
+            piece: the parameter: its role, size and axes.
             templates: templates of its kind, ``[N, *shape]``.
             scalers: ``[..., N, *scaler_shape]``; the leading axes (blocks) are batched.
-            out: where to write one block's parameter, of any strides; nothing is copied in between
-                where sizes divide.
+            out: one block's parameter, of any strides; nothing is copied where sizes divide.
 
         Returns:
             ``[..., *piece.size]``, or ``out``.

@@ -162,12 +162,7 @@ class TemplateConfig:
         return total
 
     def scaler_shape(self, kind: str, size: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the shape of one scaler: how many templates cover a parameter along each axis.
-
-        Args:
-            kind: name of the kind.
-            size: size of one role's parameter in canonical orientation, e.g. ``(h k, d)``.
-        """
+        """Return the shape of one scaler: how many templates cover one role's size."""
         spec = self.kinds[kind]
         rows, *columns = (math.ceil(n / w) for n, w in zip(size, spec.unit, strict=True))
         return (len(kind_roles(kind)) // spec.parts * rows, *columns)

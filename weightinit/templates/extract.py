@@ -1,9 +1,11 @@
-"""Weight templates of any ancestor, without data: the nearest sum of Kronecker products.
+"""Weight templates of any ancestor, without data: the nearest sum of Kronecker products, or layers.
 
 W = sum_t S_t (x) T_t says that every tile of W is a weighted sum of the templates T (WAVE, Feng et
 al., CVPR 2025, https://arxiv.org/abs/2406.17503, Eq. 4), so that the tiles of all blocks, one a
 row, make a matrix of rank N. The nearest such matrix is a singular value decomposition cut at N
-(Van Loan & Pitsianis, "Approximation with Kronecker Products", 1993).
+(Van Loan & Pitsianis, "Approximation with Kronecker Products", 1993). Heur-LG and Auto-LG, special
+cases in WAVE's appendix A, take whole layers: the ancestor's last, or first, below or above random
+ones.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from weightinit.anatomy import Anatomy, Piece
 from weightinit.ancestor.ancestor import Ancestor
@@ -29,7 +31,7 @@ from weightinit.templates.lowrank import low_rank
 if TYPE_CHECKING:
     from weightinit.api import AncestorLike
 
-__all__ = ["extract_templates", "tiles_config"]
+__all__ = ["auto_lg", "extract_templates", "heur_lg", "tiles_config"]
 
 
 def extract_templates(
@@ -165,6 +167,48 @@ def tiles_config(anatomy: Anatomy) -> TemplateConfig:
         tiles = len(kind_roles(kind)) * math.prod(piece.size) // math.prod(shape)
         kinds[kind] = TemplateKind(anatomy.depth * tiles, shape)
     return TemplateConfig("wave", width, kinds)
+
+
+def heur_lg(ancestor: nn.Module, *, layers: int = 3) -> TemplateBundle:
+    """Return the last ``layers`` blocks of an ancestor as a bundle: Heuristic learngene (A.3).
+
+    Wang et al., AAAI 2022, https://arxiv.org/abs/2106.06788. WAVE's tables use 3.
+    """
+    return _cut(ancestor, "heur_lg", layers)
+
+
+def auto_lg(ancestor: nn.Module, *, layers: int = 4) -> TemplateBundle:
+    """Return the first ``layers`` blocks of an ancestor as a bundle: Auto-learngene (A.4).
+
+    Wang et al., 2023, https://arxiv.org/abs/2305.02279. WAVE's tables use 4.
+    """
+    return _cut(ancestor, "auto_lg", layers)
+
+
+def _cut(ancestor: nn.Module, method: str, layers: int) -> TemplateBundle:
+    """Return the first or last blocks of an ancestor, and what is outside its blocks."""
+    source = Ancestor.open(ancestor)
+    anatomy = source.anatomy
+    if not 1 <= layers <= anatomy.depth:
+        raise ProjectionError(
+            f"layers={layers} cannot be taken from {anatomy.depth} blocks: use 1 to {anatomy.depth}"
+        )
+    config = TemplateConfig.layers(method, anatomy.sizes["d"], layers).restricted_to(anatomy)
+    blocks = anatomy.blocks[-layers:] if method == "heur_lg" else anatomy.blocks[:layers]
+    kinds, tensors = {}, {}
+    for kind, spec in config.kinds.items():
+        whole = kind_values(source, kind, blocks).flatten(1, 2)
+        kinds[kind] = replace(spec, shape=tuple(whole.shape[1:]))
+        tensors[f"templates.{kind}"] = whole
+    return as_bundle(
+        anatomy,
+        replace(config, kinds=kinds),
+        tensors,
+        {role: source.part(piece) for role, piece in anatomy.outside.items()},
+        depth=anatomy.depth,
+        licence="other",
+        provenance={"ancestor": type(ancestor).__name__, "layers": layers},
+    )
 
 
 def kind_values(source: Ancestor, kind: str, blocks: Iterable[Mapping[str, Piece]]) -> Tensor:

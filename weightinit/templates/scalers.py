@@ -81,14 +81,7 @@ class Cover:
 
 
 def interpolate_depth(scalers: Tensor, depth: int) -> Tensor:
-    """Interpolate scalers linearly over depth; the first and last block keep theirs.
-
-    Args:
-        scalers: ``[L, ...]`` of the auxiliary model.
-        depth: number of blocks of the target.
-
-    Returns:
-        ``[depth, ...]``.
+    """Interpolate scalers ``[L, ...]`` linearly over depth; the first and last block keep theirs.
 
     Examples:
         >>> interpolate_depth(torch.tensor([0.0, 1.0]), 3)
@@ -106,13 +99,6 @@ def stretch_depth(scalers: Tensor, depth: int) -> Tensor:
     For templates that were trained at one depth, whose first blocks do what no average of blocks
     does; a shallower target takes the first blocks alone (ours; chosen on validation images).
 
-    Args:
-        scalers: ``[L, ...]`` of the auxiliary model.
-        depth: number of blocks of the target.
-
-    Returns:
-        ``[depth, ...]``.
-
     Examples:
         >>> stretch_depth(torch.tensor([0.0, 1.0, 2.0, 3.0]), 5)
         tensor([0.0000, 1.0000, 2.0000, 2.5000, 3.0000])
@@ -125,15 +111,11 @@ def stretch_depth(scalers: Tensor, depth: int) -> Tensor:
 
 
 def closed_form(method: str, number: int, depth: int) -> Tensor:
-    """Return the scalers that a method of WAVE's appendix A gives to its layers.
+    """Return the scalers ``[depth, number]`` of a method of WAVE's appendix A.
 
-    Args:
-        method: ``tleg``, ``share``, ``heur_lg`` or ``auto_lg``.
-        number: how many template layers there are.
-        depth: L, number of blocks of the target.
-
-    Returns:
-        ``[depth, number]``; a row of zeros is a block that the method leaves random.
+    TLEG (Xia et al., AAAI 2024, https://arxiv.org/abs/2312.05614) is base + (l / L) slope, with l =
+    0 .. L - 1 as in its code (WAVE's Eq. A.5 prints l = 1 .. L); Share Init is TLEG without a
+    slope. A row of zeros is a block that the method leaves random.
 
     Examples:
         >>> closed_form("tleg", 2, 4)[:, 1].tolist()
@@ -160,14 +142,9 @@ def linear_scalers(
     """Return WAVE's linear-padding scalers (Eq. B.1), to the letter.
 
     S^(l,t) = alpha_t 1_(i,j) + epsilon N(0, 1), alpha_t = 1 for t <= N / 2 and l / L after, where
-    i = floor(((t - 1) mod s1 s2) / s2) and j = (t - 1) mod s2 in the paper's orientation, in x out.
-
-    Args:
-        number: N, how many templates there are.
-        shape: shape of one scaler, out x in.
-        depth: L, number of blocks of the target.
-        epsilon: size of the noise (the paper gives no mean and variance: 0 and 1 here).
-        generator: draws the noise.
+    i = floor(((t - 1) mod s1 s2) / s2) and j = (t - 1) mod s2 in the paper's orientation, in x out;
+    ``shape`` is that of one scaler, out x in. The paper gives the noise no mean and variance: they
+    are 0 and 1 here.
 
     Returns:
         ``[depth, N, *shape]``.

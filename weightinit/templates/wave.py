@@ -99,7 +99,8 @@ class _Parts:
                 self.vectors[key] = self.composer.compose(source, templates, scalers)
             out.copy_(self.vectors[key][index])
 
-        return Part("written", f"{number} templates of {kind}, {self.how} scalers", fill)
+        text = f"{number} templates of {kind}, {self.how} scalers"
+        return Part("written", text, fill, whole=True)
 
     def _templates(self, kind: str, dtype: torch.dtype) -> Tensor:
         return self.bundle.tensors[f"templates.{kind}"].to(dtype)

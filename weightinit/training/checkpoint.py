@@ -24,13 +24,13 @@ class History:
     """What a training run did.
 
     Args:
-        recipe: the recipe that was followed.
+        config: the config that was followed.
         rows: one ``{"step", "lr", "loss"}`` a few times an epoch, with ``"val"`` (accuracy in
             percent; of texts bits per byte) where it was measured.
         seconds: time spent, over all resumed parts.
     """
 
-    recipe: dict[str, Any]
+    config: dict[str, Any]
     rows: list[dict[str, float]] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -47,10 +47,7 @@ class History:
 def save_checkpoint(
     path: Path, module: nn.Module, optimizer: Optimizer, state: dict[str, Any]
 ) -> None:
-    """Write weights, optimizer state and ``state`` (JSON) to ``path``, whole or not at all.
-
-    Names begin with ``model.`` and ``optimizer.<parameter>.``.
-    """
+    """Write ``model.<name>``, ``optimizer.<parameter>.<name>`` and ``state``, which is JSON."""
     tensors = {f"model.{name}": t for name, t in module.state_dict().items()}
     for index, entry in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": t for name, t in entry.items()}
@@ -64,11 +61,7 @@ def save_checkpoint(
 def load_checkpoint(
     path: Path, module: nn.Module, optimizer: Optimizer | None = None
 ) -> dict[str, Any]:
-    """Read :func:`save_checkpoint`'s file into ``module`` and ``optimizer``; return its state.
-
-    Raises:
-        WeightInitError: if the file is not such a checkpoint, or of another model.
-    """
+    """Read :func:`save_checkpoint`'s file into ``module`` and ``optimizer``; return its state."""
     weights: dict[str, Tensor] = {}
     moments: dict[int, dict[str, Tensor]] = {}
     try:

@@ -15,62 +15,57 @@ SHARED = ("out", "steps", "seed", "resume", "precision", "workers", "cache_dir")
 
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``train-templates`` to a parser."""
-    parser.add_argument(
-        "--preset", required=True, help="digits-w32, cifar10-w64, imagenet-w192, ..."
-    )
-    parser.add_argument(
-        "--data", help="digits, cifar10, a *.safetensors pack or its name, or a folder of images"
-    )
-    parser.add_argument("--method", default="wave", help="wave, tleg or share")
-    parser.add_argument("--fp16", action="store_true", help="save tensors in half precision")
+    option = parser.add_argument
+    option("--preset", required=True, help="digits-w32, cifar10-w64, imagenet-w192, ...")
+    option("--data", help="digits, cifar10, a *.safetensors pack or its name, or image folder")
+    option("--method", default="wave", help="wave, tleg or share")
+    option("--fp16", action="store_true", help="save tensors in half precision")
     _add_shared(parser)
 
 
 def add_hypernet_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``train-hypernet`` to a parser."""
-    parser.add_argument(
-        "--preset", required=True, help="micro-pith-rule, micro-logah, paper-tal, ..."
-    )
-    parser.add_argument(
+    option = parser.add_argument
+    option("--preset", required=True, help="micro-pith-rule, micro-logah, paper-tal, ...")
+    option(
         "--data",
         nargs="+",
         default=[],
         help="cifar10, a *.safetensors pack or its name, a folder of images, for GPT-2 a text file "
         "or a folder of them; several are tasks",
     )
-    parser.add_argument(
+    option(
         "--ancestor",
         nargs="+",
         default=[],
         help="timm name, org/name@revision, a safetensors file or folder; PITH learns from several",
     )
-    parser.add_argument("--start", metavar="B", help="bundle to go on from: TAL's first stage")
+    option("--start", metavar="B", help="bundle to go on from: TAL's first stage")
     _add_shared(parser)
 
 
 def _add_shared(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "-o", "--out", required=True, type=Path, metavar="DIR", help="folder of the bundle"
-    )
-    parser.add_argument("--steps", type=int, help="number of steps; default: the preset's")
-    parser.add_argument("--seed", type=int, default=0, help="base seed for all random draws")
-    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in DIR")
-    parser.add_argument(
+    option = parser.add_argument
+    option("-o", "--out", required=True, type=Path, metavar="DIR", help="folder of the bundle")
+    option("--steps", type=int, help="number of steps; default: the preset's")
+    option("--seed", type=int, default=0, help="base seed for all random draws")
+    option("--resume", action="store_true", help="go on from the checkpoint in DIR")
+    option(
         "--mixed-precision",
         dest="precision",
         metavar="P",
         help="no, bf16 or fp16; default: the preset's",
     )
-    parser.add_argument("--workers", type=int, default=0, help="processes that augment images")
-    parser.add_argument("--cache-dir", type=Path, help="folder of downloads and ancestors")
+    option("--workers", type=int, default=0, help="processes that augment images")
+    option("--cache-dir", type=Path, help="folder of downloads and ancestors")
 
 
 def run(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]] | None:
     """Train a bundle; return what to print, as text and plain values, in the main process alone."""
     import torch
 
-    from weightinit.training.distill import train_templates
     from weightinit.training.loop import accelerator
+    from weightinit.training.templates import train_templates
 
     bundle = train_templates(
         arguments.preset,

@@ -41,11 +41,7 @@ def seeded(seed: int, devices: tuple[int, ...] = ()) -> Iterator[None]:
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[torch.device]:
-    """Put ``module`` in eval mode, without gradients, inside the block, and every mode back.
-
-    Yields:
-        The module's device.
-    """
+    """Put ``module`` in eval mode, without gradients, inside the block, and every mode back."""
     modes = [(child, child.training) for child in module.modules()]
     module.eval()
     try:

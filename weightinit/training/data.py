@@ -120,9 +120,9 @@ def _cifar10(seed: int, cache: Path) -> ImageData:
 
 def _folder(path: Path, seed: int, size: int) -> ImageData:
     root = path / "train" if (path / "train").is_dir() else path
+    tests = [path / part for part in ("test", "val") if root != path and (path / part).is_dir()]
     try:
         names, labels = find_classes(root)
-        tests = [path / part for part in ("test", "val") if root != path and (path / part).is_dir()]
         pool, *test = (_files(folder, labels, size) for folder in (root, *tests[:1]))
     except FileNotFoundError as error:
         raise WeightInitError(

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional
 
 from weightinit.ancestor.ancestor import Ancestor
 from weightinit.errors import WeightInitError
@@ -18,37 +20,38 @@ from weightinit.hypernet.network import GraphHyperNetwork
 from weightinit.hypernet.samplers import Sampler, get_sampler, sample
 from weightinit.inherit.running import captured
 from weightinit.training.checkpoint import History
+from weightinit.training.config import MetaConfig
 from weightinit.training.contexts import subseed
-from weightinit.training.hypernet_loss import MetaRecipe, guidance, meta_loss
-from weightinit.training.loop import accelerator, follow
-from weightinit.training.targets import Targets
+from weightinit.training.loop import accelerator, batches, follow
+from weightinit.training.targets import GUIDE, Target, Targets
 from weightinit.training.tasks import Data, check_tasks, image_size, task_embedding
 
 if TYPE_CHECKING:
     from weightinit.api import AncestorLike
 
-__all__ = ["MetaRecipe", "guidance", "listed", "meta_train"]
+__all__ = ["MetaConfig", "guidance", "listed", "meta_loss", "meta_train"]
 
 
 def meta_train(
     hypernet: GraphHyperNetwork,
     data: Data | Sequence[Data],
-    recipe: MetaRecipe,
+    config: MetaConfig,
     *,
     sampler: str | Sampler = "micro",
     ancestor: AncestorLike | Sequence[AncestorLike] | None = None,
     teacher: nn.Module | None = None,
     embeddings: Tensor | None = None,
     watch: Sequence[Mapping[str, Any]] = (),
+    workers: int = 0,
     **options: Any,
 ) -> History:
-    """Train ``hypernet`` in place, under accelerate: alone, or in each process of a torchrun.
+    """Train ``hypernet`` in place.
 
     Args:
         hypernet: PITH takes the ancestor's weights, one with a ``task_dim`` the task's embedding.
         data: data to train on, or several tasks of one image shape, or several texts, one a step;
             validation data is scored, test images left alone.
-        recipe: how to train.
+        config: how to train.
         sampler: distribution of the architectures.
         ancestor: fixed; whatever :func:`weightinit.project_from` takes. PITH may learn from
             several, a list or tuple, one drawn for each architecture; the first is scored.
@@ -56,8 +59,9 @@ def meta_train(
         embeddings: embeddings of the tasks ``[tasks, task_dim]``; None computes them from the
             teacher.
         watch: architectures whose zero-shot accuracy (of texts: bits per byte) is measured.
-        **options: ``workers``, ``out``, ``resume``, ``save_every``, ``eval_every`` and ``progress``
-            of :func:`weightinit.training.loop.follow`.
+        workers: number of processes that augment images.
+        **options: ``out``, ``resume``, ``save_every``, ``eval_every`` and ``progress`` of
+            :func:`weightinit.training.loop.follow`.
 
     Returns:
         The history: losses, and where it was measured the mean score as ``"val"`` beside that of
@@ -65,8 +69,8 @@ def meta_train(
 
     Raises:
         ProjectionError: if the ancestor or an architecture does not fit the hypernetwork.
-        WeightInitError: if the recipe needs an ancestor and there is none, the tasks differ in
-            shape, the checkpoint is of another recipe, or the loss is not finite.
+        WeightInitError: if the config needs an ancestor and there is none, the tasks differ in
+            shape, the checkpoint is of another config, or the loss is not finite.
     """
     tasks = data if isinstance(data, Sequence) else [data]
     fleet, sampler = accelerator(), get_sampler(sampler)
@@ -74,37 +78,37 @@ def meta_train(
     hypernet.to(fleet.device)
     size = image_size(tasks)
     sources = [Ancestor.open(one) for one in listed(ancestor)] or [None]
-    if teacher is None and (recipe.guide or (hypernet.config.task_dim and embeddings is None)):
+    if teacher is None and (config.guide or (hypernet.config.task_dim and embeddings is None)):
         if sources[0] is None:
             raise WeightInitError(
-                "the recipe's guide and the task embeddings come from an ancestor: pass ancestor="
+                "the config's guide and the task embeddings come from an ancestor: pass ancestor="
             )
         teacher = sources[0].module()
     guide = 0
     if teacher is not None:
         teacher.to(fleet.device).eval()
-        if recipe.guide:
+        if config.guide:
             guide = _features(teacher, next(tasks[0].inputs(1)).to(fleet.device)).shape[-1]
         if hypernet.config.task_dim and embeddings is None:
             embeddings = torch.stack([task_embedding(teacher, task) for task in tasks])
     rows = [None] * len(tasks) if embeddings is None else list(embeddings.to(fleet.device))
     several = [Targets(hypernet, source, guide) for source in sources]
 
-    def losses(step: int, task: int, inputs: Tensor, labels: Tensor) -> Iterator[Tensor]:
+    def terms(step: int, task: int, inputs: Tensor, labels: Tensor) -> Iterator[Tensor]:
         generator = torch.Generator().manual_seed(
-            subseed(recipe.seed, 5, step, fleet.process_index)
+            subseed(config.seed, 5, step, fleet.process_index)
         )
-        with recipe.autocast(fleet.device):
-            features = _features(teacher, inputs) if recipe.guide and teacher else None
-        for _ in range(recipe.architectures):
+        with config.autocast(fleet.device):
+            features = _features(teacher, inputs) if config.guide and teacher else None
+        for _ in range(config.architectures):
             targets = several[0]
             if len(several) > 1:
                 targets = several[int(torch.randint(len(several), (), generator=generator))]
             target = targets(sample(sampler, generator, image_size=size), tasks[task])
             loss = meta_loss(
-                targets, target, tasks[task], inputs, labels, rows[task], features, recipe
+                targets, target, tasks[task], inputs, labels, rows[task], features, config
             )
-            yield loss / recipe.architectures
+            yield loss / config.architectures
 
     def score() -> dict[str, float]:
         found = {}
@@ -115,15 +119,78 @@ def meta_train(
                 found[f"val {task.size_of(kwargs)}{where}"] = round(value, task.digits)
         return {"val": sum(found.values()) / len(found), **found} if found else {}
 
-    with _frozen(hypernet, recipe.frozen):
-        notes = {"sampler": sampler.name}
-        return follow(recipe, hypernet, tasks, losses, score, notes=notes, **options)
+    with _frozen(hypernet, config.frozen):
+        return follow(
+            config,
+            hypernet,
+            lambda steps: (terms(*batch) for batch in batches(config, tasks, steps, workers)),
+            score,
+            notes={"sampler": sampler.name},
+            **options,
+        )
 
 
 def listed(ancestor: AncestorLike | Sequence[AncestorLike] | None) -> list[AncestorLike]:
     """Return one ancestor, several (a list or tuple) or none as a list."""
     several: Any = ancestor if isinstance(ancestor, (list, tuple)) else [ancestor]
     return [one for one in several if one is not None]
+
+
+def guidance(
+    student: Tensor, teacher: Tensor, temperature: float = 3.0, *, faithful: bool = False
+) -> Tensor:
+    """Return TAL's Eq. 4, KL(student || teacher) of softmax(feature / T), averaged over images.
+
+    Features are ``[B, d]``. The released code, ``faithful``, has KL(teacher || student) times
+    T^2 / 1000.
+
+    Examples:
+        >>> a = torch.tensor([[0.0, 3.0]])
+        >>> float(guidance(a, a)), float(guidance(a, -a)) > 0
+        (0.0, True)
+    """
+    p, q = (
+        functional.log_softmax(feature.float() / temperature, -1) for feature in (student, teacher)
+    )
+    if faithful:
+        divergence = functional.kl_div(p, q, reduction="batchmean", log_target=True)
+        return divergence * temperature**2 / 1000
+    return functional.kl_div(q, p, reduction="batchmean", log_target=True)
+
+
+def meta_loss(
+    targets: Targets,
+    target: Target,
+    data: Data,
+    inputs: Tensor,
+    labels: Tensor,
+    task: Tensor | None,
+    teacher: Tensor | None,
+    config: MetaConfig,
+) -> Tensor:
+    """Return the loss of one target: CE, or TAL's mix of it and the guide, and the penalty.
+
+    The teacher's features are ``[B, d]``, of texts ``[B * T, d]``; the task is ``[task_dim]``.
+    """
+    prediction = targets.predict(target, task)
+    weights = prediction.parameters()
+    with config.autocast(inputs.device), captured(target.model, target.anatomy) as features:
+        out = functional_call(target.model, weights, (inputs,))
+    loss = data.loss(out, labels, config.label_smoothing)
+    predicted = [weight for weight in weights.values() if weight.requires_grad]
+    if teacher is not None:
+        guide = prediction.weights[-1, GUIDE]
+        predicted.append(guide)
+        kl = guidance(
+            features[0].float() @ guide.T,
+            teacher,
+            config.guide_temperature,
+            faithful=config.faithful,
+        )
+        loss = config.guide * kl + (1 - config.guide) * loss
+    if config.penalty:
+        loss = loss + config.penalty * torch.stack([weight.norm() for weight in predicted]).sum()
+    return loss
 
 
 @contextmanager

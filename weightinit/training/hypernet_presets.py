@@ -9,9 +9,8 @@ from typing import Any
 from weightinit.errors import WeightInitError
 from weightinit.hypernet.config import HyperConfig
 from weightinit.hypernet.samplers import Sampler, micro
-from weightinit.training.hypernet_loss import MetaRecipe
-from weightinit.training.presets import Network
-from weightinit.training.recipe import Recipe
+from weightinit.training.config import MetaConfig, TrainingConfig
+from weightinit.training.teacher import Network
 
 __all__ = ["HYPERNET_PRESETS", "HyperPreset", "get_hypernet_preset"]
 
@@ -23,50 +22,50 @@ class HyperPreset:
     Args:
         name: name of the preset.
         config: sizes of the hypernetwork.
-        recipe: recipe of its training.
+        training: config of its training.
         sampler: distribution of the architectures.
         data: what ``load_data``, or ``load_text``, takes by default; several are several tasks.
         image_size: side that every image is brought to, in pixels.
         channels: channels of the images, 3 brings grey ones to colour; 0 keeps theirs.
         context: tokens that a model of texts reads at once, bytes; 0 trains on images.
         ancestor: ancestor of PITH, and that TAL takes features from; None where none is needed.
-        ancestor_recipe: recipe of its own training; None where it is pretrained.
         stage1: preset of the training that this one goes on from.
         watch: architectures whose zero-shot validation accuracy is measured on the way.
     """
 
     name: str
     config: HyperConfig
-    recipe: MetaRecipe
+    training: MetaConfig
     sampler: str | Sampler
     data: tuple[str, ...] = ()
     image_size: int = 0
     channels: int = 0
     context: int = 0
     ancestor: Network | None = None
-    ancestor_recipe: Recipe | None = None
     stage1: str = ""
     watch: tuple[Mapping[str, Any], ...] = field(default=())
 
 
 #: Rates by validation accuracy after 300 to 400 steps.
-_MICRO = MetaRecipe(
+_MICRO = MetaConfig(
     steps=2000, batch_size=96, lr=3e-3, warmup_steps=100, label_smoothing=0.0, precision="bf16"
 )
 _SLOW = {"lr": 1e-3}
 _GUIDE = {"guide": 0.2}
 _FROZEN = {"frozen": True}
 _FULL: dict[str, Any] = {"separate": True, "expansion": "both"}
-_ANCESTOR: dict[str, Any] = {
-    "ancestor": Network("vit_tiny_patch16_224", micro(64, 6)),
-    "ancestor_recipe": Recipe(steps=6000, lr=3e-3, warmup_steps=500),
-}
-_LANGUAGE: dict[str, Any] = {
-    "ancestor": Network("gpt2", {"n_layer": 2, "n_embd": 64, "n_head": 4}),
-    "ancestor_recipe": Recipe(steps=500, batch_size=32, lr=3e-3, warmup_steps=50),
-}
-_TEACHER = Network("vit_base_patch16_224.orig_in21k_ft_in1k", pretrained=True)
-_LARGE = Network("vit_large_patch16_224.augreg_in21k_ft_in1k", pretrained=True)
+_ANCESTOR = Network(
+    "vit_tiny_patch16_224",
+    micro(64, 6),
+    training=TrainingConfig(6000, lr=3e-3, warmup_steps=500),
+)
+_LANGUAGE = Network(
+    "gpt2",
+    {"n_layer": 2, "n_embd": 64, "n_head": 4},
+    training=TrainingConfig(500, 32, lr=3e-3, warmup_steps=50),
+)
+_TEACHER = Network("vit_base_patch16_224.orig_in21k_ft_in1k")
+_LARGE = Network("vit_large_patch16_224.augreg_in21k_ft_in1k")
 _TASKS = ("cifar10", "gtsrb", "clothing", "omniglot_small", "spoken_digits")
 #: The Visual Decathlon's nine tasks beside ImageNet; folders or packs of these names.
 _NINE: dict[str, Any] = {
@@ -91,19 +90,19 @@ def _small(kind: str, **changes: Any) -> HyperConfig:
 
 def _micro(name: str, config: HyperConfig, **changes: Any) -> HyperPreset:
     """Two thousand steps of 96 CIFAR-10 images, one architecture a step."""
-    recipe = replace(_MICRO, **changes.pop("recipe", {}))
+    training = replace(_MICRO, **changes.pop("training", {}))
     watch = (micro(64, 6), micro(128, 8), micro(80, 4))
     changes = {"data": ("cifar10",), "image_size": 32, "watch": watch, **changes}
-    return HyperPreset(f"micro-{name}", config, recipe, "micro", **changes)
+    return HyperPreset(f"micro-{name}", config, training, "micro", **changes)
 
 
 def _text(name: str, kind: str, **changes: Any) -> HyperPreset:
     """A thousand steps of 32 windows of 64 bytes, one architecture a step."""
     config = _small(kind, num_classes=256, primitives=18, **changes.pop("config", {}))
-    recipe = replace(_MICRO, steps=1000, batch_size=32, lr=1e-3, precision="no")
+    training = replace(_MICRO, steps=1000, batch_size=32, lr=1e-3, precision="no")
     watch = (MICRO_GPT.kwargs(4, 64, 4), MICRO_GPT.kwargs(5, 80, 5))
     return HyperPreset(
-        f"micro-{name}", config, recipe, MICRO_GPT, context=64, watch=watch, **changes
+        f"micro-{name}", config, training, MICRO_GPT, context=64, watch=watch, **changes
     )
 
 
@@ -118,47 +117,49 @@ def _paper(
 ) -> HyperPreset:
     """LoGAH's, TAL's and PITH's training: 5 epochs of warm-up from 1e-5, mixed precision."""
     epoch = -(-images // batch_size)
-    recipe = MetaRecipe(
+    training = MetaConfig(
         steps=epochs * epoch,
         batch_size=batch_size,
         lr=3e-4,
         warmup_steps=5 * epoch,
         warmup_lr=1e-5,
         precision="bf16",
-        **changes.pop("recipe", {}),
+        **changes.pop("training", {}),
     )
     base = {"sampler": "vits-1k", "data": ("imagenet",), "image_size": 224, "channels": 3}
-    return HyperPreset(f"paper-{name}", config, recipe, **{**base, **changes})
+    return HyperPreset(f"paper-{name}", config, training, **{**base, **changes})
 
+
+_OWN: dict[str, Any] = {"training": _SLOW, "ancestor": _ANCESTOR}
 
 HYPERNET_PRESETS: dict[str, HyperPreset] = {
     preset.name: preset
     for preset in (
         _micro("ghn3", _small("ghn3", rank=0, max_ck=32768, max_shape=(64, 64, 11))),
         _micro("logah", _small("logah")),
-        _micro("tal", _small("logah"), recipe=_GUIDE, **_ANCESTOR),
+        _micro("tal", _small("logah"), training=_GUIDE, ancestor=_ANCESTOR),
         _micro(
-            "tal-tasks", _small("tal", task_dim=64), recipe=_FROZEN, data=_TASKS, channels=3,
-            stage1="micro-tal", **_ANCESTOR,
+            "tal-tasks", _small("tal", task_dim=64), training=_FROZEN, stage1="micro-tal",
+            data=_TASKS, channels=3, ancestor=_ANCESTOR,
         ),
-        _micro("pith-shared", _small("pith", pathway="shared"), recipe=_SLOW, **_ANCESTOR),
-        _micro("pith-dual", _small("pith"), recipe=_SLOW, **_ANCESTOR),
-        _micro("pith-full", _small("pith", **_FULL), recipe=_SLOW, **_ANCESTOR),
-        _micro("pith-rule", _small("pith", start="rule", **_FULL), recipe=_SLOW, **_ANCESTOR),
+        _micro("pith-shared", _small("pith", pathway="shared"), **_OWN),
+        _micro("pith-dual", _small("pith"), **_OWN),
+        _micro("pith-full", _small("pith", **_FULL), **_OWN),
+        _micro("pith-rule", _small("pith", start="rule", **_FULL), **_OWN),
         _text("logah-gpt", "logah"),
-        _text("tal-text", "tal", config={"task_dim": 64}, **_LANGUAGE),
+        _text("tal-text", "tal", config={"task_dim": 64}, ancestor=_LANGUAGE),
         _paper(
             "logah", HyperConfig("logah", num_classes=100), 300, images=45_000, batch_size=64,
             data=("cifar100",), image_size=32,
         ),
-        _paper("tal", HyperConfig("logah"), 75, recipe=_GUIDE, ancestor=_TEACHER),
+        _paper("tal", HyperConfig("logah"), 75, training=_GUIDE, ancestor=_TEACHER),
         _paper(
             "tal-plus", HyperConfig("logah"), 75, batch_size=256, sampler="vits+-1k",
-            recipe=_GUIDE, ancestor=_TEACHER,
+            training=_GUIDE, ancestor=_TEACHER,
         ),
         _paper(
-            "tal-tasks", HyperConfig("tal", task_dim=768), 100, recipe=_FROZEN, stage1="paper-tal",
-            ancestor=_TEACHER, **_NINE,
+            "tal-tasks", HyperConfig("tal", task_dim=768), 100, training=_FROZEN,
+            stage1="paper-tal", ancestor=_TEACHER, **_NINE,
         ),
         _paper("pith", HyperConfig.pith(), 200, ancestor=_LARGE),
         _paper(
@@ -173,7 +174,7 @@ def get_hypernet_preset(name: str) -> HyperPreset:
     """Return a preset by name.
 
     Examples:
-        >>> get_hypernet_preset("paper-tal").recipe.guide
+        >>> get_hypernet_preset("paper-tal").training.guide
         0.2
     """
     if name not in HYPERNET_PRESETS:

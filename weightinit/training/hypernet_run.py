@@ -17,16 +17,15 @@ from weightinit.errors import WeightInitError
 from weightinit.hypernet.files import HyperNetwork
 from weightinit.hypernet.network import GraphHyperNetwork
 from weightinit.hypernet.samplers import get_sampler
+from weightinit.training.config import Run
 from weightinit.training.contexts import seeded
 from weightinit.training.data import load_data
-from weightinit.training.distill import get_ancestor
 from weightinit.training.hypernet import listed, meta_train
 from weightinit.training.hypernet_presets import HyperPreset, get_hypernet_preset
 from weightinit.training.images import ImageData
 from weightinit.training.loop import accelerator
-from weightinit.training.presets import ResizingModel
-from weightinit.training.recipe import Run
 from weightinit.training.tasks import Data, check_tasks, task_embedding
+from weightinit.training.teacher import as_published, get_ancestor, is_path, name_of
 from weightinit.training.text import TextData, load_text
 
 if TYPE_CHECKING:
@@ -52,7 +51,7 @@ def train_hypernet(
         ancestor: whatever :func:`weightinit.project_from` takes; None trains or downloads the
             preset's own, if it has one. Several, a list or tuple, are all learned from.
         start: the hypernetwork to go on from: TAL's first stage for its second.
-        **run: see :class:`weightinit.training.recipe.Run`; ``out``, the folder, is required. Its
+        **run: see :class:`weightinit.training.config.Run`; ``out``, the folder, is required. Its
             ``training/`` also holds the embeddings of the tasks where there are any.
 
     Returns:
@@ -78,45 +77,45 @@ def train_hypernet(
     names = [task.name for task in tasks]
     if len(set(names)) != len(names):
         raise WeightInitError(f"two tasks have one name ({names}): rename a folder or file")
-    sampler, recipe = get_sampler(preset.sampler), given.recipe(preset.recipe)
+    sampler, config = get_sampler(preset.sampler), given.config(preset.training)
     check_tasks(tasks, sampler)
     ancestors = listed(ancestor)
     teacher = _teacher(preset, ancestors[0] if ancestors else None, tasks, given)
     sources = [teacher.source, *map(Ancestor.open, ancestors[1:])] if teacher.source else []
-    config, embeddings = preset.config, None
-    if config.task_dim:
+    sizes, embeddings = preset.config, None
+    if sizes.task_dim:
         if teacher.module is None:
             raise WeightInitError(f"preset {preset.name!r} has tasks and no ancestor: pass one")
         embeddings = torch.stack([task_embedding(teacher.module, task) for task in teacher.tasks])
-        config = replace(config, task_dim=embeddings.shape[1])
+        sizes = replace(sizes, task_dim=embeddings.shape[1])
     with seeded(given.seed):
-        hypernet = GraphHyperNetwork(config)
+        hypernet = GraphHyperNetwork(sizes)
     card: dict[str, Any] = {} if start is None else {"start": warm_start(hypernet, start)}
     history = meta_train(
         hypernet,
         teacher.tasks,
-        recipe,
+        config,
         sampler=sampler,
         ancestor=sources,
         teacher=teacher.module,
         embeddings=embeddings,
         watch=preset.watch,
-        **given.options(recipe.steps // 4),
+        **given.options(config.steps // 4),
     )
     hypernet.cpu()
     if sources[1:]:
-        card["others"] = [_name(*pair) for pair in zip(ancestors[1:], sources[1:], strict=True)]
-    scores = {name: value for name, value in history.rows[-1].items() if name.startswith("val ")}
+        card["others"] = [name_of(*pair) for pair in zip(ancestors[1:], sources[1:], strict=True)]
+    zero_shot = {k.removeprefix("val "): v for k, v in history.rows[-1].items() if "val " in k}
     provenance = given.provenance(
         preset.name,
         **card,
         data=[task.describe() for task in tasks],
         sampler=sampler.name,
         ancestor=teacher.card,
-        recipe=asdict(recipe),
+        recipe=asdict(config),
         seconds=round(history.seconds),
         metric=tasks[0].metric,
-        zero_shot={name.removeprefix("val "): value for name, value in scores.items()},
+        zero_shot=zero_shot,
     )
     bundle = HyperNetwork.of(hypernet, licence="Apache-2.0", provenance=provenance)
     if accelerator().is_main_process:
@@ -130,32 +129,19 @@ def train_hypernet(
 def warm_start(
     hypernet: GraphHyperNetwork, start: str | os.PathLike[str] | GraphHyperNetwork
 ) -> dict[str, Any]:
-    """Copy the weights of equal name and shape into ``hypernet``, in place.
-
-    Args:
-        hypernet: network to start.
-        start: name or folder of a bundle, or a hypernetwork.
-
-    Returns:
-        What was copied and what was not, for the provenance.
-
-    Raises:
-        WeightInitError: if there is no such bundle, or nothing fits.
-    """
+    """Copy the weights of equal name and shape into ``hypernet``, in place; return which."""
     if isinstance(start, GraphHyperNetwork):
         name, given = "memory", start.state_dict()
     else:
         name = Path(start).name
         given: Mapping[str, Tensor] = HyperNetwork.from_pretrained(start).module().state_dict()
     own = hypernet.state_dict()
-    fits = [key for key, value in given.items() if key in own and own[key].shape == value.shape]
+    fits = {k: value for k, value in given.items() if k in own and own[k].shape == value.shape}
     if not fits:
         raise WeightInitError(
             f"{name} shares no weights with this hypernetwork: start from another"
         )
-    with torch.no_grad():
-        for key in fits:
-            own[key].copy_(given[key])
+    hypernet.load_state_dict(fits, strict=False)
     return {"name": name, "copied": len(fits), "fresh": sorted(set(own) - set(fits))}
 
 
@@ -184,34 +170,28 @@ def _teacher(
     preset: HyperPreset, given: AncestorLike | None, tasks: Sequence[Data], run: Run
 ) -> Teacher:
     """Open, train or download the ancestor, if the preset needs one."""
-    network, recipe = preset.ancestor, preset.ancestor_recipe
+    network = preset.ancestor
     if network is None:
         return Teacher(None, None, None, tasks)
     vocabulary = _vocabulary(tasks) if preset.context else 0
-    if given is None and recipe is not None:
+    if given is None and network.training is not None:
         data = tasks if vocabulary else tasks[:1]
-        options = {"cache_dir": run.cache, "seed": run.seed, "progress": run.progress}
-        model, card = get_ancestor(network, recipe, data, **options)
+        model, card = get_ancestor(network, data, **run.ancestor_options)
         return Teacher(Ancestor.open(model), model, card, tasks)
     given = network.model if given is None else given
     source = Ancestor.open(given)
-    module = source.module() if preset.recipe.guide or preset.config.task_dim else None
+    needed = preset.training.guide or preset.config.task_dim
+    module = source.module() if needed else None
     table = source.anatomy.outside.get("embed.token.weight")
     if vocabulary and (table is None or table.size[0] < vocabulary):
         raise WeightInitError(
             f"{source.source} reads no texts of {vocabulary} tokens: use a GPT-2 of that "
             "vocabulary as ancestor"
         )
-    if not vocabulary and isinstance(given, (str, os.PathLike)) and not _path(given):
-        # a published ancestor expects images as it was trained on
-        config = getattr(module or source.module(), "pretrained_cfg", None) or {}
-        images = [task for task in tasks if isinstance(task, ImageData)]
-        if images and len(config.get("mean", ())) == len(images[0].mean):
-            tasks = [task.normalised(config["mean"], config["std"]) for task in images]
-        size = config.get("input_size", (3, preset.image_size))[1]
-        if module is not None and size != preset.image_size:
-            module = ResizingModel(module, size, bf16=False)
-    return Teacher(source, module, {"source": _name(given, source)}, tasks)
+    if not vocabulary and isinstance(given, (str, os.PathLike)) and not is_path(given):
+        published, tasks = as_published(module or source.module(), tasks)
+        module = published if needed else None
+    return Teacher(source, module, {"source": name_of(given, source)}, tasks)
 
 
 def _vocabulary(tasks: Sequence[Data]) -> int:
@@ -223,15 +203,3 @@ def _vocabulary(tasks: Sequence[Data]) -> int:
             "or as bytes"
         )
     return sizes.pop()
-
-
-def _path(given: AncestorLike) -> Path | None:
-    """Return the path that an ancestor was named by, if there is such a file or folder."""
-    path = Path(given).expanduser() if isinstance(given, (str, os.PathLike)) else None
-    return path if path and path.exists() else None
-
-
-def _name(given: AncestorLike, source: Ancestor) -> str:
-    """Return the name of an ancestor, without this machine's paths."""
-    path = _path(given)
-    return path.name if path else source.source

@@ -36,8 +36,10 @@ class ImageFiles:
     size: int
     channels: int = 3
 
-    def __len__(self) -> int:
-        return len(self.paths)
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """``(N, size, size, channels)``, that of the tensor."""
+        return len(self.paths), self.size, self.size, self.channels
 
     def picture(self, index: int) -> Image.Image:
         """Return one image of its own size."""
@@ -66,10 +68,7 @@ class Split:
     @property
     def size(self) -> tuple[int, int]:
         """Height and width in pixels."""
-        images = self.images
-        if isinstance(images, ImageFiles):
-            return images.size, images.size
-        return images.shape[1], images.shape[2]
+        return self.images.shape[1], self.images.shape[2]
 
     def rows(self, index: Tensor) -> Split:
         """Return the images and labels at ``index [N]``."""
@@ -131,11 +130,7 @@ class ImageData:
         return found | self.source
 
     def in_shape(self, size: int, channels: int = 3) -> ImageData:
-        """Return the data in squares of ``size`` pixels, grey images in as many channels.
-
-        Raises:
-            WeightInitError: if colour images would have to become grey.
-        """
+        """Return the data in squares of ``size`` pixels, grey images in as many channels."""
         own = len(self.mean)
         if own not in (1, channels):
             raise WeightInitError(
@@ -174,21 +169,9 @@ class ImageData:
         """Yield one (images fp32 ``[B, C, H, W]``, targets ``[B, classes]``) a step.
 
         A step is a function of the seed and its number alone: a run that was killed resumes with
-        the same bits. Every image is seen once an epoch; the last partial batch is dropped.
-
-        Args:
-            steps: which steps, counted from the start of the training.
-            batch_size: number of images over all processes together.
-            seed: base seed for the order and the augmentation.
-            augment: ``"none"``, ``"light"`` (random crop, flip where the data allows it), or
-                ``"paper"``, see :func:`weightinit.training.augment.heavy_batches`.
-            label_smoothing: how much of the target is spread over all classes.
-            rank: number of this process.
-            world: number of processes that share a batch.
-            workers: number of processes that augment images for ``"paper"``.
-
-        Raises:
-            WeightInitError: if the batch does not divide, or the augmentation is unknown.
+        the same bits. Every image is seen once an epoch; the last partial batch is dropped. The
+        batch is shared by ``world`` processes, of which this is number ``rank``; ``workers``
+        processes augment images for ``"paper"``.
         """
         count = len(self.train)
         if augment not in AUGMENTS:

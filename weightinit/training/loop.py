@@ -1,4 +1,4 @@
-"""Training by a recipe: of ancestors, templates and targets; hypernetworks follow one too."""
+"""The one loop of training, under accelerate: alone, or in each process of a torchrun."""
 
 from __future__ import annotations
 
@@ -15,43 +15,45 @@ from torch.nn import functional
 from weightinit.errors import WeightInitError
 from weightinit.inherit.fitting import run
 from weightinit.training.checkpoint import History, load_checkpoint, save_checkpoint
+from weightinit.training.config import TrainingConfig
 from weightinit.training.contexts import seeded, subseed
-from weightinit.training.recipe import Recipe
 from weightinit.training.tasks import Data, task_batches
 
-__all__ = ["accelerator", "distillation_loss", "follow", "train"]
+__all__ = ["accelerator", "batches", "distillation_loss", "follow", "train"]
 
 
 def train(
     module: nn.Module,
     data: Data | Sequence[Data],
-    recipe: Recipe,
+    config: TrainingConfig,
     *,
     ancestor: nn.Module | None = None,
+    workers: int = 0,
     **options: Any,
 ) -> History:
-    """Train ``module`` in place, under accelerate: alone, or in each process of a torchrun.
+    """Train ``module`` in place on images or texts, from labels or an ancestor's logits.
 
     Args:
         module: maps images to logits, or tokens to an object with ``logits``; a plain model or a
             ConstrainedModel.
         data: data to train on, or several tasks of one kind, one a step; validation data is scored,
             test data is left alone.
-        recipe: how to train.
+        config: how to train.
         ancestor: frozen model whose logits are the soft targets, unless ``loss`` is ``"ce"``.
-        **options: ``workers``, ``out``, ``resume``, ``save_every``, ``eval_every`` and ``progress``
-            of :func:`follow`.
+        workers: number of processes that augment images.
+        **options: ``out``, ``resume``, ``save_every``, ``eval_every`` and ``progress`` of
+            :func:`follow`.
 
     Returns:
         The history, with losses and validation scores.
 
     Raises:
         WeightInitError: if the loss needs an ancestor and there is none, the checkpoint is of
-            another recipe, or the loss is not finite.
+            another config, or the loss is not finite.
     """
-    if recipe.loss != "ce" and ancestor is None:
+    if config.loss != "ce" and ancestor is None:
         raise WeightInitError(
-            f"loss {recipe.loss!r} needs an ancestor: pass ancestor=, or use loss='ce'"
+            f"loss {config.loss!r} needs an ancestor: pass ancestor=, or use loss='ce'"
         )
     tasks = data if isinstance(data, Sequence) else [data]
     fleet = accelerator()
@@ -60,22 +62,24 @@ def train(
         ancestor.to(fleet.device).eval()
     cuda = (fleet.device.index or 0,) if fleet.device.type == "cuda" else ()
 
-    def losses(step: int, task: int, inputs: Tensor, targets: Tensor) -> Iterator[Tensor]:
-        with seeded(subseed(recipe.seed, 4, step, fleet.process_index), cuda):
-            with recipe.autocast(fleet.device):
-                with torch.no_grad():
-                    teacher = None if ancestor is None or recipe.loss == "ce" else ancestor(inputs)
-                out = module(inputs)
-            if teacher is None:
-                loss = tasks[task].loss(out, targets, recipe.label_smoothing)
-            else:
-                loss = distillation_loss(recipe.loss, out, targets, teacher)
-        yield loss
+    def losses(steps: range) -> Iterator[list[Tensor]]:
+        for step, task, inputs, targets in batches(config, tasks, steps, workers):
+            with seeded(subseed(config.seed, 4, step, fleet.process_index), cuda):
+                with config.autocast(fleet.device):
+                    soft = ancestor is not None and config.loss != "ce"
+                    with torch.no_grad():
+                        teacher = ancestor(inputs) if soft else None
+                    out = module(inputs)
+                if teacher is None:
+                    loss = tasks[task].loss(out, targets, config.label_smoothing)
+                else:
+                    loss = distillation_loss(config.loss, out, targets, teacher)
+            yield [loss]
 
     def score() -> dict[str, float]:
         return {"val": sum(task.score(module) for task in tasks) / len(tasks)}
 
-    return follow(recipe, module, tasks, losses, score, **options)
+    return follow(config, module, losses, score, **options)
 
 
 def distillation_loss(kind: str, logits: Tensor, targets: Tensor, teacher: Tensor) -> Tensor:
@@ -91,14 +95,33 @@ def distillation_loss(kind: str, logits: Tensor, targets: Tensor, teacher: Tenso
     return kl if kind == "soft" else kl - (targets.view(heads) * log).sum(-1).mean()
 
 
+def batches(
+    config: TrainingConfig, tasks: Sequence[Data], steps: range, workers: int = 0
+) -> Iterator[tuple[int, int, Tensor, Tensor]]:
+    """Yield step, task, and this process's inputs and targets, on its device."""
+    fleet = accelerator()
+    found = task_batches(
+        tasks,
+        steps,
+        seed=config.seed,
+        temperature=config.task_temperature,
+        batch_size=config.batch_size,
+        augment=config.augment,
+        label_smoothing=config.label_smoothing,
+        rank=fleet.process_index,
+        world=fleet.num_processes,
+        workers=workers,
+    )
+    for step, (task, inputs, targets) in zip(steps, found, strict=True):
+        yield step, task, inputs.to(fleet.device), targets.to(fleet.device)
+
+
 def follow(
-    recipe: Recipe,
+    config: TrainingConfig,
     module: nn.Module,
-    tasks: Sequence[Data],
-    losses: Callable[[int, int, Tensor, Tensor], Iterable[Tensor]],
+    losses: Callable[[range], Iterator[Iterable[Tensor]]],
     score: Callable[[], Mapping[str, float]],
     *,
-    workers: int = 0,
     notes: Mapping[str, Any] | None = None,
     out: Path | None = None,
     resume: bool = False,
@@ -106,17 +129,15 @@ def follow(
     eval_every: int = 0,
     progress: bool | None = None,
 ) -> History:
-    """Follow a recipe: batches, the steps of the optimizer, checkpoints and the history.
+    """Follow a config: the steps of the optimizer, checkpoints and the history.
 
     Args:
-        recipe: how to train.
+        config: how to train.
         module: network whose parameters are trained where they require gradients.
-        tasks: data sets to draw batches from.
-        losses: from step, task, inputs and targets to the terms of the loss; the gradients of one
-            are computed before the next is asked for.
+        losses: yields for each of the steps the terms of its loss; the gradients of one term are
+            computed before the next is asked for.
         score: measures the module, on validation data, as ``"val"`` and more.
-        workers: number of processes that augment images.
-        notes: what the history says beside the recipe; a resumed run must say the same.
+        notes: what the history says beside the config; a resumed run must say the same.
         out: folder for ``checkpoint.safetensors`` and ``history.json``; None writes nothing.
         resume: go on from the checkpoint in ``out``, if there is one, bit for bit.
         save_every: steps between checkpoints.
@@ -127,58 +148,46 @@ def follow(
         The history, whose last row has the scores.
 
     Raises:
-        WeightInitError: if the checkpoint is of another recipe or model, or the loss is not finite.
+        WeightInitError: if the checkpoint is of another config or model, or the loss is not finite.
     """
     fleet = accelerator()
     parameters = [p for p in module.parameters() if p.requires_grad]
-    optimizer = recipe.optimizer(module)
-    schedule = recipe.schedule(optimizer)
-    scaler = torch.amp.GradScaler(fleet.device.type, enabled=recipe.precision == "fp16")
-    history, start = History(asdict(recipe) | dict(notes or {})), 0
+    optimizer = config.optimizer(module)
+    schedule = config.schedule(optimizer)
+    scaler = torch.amp.GradScaler(fleet.device.type, enabled=config.precision == "fp16")
+    history, start = History(asdict(config) | dict(notes or {})), 0
     file = out / "checkpoint.safetensors" if out else None
     if file and resume and file.exists():
         state = load_checkpoint(file, module, optimizer)
-        if state["history"]["recipe"] != history.recipe:
+        if state["history"]["config"] != history.config:
             raise WeightInitError(
-                f"{file} was trained by another recipe ({state['history']['recipe']}): resume with "
+                f"{file} was trained by another config ({state['history']['config']}): resume with "
                 "the same options, or start in another folder"
             )
         scaler.load_state_dict(state["scaler"])
         history, start = History(**state["history"]), state["step"]
         schedule.step_update(start)
     _share(module, fleet)
-    steps = range(start, recipe.steps)
-    batches = task_batches(
-        tasks,
-        steps,
-        seed=recipe.seed,
-        temperature=recipe.task_temperature,
-        batch_size=recipe.batch_size,
-        augment=recipe.augment,
-        label_smoothing=recipe.label_smoothing,
-        rank=fleet.process_index,
-        world=fleet.num_processes,
-        workers=workers,
-    )
-    report = max(1, min(50, recipe.steps // 20))
+    steps = range(start, config.steps)
+    terms = losses(steps)
+    report = max(1, min(50, config.steps // 20))
     began, recent = time.monotonic() - history.seconds, []
 
-    def step(index: int) -> Tensor:
-        task, inputs, targets = next(batches)
+    def step(_: int) -> Tensor:
         total = torch.zeros((), device=fleet.device)
-        for loss in losses(index, task, inputs.to(fleet.device), targets.to(fleet.device)):
+        for loss in next(terms):
             scaler.scale(loss).backward()
             total += loss.detach()
         _average(parameters, fleet)
-        if recipe.clip_grad:
+        if config.clip_grad:
             scaler.unscale_(optimizer)
-            nn.utils.clip_grad_norm_(parameters, recipe.clip_grad)
+            nn.utils.clip_grad_norm_(parameters, config.clip_grad)
         return total
 
     def after(done: int, loss: Tensor) -> dict[str, float]:
         recent.append(loss)
         row: dict[str, float] = {}
-        scored = done == recipe.steps or (eval_every and not done % eval_every)
+        scored = done == config.steps or (eval_every and not done % eval_every)
         if scored or not done % report:
             row = {"step": done, "lr": optimizer.param_groups[0]["lr"]}
             row["loss"] = float(torch.stack(recent).mean())
@@ -187,7 +196,7 @@ def follow(
             recent.clear()
         schedule.step_update(done)
         history.seconds = time.monotonic() - began
-        if file and fleet.is_main_process and (done == recipe.steps or not done % save_every):
+        if file and fleet.is_main_process and (done == config.steps or not done % save_every):
             record = {"step": done, "history": asdict(history), "scaler": scaler.state_dict()}
             save_checkpoint(file, module, optimizer, record)
             history.save(file.with_name("history.json"))

@@ -17,7 +17,6 @@ from weightinit.hypernet.graph import Graph, graph_of
 from weightinit.hypernet.network import GraphHyperNetwork
 from weightinit.hypernet.predict import Prediction
 from weightinit.hypernet.refinement import ClosedForm
-from weightinit.training.images import Split
 from weightinit.training.tasks import Data
 
 if TYPE_CHECKING:
@@ -31,10 +30,7 @@ GUIDE = "guide.weight"
 
 @dataclass(frozen=True)
 class Target:
-    """An architecture, ready to be given weights: a model on the meta device, in training mode.
-
-    The graph holds TAL's M where there is a guide; the rule is what the weights start at, if any.
-    """
+    """A model on the meta device, in training mode, and what the weights start at, if any rule."""
 
     model: nn.Module
     anatomy: Anatomy
@@ -45,10 +41,7 @@ class Target:
 class Targets:
     """Architectures with their anatomies, graphs and rules, each built once.
 
-    Args:
-        hypernet: network that predicts them, on the device where it computes.
-        ancestor: passed on to it, if it is PITH.
-        guide: width of the feature that TAL's M projects to; 0 for no M.
+    PITH gets the ancestor; ``guide`` is the width that TAL's M projects a feature to, 0 for no M.
     """
 
     def __init__(
@@ -68,7 +61,10 @@ class Targets:
             with torch.device("meta"):
                 model = data.build(arguments).train()
             if self.device.type == "cpu":
-                _unfuse(model)
+                # attention in plain matrix products: of few tokens a fifth of a step faster
+                for module in model.modules():
+                    if hasattr(module, "fused_attn"):
+                        vars(module)["fused_attn"] = False
             config, target, rule = self.hypernet.config, anatomy(model), None
             if self.ancestor is not None and config.start == "rule":
                 rule = ClosedForm(target, self.ancestor, device=self.device)
@@ -90,19 +86,14 @@ class Targets:
 
     @torch.no_grad()
     def score(
-        self,
-        kwargs: Mapping[str, Any],
-        data: Data,
-        split: Split | Tensor | None = None,
-        task: Tensor | None = None,
+        self, kwargs: Mapping[str, Any], data: Data, split: Any = None, task: Tensor | None = None
     ) -> float:
         """Return what :func:`zero_shot` does, of this object's hypernetwork and ancestor."""
         target = self(kwargs, data)
         model = copy.deepcopy(target.model)
         weights = self.predict(target, task).parameters()
         model.load_state_dict(weights, strict=False, assign=True)
-        part: Any = split
-        return data.score(model, part)
+        return data.score(model, split)
 
 
 def zero_shot(
@@ -110,34 +101,19 @@ def zero_shot(
     kwargs: Mapping[str, Any],
     data: Data,
     *,
-    split: Split | Tensor | None = None,
+    split: Any = None,
     task: Tensor | None = None,
     ancestor: AncestorLike | None = None,
 ) -> float:
     """Return the score of a network whose weights are predicted, never trained.
 
-    That is accuracy in percent on images, and bits per byte, less being better, on texts.
-
-    Args:
-        hypernet: network that predicts.
-        kwargs: arguments of the model, as :func:`weightinit.hypernet.samplers.sample` gives them.
-        data: data to score it on.
-        split: part of the data, of a text its tokens; None is what was held out for validation.
-        task: TAL's task embedding ``[task_dim]``.
-        ancestor: ancestor that PITH inherits from.
-
-    Raises:
-        ProjectionError: if architecture, task or ancestor does not fit the hypernetwork.
+    That is accuracy in percent on images, and bits per byte, less being better, on texts; ``split``
+    is a part of the data, of a text its tokens, and None what was held out for validation. The
+    network is that of ``kwargs``, as :func:`weightinit.hypernet.samplers.sample` gives them; TAL
+    needs the embedding of the task, ``[task_dim]``, and PITH the ancestor.
     """
     source = None if ancestor is None else Ancestor.open(ancestor)
     return Targets(hypernet, source).score(kwargs, data, split, task)
-
-
-def _unfuse(model: nn.Module) -> None:
-    """Compute attention in plain matrix products: of few tokens a fifth of a step faster."""
-    for module in model.modules():
-        if hasattr(module, "fused_attn"):
-            vars(module)["fused_attn"] = False
 
 
 class _CachedAncestor:

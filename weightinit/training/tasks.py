@@ -69,17 +69,8 @@ def task_batches(
     """Yield one (task, inputs, targets) a step: a task drawn by temperature, and its next batch.
 
     Every step is a function of the seed and its number alone, so that a resumed run goes on with
-    the same bits, and all processes agree on the task.
-
-    Args:
-        tasks: data sets to draw from, all images or all texts.
-        steps: which steps, counted from the start of the training.
-        seed: base seed for all random draws; a single task sees the order of plain training.
-        temperature: temperature of :func:`probabilities`.
-        **options: options of the data sets' ``batches``.
-
-    Raises:
-        WeightInitError: if there are no tasks.
+    the same bits, and all processes agree on the task. ``options`` are those of the data sets'
+    ``batches``; a single task sees the order of plain training.
     """
     check_tasks(tasks)
     edges = probabilities([len(task.train) for task in tasks], temperature).cumsum(0)
@@ -108,15 +99,8 @@ def task_batches(
 def task_embedding(ancestor: nn.Module, data: Data, *, batch_size: int = 500) -> Tensor:
     """Return TAL's description of a task: the ancestor's mean feature over its training data.
 
-    Args:
-        ancestor: maps images ``[B, C, H, W]``, or tokens ``[B, T]``, to logits, or to features; its
-            mode is put back.
-        data: the task, in the shape that the ancestor takes.
-        batch_size: number of images, or windows of a text, at a time.
-
-    Returns:
-        The mean of the final class token (or of the pooled patches, or of all tokens of a text),
-        fp32 ``[d]`` on the CPU.
+    That is the mean of the final class token (or of the pooled patches, or of all tokens of a
+    text), fp32 ``[d]`` on the CPU.
 
     Examples:
         >>> import timm

@@ -61,11 +61,7 @@ class TextData:
         vocabulary: str | Any = "bytes",
         source: Mapping[str, Any] | None = None,
     ) -> TextData:
-        """Return texts as tokens; see :func:`load_text` and the class.
-
-        Raises:
-            WeightInitError: if they are too short, or the vocabulary is unknown.
-        """
+        """Return texts as tokens; see :func:`load_text` and the class."""
         encode, vocab = _encoder(vocabulary, texts)
         parts = [encode(text) for text in texts if text]
         cuts = [len(part) * 9 // 10 for part in parts]
@@ -77,17 +73,10 @@ class TextData:
                 f"text {name!r} has {len(train) + len(val)} tokens in {len(texts)} files, whose "
                 f"last tenth holds no window of {context}: use a longer text, or a smaller context"
             )
-        size = sum(len(text.encode()) for text in texts)
+        bytes_per_token = sum(len(text.encode()) for text in texts) / (len(train) + len(val))
         digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()
-        return cls(
-            name=name,
-            train=train,
-            val=val,
-            vocab=vocab,
-            context=context,
-            bytes_per_token=size / (len(train) + len(val)),
-            source={**(source or {}), "sha256": digest},
-        )
+        source = {**(source or {}), "sha256": digest}
+        return cls(name, train, val, vocab, context, bytes_per_token, source)
 
     def describe(self) -> dict[str, Any]:
         """Return what a bundle's provenance says of its data."""
@@ -124,9 +113,6 @@ class TextData:
         """Yield one (tokens ``[B, context]``, next tokens ``[B, context]``) a step, int64.
 
         Options are those of ``ImageData.batches``; what concerns images alone has no effect.
-
-        Raises:
-            WeightInitError: if the batch does not divide.
         """
         if batch_size % world:
             raise WeightInitError(
@@ -145,11 +131,7 @@ class TextData:
 
     @staticmethod
     def build(arguments: Mapping[str, Any]) -> nn.Module:
-        """Return Hugging Face's GPT-2 of :meth:`arguments`, with its head and without dropout.
-
-        Raises:
-            WeightInitError: if transformers is not installed.
-        """
+        """Return Hugging Face's GPT-2 of :meth:`arguments`, with its head and without dropout."""
         try:
             from transformers import GPT2Config, GPT2LMHeadModel
         except ImportError as error:

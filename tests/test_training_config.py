@@ -3,14 +3,16 @@ import torch
 from torch import nn
 
 from weightinit.errors import WeightInitError
-from weightinit.training.recipe import Recipe
+from weightinit.training.config import TrainingConfig
 
 
 def test_rate_warms_up_and_falls_along_a_cosine():
-    recipe = Recipe(steps=110, warmup_steps=10, lr=1.0, warmup_lr=0.1, min_lr=0.2, scaler_lr=0.5)
+    config = TrainingConfig(
+        steps=110, warmup_steps=10, lr=1.0, warmup_lr=0.1, min_lr=0.2, scaler_lr=0.5
+    )
     scaled = nn.ModuleDict({"scalers": nn.Linear(2, 2), "other": nn.Linear(2, 2)})
-    optimizer = recipe.optimizer(scaled)
-    schedule = recipe.schedule(optimizer)
+    optimizer = config.optimizer(scaled)
+    schedule = config.schedule(optimizer)
     for step, lr in ((0, 0.1), (5, 0.55), (10, 1.0), (60, 0.6), (110, 0.2)):
         schedule.step_update(step)
         for group in optimizer.param_groups:
@@ -18,9 +20,9 @@ def test_rate_warms_up_and_falls_along_a_cosine():
 
 
 def test_a_users_steps_scale_the_warm_up():
-    recipe = Recipe(steps=100, warmup_steps=10, precision="bf16", seed=1)
-    assert recipe.planned() == recipe
-    found = recipe.planned(steps=50, seed=0, precision="no")
+    config = TrainingConfig(steps=100, warmup_steps=10, precision="bf16", seed=1)
+    assert config.planned() == config
+    found = config.planned(steps=50, seed=0, precision="no")
     assert (found.steps, found.warmup_steps, found.seed, found.precision) == (50, 5, 0, "no")
 
 
@@ -38,7 +40,7 @@ def test_vectors_and_excluded_names_have_no_decay():
             return {"pos"}
 
     module = Module()
-    optimizer = Recipe(steps=1, weight_decay=0.3, scaler_lr=5.0).optimizer(module)
+    optimizer = TrainingConfig(steps=1, weight_decay=0.3, scaler_lr=5.0).optimizer(module)
     found = {
         id(p): (group["weight_decay"], group["lr_scale"])
         for group in optimizer.param_groups
@@ -60,6 +62,6 @@ def test_vectors_and_excluded_names_have_no_decay():
         ({"steps": 0}, "steps=0"),
     ],
 )
-def test_bad_recipes_are_refused(changes, message):
+def test_bad_configs_are_refused(changes, message):
     with pytest.raises(WeightInitError, match=message):
-        Recipe(**({"steps": 1} | changes))
+        TrainingConfig(**({"steps": 1} | changes))

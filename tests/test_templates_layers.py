@@ -11,7 +11,7 @@ from weightinit.errors import ProjectionError
 from weightinit.files.config import BundleConfig
 from weightinit.templates.bundle import TemplateBundle
 from weightinit.templates.config import TemplateConfig
-from weightinit.templates.learngene import auto_lg, heur_lg
+from weightinit.templates.extract import auto_lg, heur_lg
 
 
 @pytest.mark.parametrize("depth", [2, 3, 5])

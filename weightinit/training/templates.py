@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-from collections.abc import Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from weightinit.anatomy import anatomy
 from weightinit.errors import WeightInitError
@@ -20,15 +16,14 @@ from weightinit.templates.bundle import TemplateBundle
 from weightinit.templates.compose import Composer
 from weightinit.templates.config import TemplateConfig
 from weightinit.templates.constrain import ConstrainedModel, constrain
-from weightinit.training.checkpoint import load_checkpoint
+from weightinit.training.config import Run
 from weightinit.training.data import load_data
 from weightinit.training.images import ImageData
 from weightinit.training.loop import accelerator, train
-from weightinit.training.presets import Network, Preset, get_preset
-from weightinit.training.recipe import Recipe, Run
-from weightinit.training.tasks import Data
+from weightinit.training.presets import Preset, get_preset
+from weightinit.training.teacher import as_published, get_ancestor, scores
 
-__all__ = ["MixedModel", "build_auxiliary", "get_ancestor", "train_templates"]
+__all__ = ["MixedModel", "build_auxiliary", "train_templates"]
 
 #: Templates of each kind, by method; WAVE's config says its own.
 METHODS = {"wave": 0, "tleg": 2, "share": 1}
@@ -75,6 +70,19 @@ class MixedModel(ConstrainedModel):
         traits = {**bundle.config.traits, "trained_depths": sorted({*self.depths, self.depth})}
         return TemplateBundle(replace(bundle.config, traits=traits), bundle.tensors, bundle.source)
 
+    def scores(self, data: ImageData) -> dict[str, float]:
+        """Return validation accuracy in percent by pooling, and at other depths with the first."""
+        model: Any = self.model
+        found = {}
+        for model.global_pool in self.pools:
+            found[model.global_pool] = round(data.score(self), 2)
+        model.global_pool = self.pools[0]
+        for depth in sorted({*self.depths} - {self.depth}):
+            self.depth_used = depth
+            found[f"depth {depth}"] = round(data.score(self), 2)
+        self.depth_used = None
+        return found
+
 
 def build_auxiliary(preset: Preset, data: ImageData, method: str, seed: int) -> MixedModel:
     """Return the untrained auxiliary model of a preset for the classes and channels of the data."""
@@ -102,52 +110,6 @@ def build_auxiliary(preset: Preset, data: ImageData, method: str, seed: int) -> 
     return mixed
 
 
-def get_ancestor(
-    network: Network,
-    recipe: Recipe | None,
-    tasks: Sequence[Data],
-    *,
-    cache_dir: Path,
-    seed: int = 0,
-    progress: bool | None = None,
-) -> tuple[nn.Module, dict[str, Any]]:
-    """Return an ancestor and its provenance: pretrained, or trained here and cached.
-
-    A training that was interrupted goes on where it stopped.
-
-    Args:
-        network: the ancestor.
-        recipe: recipe of its training; None where it is pretrained.
-        tasks: data to train it on, of several tasks together.
-        cache_dir: holds ``ancestors/<hash of the recipe>``.
-        seed: base seed for its initial weights and its training.
-        progress: None shows a bar on a terminal.
-    """
-    model = network.build(tasks[0], seed)
-    card: dict[str, Any] = {"network": asdict(network)}
-    if recipe is not None:
-        recipe = replace(recipe, seed=seed)
-        card["recipe"] = asdict(recipe)
-        key = json.dumps({**card, "data": [task.describe() for task in tasks]}, sort_keys=True)
-        folder = cache_dir / "ancestors" / hashlib.sha256(key.encode()).hexdigest()[:16]
-        file = folder / "checkpoint.safetensors"
-        if not file.exists() or load_checkpoint(file, model)["step"] < recipe.steps:
-            every = max(1, recipe.steps // 10)
-            train(
-                model, tasks, recipe, out=folder, resume=True, eval_every=every, progress=progress
-            )
-        card["seconds"] = round(load_checkpoint(file, model)["history"]["seconds"])
-    for part in ("val", "test"):
-        found = {
-            task.name: round(task.score(model, getattr(task, part)), task.digits)
-            for task in tasks
-            if hasattr(task, part)
-        }
-        if found:
-            card[part] = found if len(tasks) > 1 else found.popitem()[1]
-    return model, card
-
-
 def train_templates(
     preset: str | Preset,
     data: str | os.PathLike[str] | ImageData | None = None,
@@ -166,7 +128,7 @@ def train_templates(
         data: what :func:`weightinit.training.data.load_data` takes; None is the preset's own.
         method: ``"wave"``, ``"tleg"`` or ``"share"`` (whose scalers are closed forms).
         dtype: dtype of the saved tensors.
-        **run: see :class:`weightinit.training.recipe.Run`; ``out``, the folder, is required.
+        **run: see :class:`weightinit.training.config.Run`; ``out``, the folder, is required.
 
     Returns:
         The bundle, with its validation and test accuracy in ``config.provenance``.
@@ -176,51 +138,34 @@ def train_templates(
     """
     given = Run(**run)
     preset = get_preset(preset) if isinstance(preset, str) else preset
-    data = _data(preset, data, given)
-    recipe = given.recipe(preset.recipe)
-    ancestor, card = get_ancestor(
-        preset.ancestor,
-        preset.ancestor_recipe,
-        [data],
-        cache_dir=given.cache,
-        seed=given.seed,
-        progress=given.progress,
+    config, images = given.config(preset.training), _data(preset, data, given)
+    if preset.ancestor.training is None:
+        published = timm.create_model(preset.ancestor.model, pretrained=True)
+        ancestor, (images,) = as_published(published, [images])
+        card = {"network": asdict(preset.ancestor), **scores(ancestor, [images])}
+    else:
+        ancestor, card = get_ancestor(preset.ancestor, [images], **given.ancestor_options)
+    auxiliary = build_auxiliary(preset, images, method, given.seed)
+    history = train(
+        auxiliary, images, config, ancestor=ancestor, **given.options(config.steps // 10)
     )
-    auxiliary = build_auxiliary(preset, data, method, given.seed)
-    options = given.options(recipe.steps // 10)
-    history = train(auxiliary, data, recipe, ancestor=ancestor, **options)
     auxiliary.cpu()
     described = {
         "network": asdict(preset.auxiliary_at(auxiliary.depth)),
-        "recipe": asdict(recipe),
+        "recipe": asdict(config),
         "pools": preset.pools,
         "depths": preset.depths,
         "seconds": round(history.seconds),
-        "val": _scores(auxiliary, data),
-        "test": round(data.score(auxiliary, data.test), 2),
+        "val": auxiliary.scores(images),
+        "test": round(images.score(auxiliary, images.test), 2),
     }
     provenance = given.provenance(
-        preset.name, data=data.describe(), ancestor=card, auxiliary=described
+        preset.name, data=images.describe(), ancestor=card, auxiliary=described
     )
     bundle = auxiliary.to_bundle(provenance=provenance, dtype=dtype)
     if accelerator().is_main_process:
         bundle.save_pretrained(given.folder)
     return bundle
-
-
-def _scores(auxiliary: MixedModel, data: ImageData) -> dict[str, float]:
-    """Return validation accuracy in percent by pooling, and at other depths with the first."""
-    model: Any = auxiliary.model
-    found = {}
-    for pool in auxiliary.pools:
-        model.global_pool = pool
-        found[pool] = round(data.score(auxiliary), 2)
-    model.global_pool = auxiliary.pools[0]
-    for depth in sorted({*auxiliary.depths} - {auxiliary.depth}):
-        auxiliary.depth_used = depth
-        found[f"depth {depth}"] = round(data.score(auxiliary), 2)
-    auxiliary.depth_used = None
-    return found
 
 
 def _data(preset: Preset, data: str | os.PathLike[str] | ImageData | None, run: Run) -> ImageData:
@@ -232,8 +177,4 @@ def _data(preset: Preset, data: str | os.PathLike[str] | ImageData | None, run: 
             f"{data.name} has images of {data.val.size} pixels, and {preset.name} is for {size}: "
             "name other data, or another preset"
         )
-    if not preset.ancestor.pretrained:
-        return data
-    config = timm.get_pretrained_cfg(preset.ancestor.model)
-    assert config is not None
-    return data.normalised(config.mean, config.std)
+    return data

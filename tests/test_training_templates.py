@@ -8,13 +8,10 @@ from helpers.training import SIZE, TINY
 
 import weightinit as wi
 from weightinit.errors import WeightInitError
-from weightinit.training import distill
+from weightinit.training import teacher, templates
 from weightinit.training.data import load_data
-from weightinit.training.distill import build_auxiliary, get_ancestor, train_templates
-from weightinit.training.presets import Network
-from weightinit.training.recipe import Run
-
-OWN = TINY.ancestor, TINY.ancestor_recipe
+from weightinit.training.teacher import Network, as_published, get_ancestor
+from weightinit.training.templates import build_auxiliary, train_templates
 
 
 @pytest.fixture(scope="module")
@@ -52,32 +49,32 @@ def test_the_shipped_numbers_are_those_of_the_bundle(tmp_path, digits):
 
 
 def test_the_ancestor_is_trained_once(tmp_path, digits, monkeypatch):
-    first, card = get_ancestor(*OWN, [digits], cache_dir=tmp_path)
-    monkeypatch.setattr(distill, "train", lambda *_, **__: pytest.fail("trained again"))
-    again, other = get_ancestor(*OWN, [digits], cache_dir=tmp_path)
+    first, card = get_ancestor(TINY.ancestor, [digits], cache_dir=tmp_path)
+    monkeypatch.setattr(teacher, "train", lambda *_, **__: pytest.fail("trained again"))
+    again, other = get_ancestor(TINY.ancestor, [digits], cache_dir=tmp_path)
     assert card == other and 0 < card["val"] < 100
     for a, b in zip(first.state_dict().values(), again.state_dict().values(), strict=True):
         assert torch.equal(a, b)
     with pytest.raises(pytest.fail.Exception, match="trained again"):
-        get_ancestor(*OWN, [digits], cache_dir=tmp_path, seed=1)
+        get_ancestor(TINY.ancestor, [digits], cache_dir=tmp_path, seed=1)
 
 
 def test_a_killed_distillation_resumes_bit_for_bit(tmp_path, monkeypatch):
     whole = run(tmp_path, "whole")
-    real = distill.train
+    real = templates.train
 
-    def short(module, data, recipe, **options):
-        return real(module, data, recipe, **{**options, "save_every": 3})
+    def short(module, data, config, **options):
+        return real(module, data, config, **{**options, "save_every": 3})
 
-    def killed(module, data, recipe, **options):
+    def killed(module, data, config, **options):
         steps = [None] * 5
         module.register_forward_pre_hook(lambda *_: steps.pop())
-        return short(module, data, recipe, **options)
+        return short(module, data, config, **options)
 
-    monkeypatch.setattr(distill, "train", killed)
+    monkeypatch.setattr(templates, "train", killed)
     with pytest.raises(IndexError):
         run(tmp_path, "cut")
-    monkeypatch.setattr(distill, "train", short)
+    monkeypatch.setattr(templates, "train", short)
     resumed = run(tmp_path, "cut", resume=True)
     for name, tensor in whole.tensors.items():
         assert torch.equal(tensor, resumed.tensors[name]), name
@@ -136,10 +133,9 @@ def test_a_mixed_model_of_one_depth_is_the_constrained_model(digits):
 
 
 def test_a_pretrained_ancestor_brings_its_normalisation(digits):
-    network = Network("vit_base_patch16_224.augreg_in21k", pretrained=True)
-    run = Run(out="unused")
-    data = distill._data(replace(TINY, ancestor=network), digits, run)
-    assert data.mean == (0.5, 0.5, 0.5) and distill._data(TINY, digits, run) is digits
+    published = timm.create_model("vit_tiny_patch16_224.augreg_in21k", depth=1, num_classes=10)
+    model, (data,) = as_published(published, [digits.in_shape(8)])
+    assert data.mean == (0.5, 0.5, 0.5) and model(torch.zeros(1, 3, 8, 8)).shape == (1, 10)
 
 
 def test_bad_input_is_refused(tmp_path, digits):

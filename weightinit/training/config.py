@@ -1,4 +1,4 @@
-"""How to train: the recipes of presets, and what a user of both train commands may change."""
+"""How to train: what a preset says, and what a user of both train commands may change."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from weightinit.errors import WeightInitError
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Recipe", "Run"]
+__all__ = ["MetaConfig", "Run", "TrainingConfig"]
 
-AnyRecipe = TypeVar("AnyRecipe", bound="Recipe")
+AnyConfig = TypeVar("AnyConfig", bound="TrainingConfig")
 
 LOSSES = ("ce", "soft+ce", "soft")
 PRECISIONS = ("no", "bf16", "fp16")
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TrainingConfig:
     """How to train.
 
     Args:
@@ -83,18 +83,11 @@ class Recipe:
                 f"steps={self.steps} and batch_size={self.batch_size} must be at least 1"
             )
 
-    def planned(
-        self, *, steps: int | None = None, seed: int | None = None, precision: str | None = None
-    ) -> Self:
-        """Return the recipe with what a user asks for; the warm-up is scaled along with steps."""
-        steps = self.steps if steps is None else steps
-        return replace(
-            self,
-            steps=steps,
-            warmup_steps=round(self.warmup_steps * steps / self.steps),
-            seed=self.seed if seed is None else seed,
-            precision=precision or self.precision,
-        )
+    def planned(self, **changes: Any) -> Self:
+        """Return the config with changes that are not None; the warm-up is scaled with steps."""
+        changes = {name: value for name, value in changes.items() if value is not None}
+        steps = changes.get("steps", self.steps)
+        return replace(self, warmup_steps=round(self.warmup_steps * steps / self.steps), **changes)
 
     def optimizer(self, module: nn.Module) -> torch.optim.AdamW:
         """Return AdamW over what is trained of a module, with timm's groups of weight decay."""
@@ -129,6 +122,43 @@ class Recipe:
         if half is torch.bfloat16 and device.type == "cuda" and not torch.cuda.is_bf16_supported():
             half = None
         return torch.autocast(device.type, half, enabled=half is not None)
+
+
+@dataclass(frozen=True)
+class MetaConfig(TrainingConfig):
+    """How to train a hypernetwork; the defaults are those of LoGAH, TAL and PITH.
+
+    Args:
+        penalty: weight of the sum of the Frobenius norms of all predicted parameters.
+        architectures: number drawn at each step by each process; their gradients are averaged.
+        guide: weight of TAL's KL between features of target and ancestor, that of the CE being the
+            rest; 0 for no guide. The paper takes 0.2.
+        guide_temperature: T of its softmax.
+        faithful: reverse the KL and scale it as the released code does.
+        frozen: keep the encoder's layers, but for FiLM, as TAL's second stage does.
+    """
+
+    lr: float = 3e-4
+    weight_decay: float = 1e-2
+    label_smoothing: float = 0.1
+    clip_grad: float = 5.0
+    penalty: float = 3e-5
+    architectures: int = 1
+    guide: float = 0.0
+    guide_temperature: float = 3.0
+    faithful: bool = False
+    frozen: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the values that a command line can set."""
+        super().__post_init__()
+        if self.loss != "ce":
+            raise WeightInitError(f"loss {self.loss!r} trains no hypernetwork: use 'ce' and guide=")
+        if self.architectures < 1 or not 0 <= self.guide <= 1 or self.guide_temperature <= 0:
+            raise WeightInitError(
+                f"architectures={self.architectures}, guide={self.guide} and guide_temperature="
+                f"{self.guide_temperature}: use at least 1, 0 to 1, and more than 0"
+            )
 
 
 @dataclass(frozen=True)
@@ -167,12 +197,17 @@ class Run:
         """The folder of downloads and ancestors."""
         return Path(self.cache_dir or "~/.cache/weightinit").expanduser()
 
-    def recipe(self, recipe: AnyRecipe) -> AnyRecipe:
-        """Return a preset's recipe with what the user asks for."""
-        return recipe.planned(steps=self.steps, seed=self.seed, precision=self.precision)
+    @property
+    def ancestor_options(self) -> dict[str, Any]:
+        """Options of :func:`weightinit.training.teacher.get_ancestor`."""
+        return {"cache_dir": self.cache, "seed": self.seed, "progress": self.progress}
+
+    def config(self, preset: AnyConfig) -> AnyConfig:
+        """Return a preset's config with what the user asks for."""
+        return preset.planned(steps=self.steps, seed=self.seed, precision=self.precision)
 
     def options(self, eval_every: int) -> dict[str, Any]:
-        """Return the options of :func:`weightinit.training.loop.follow`."""
+        """Return options of :func:`weightinit.training.loop.train`."""
         return {
             "out": self.folder / "training",
             "resume": self.resume,
