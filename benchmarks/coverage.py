@@ -76,16 +76,16 @@ FILES = (
     "the vision towers of OpenAI's CLIP and of open_clip",
     "nanoGPT, and any GPT-2 whose matrices lie as those of linear layers do",
     "DiT and SiT as published, with their forks, and diffusers' `DiTTransformer2DModel`",
-    "any of the above behind any prefix (`model.encoder.`, `0.auto_model.`, `encoder_q.`) or inside "
-    "DDP, FSDP2, torch.compile or peft",
+    "any of the above behind any prefix (`model.encoder.`, `0.auto_model.`, `encoder_q.`), or "
+    "inside DDP, FSDP2, torch.compile or peft",
 )
 #: What was asked for and is not there.
 MISSING = (
     "timm: Swin, Hiera, MViT, XCiT, VOLO, LeViT, MaxViT, EfficientFormer, every plain ConvNet but "
     "ConvNeXt",
-    "transformers: BEiT, ViTMAE for pretraining (its `vit` works), VideoMAE, ViTDet, the text towers "
-    "of CLIP and SigLIP, Swin, Segformer, ALBERT, ELECTRA, MPNet, ModernBERT, T5, Whisper, OPT, "
-    "Llama, Qwen and the like",
+    "transformers: BEiT, ViTMAE for pretraining (its `vit` works), VideoMAE, ViTDet, the text "
+    "towers of CLIP and SigLIP, Swin, Segformer, ALBERT, ELECTRA, MPNet, ModernBERT, T5, Whisper, "
+    "OPT, Llama, Qwen and the like",
     "open_clip: text towers, attention pools and ResNets",
     "diffusers: every transformer but DiT (PixArt, SD3, Flux), U-Nets",
     "MONAI's ViT: its own names take `rules=`",

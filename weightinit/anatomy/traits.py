@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any, Literal
@@ -162,7 +163,7 @@ def heads_of(module: nn.Module) -> dict[str, int]:
     """Return the head count that the attributes of a model of the user's own agree on."""
     holders = [getattr(module, "config", None), *module.modules()]
     names = ("num_heads", "n_heads", "n_head", "nhead", "heads", "num_attention_heads")
-    found = {getattr(holder, name, None) for holder in holders for name in names}
+    found = [getattr(holder, name, None) for holder in holders for name in names]
     counts = {heads for heads in found if isinstance(heads, int) and heads > 0}
     return {"h": counts.pop()} if len(counts) == 1 else {}
 
@@ -201,12 +202,12 @@ def activation(act: Any) -> str | None:
         known = (x for x, (_, others) in _ACTIVATIONS.items() if key in (x, *others.split()))
         return next(known, act)
     probe = torch.linspace(-4, 4, 33, dtype=torch.float32, device="cpu")
-    try:
+    with suppress(Exception):  # whatever a user's module raises
         value = act(probe)
-    except Exception:  # whatever a user's module raises
-        value = probe.new_full((), torch.nan)
-    same = (x for x, (f, _) in _ACTIVATIONS.items() if torch.allclose(value, f(probe), atol=1e-5))
-    return next(same, None) or getattr(act, "__name__", None) or type_name(act)
+        for name, (function, _) in _ACTIVATIONS.items():
+            if torch.allclose(value, function(probe), atol=1e-5):
+                return name
+    return getattr(act, "__name__", None) or type_name(act)
 
 
 def type_name(module: object) -> str | None:
