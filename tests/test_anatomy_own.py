@@ -85,6 +85,22 @@ def test_a_rule_that_does_not_fit_leaves_the_built_in_one():
     assert rows["patch_embed.proj.weight"].action == "fresh"
 
 
+@pytest.mark.parametrize("shrunk", [64, 32])
+def test_a_conv3d_stem_is_inflated(shrunk):
+    old, new = vit(), vit(embed_dim=shrunk)
+    new.patch_embed.proj = nn.Conv3d(3, shrunk, (2, 8, 8), (2, 8, 8))
+    torch.nn.init.zeros_(new.patch_embed.proj.weight)
+    wi.project_from(old, new)
+    image = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    video = image[:, :, None].expand(-1, -1, 4, -1, -1)
+    with torch.no_grad():
+        frames = new.patch_embed.proj(video)
+        torch.testing.assert_close(frames[:, :, 0], frames[:, :, 1])
+        if shrunk == 64:
+            expected = old.patch_embed.proj(image)
+            torch.testing.assert_close(frames[:, :, 1], expected, rtol=1e-4, atol=1e-5)
+
+
 def test_rules_may_have_the_names_of_one_side_only():
     old, new = vit(), vit()
     new.blocks[0].adapter = nn.Linear(64, 8, bias=False)

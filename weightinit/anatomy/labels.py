@@ -61,6 +61,7 @@ LABELS: dict[str, Label] = {
     "l": Label("labels that a model is given, the last one for none", "class"),
     "p": Label("rows of a patch", "patch"),
     "q": Label("columns of a patch", "patch"),
+    "w": Label("frames of a patch", "patch"),
     "y": Label("rows of a kernel", "kernel", local=True),
     "x": Label("columns of a kernel", "kernel", local=True),
     "c": Label("input channels", "input"),

@@ -64,8 +64,8 @@ def carry(
     if resampled(piece) and kind != "position":
         if any(other.facts.kind == "stem" for other in target.outside.values()):
             return None
-        size = (piece.size[2], piece.size[3])
-        dim, resize = 0, partial(resample_patch, size=size, in_chans=piece.size[1])
+        _, channels, *size = piece.size
+        dim, resize = 0, partial(resample_patch, size=size, in_chans=channels)
     elif kind == "position" and (before := traits.positions) and (after := target.traits.positions):
         (old, prefix), (new, more) = before, after
         if old[0] * old[1] + prefix != value.shape[0]:

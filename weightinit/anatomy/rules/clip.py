@@ -18,6 +18,7 @@ BLOCK = (
 OUTSIDE = (
     Rule(r"(?:embeddings\.)?class_embedding", "token.cls", "d", to="r d"),
     *linear(r"(?:embeddings\.patch_embedding|conv1)", "patch", "d c p q"),
+    Rule(r"(?:embeddings\.patch_embedding|conv1)\.weight", "patch.weight", "d c w p q"),
     Rule(r"(?:embeddings\.position_embedding\.weight|positional_embedding)", "pos", "t d"),
     Rule(rf"(?:pre_layrnorm|ln_pre)\.{W}", "norm_pre.{w}", "d"),
     Rule(rf"(?:post_layernorm|ln_post)\.{W}", "norm.{w}", "d"),

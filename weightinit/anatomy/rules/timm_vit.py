@@ -126,6 +126,7 @@ POOL = (
 
 OUTSIDE = (
     Rule(r"patch_embed\.proj\.weight", "patch.weight", "d c p q"),
+    Rule(r"patch_embed\.proj\.weight", "patch.weight", "d c w p q"),
     Rule(r"(?:patch_embed|embeds)\.proj\.bias", "patch.bias", "d"),
     Rule(rf"(?:patch_embed|embeds)\.norm\.{W}", "patch.norm.{w}", "d"),
     Rule(r"embeds\.proj\.weight", "patch.weight", "d c p q"),
