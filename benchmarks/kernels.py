@@ -29,7 +29,6 @@ import ctypes
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import Any
 
 import schema

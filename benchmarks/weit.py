@@ -30,7 +30,7 @@ from typing import Any
 
 import schema
 import torch
-from domains.domain import Domain, Shape, learn
+from domains.domain import Domain, Loss, Shape, learn
 from safetensors.torch import load_model, save_model
 from torch import nn
 from trials.run import write
@@ -155,7 +155,7 @@ class Lab:
         if (folder / "source.json").exists():
             return
         folder.mkdir(parents=True, exist_ok=True)
-        loss = domain.loss
+        loss: Loss = domain.loss
         if source.teacher:
             loss = partial(loss, teacher=self.teacher())
         module, began = self.module(name, seed), time.perf_counter()
@@ -165,7 +165,7 @@ class Lab:
         if isinstance(module, wi.ConstrainedModel):
             module.to_bundle(provenance={"command": "benchmarks/weit.py"}).save_pretrained(folder)
         else:
-            save_model(module, folder / "model.safetensors")
+            save_model(module, str(folder / "model.safetensors"))
         write(row, folder / "source.json")
 
     def teacher(self) -> nn.Module:
@@ -185,7 +185,7 @@ class Lab:
             net = self.domain.teacher().to(self.domain.device)
         steps = min(2500, self.domain.steps)
         learn(net, self.domain.teach, self.domain, steps=steps, lr=1e-3, seed=0)
-        save_model(net, file)
+        save_model(net, str(file))
 
     def plain(self, seed: int) -> nn.Module:
         """Return the unconstrained model of the auxiliary size."""

@@ -11,7 +11,8 @@ from hostile.base import edit_tensors, write_sound
 from weightinit.errors import BundleError
 from weightinit.files.config import BundleConfig
 from weightinit.templates.bundle import TemplateBundle
-from weightinit.templates.config import TemplateConfig, TemplateKind
+from weightinit.templates.config import TemplateConfig
+from weightinit.templates.kinds import TemplateKind
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ from helpers.templates import compose, composer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from weightinit.templates.config import TemplateConfig, TemplateKind, kind_roles
+from weightinit.templates.config import TemplateConfig
+from weightinit.templates.kinds import TemplateKind, kind_roles
 
 KINDS = ("attn.qkv.weight", "attn.qkv.bias", "attn.proj.weight", "mlp.fc1.weight", "mlp.fc1.bias")
 

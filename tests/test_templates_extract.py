@@ -9,7 +9,8 @@ from helpers.models import draw, state_hash
 import weightinit as wi
 from weightinit.anatomy import anatomy
 from weightinit.errors import ProjectionError
-from weightinit.templates.config import TemplateConfig, TemplateKind
+from weightinit.templates.config import TemplateConfig
+from weightinit.templates.kinds import TemplateKind
 
 
 def brute_force(weights, number, tile, order, seed):

@@ -13,7 +13,8 @@ from weightinit.anatomy import anatomy, facts
 from weightinit.errors import ProjectionError
 from weightinit.templates.bundle import size_entry
 from weightinit.templates.compose import Composer
-from weightinit.templates.config import TemplateConfig, kind_roles
+from weightinit.templates.config import TemplateConfig
+from weightinit.templates.kinds import kind_roles
 from weightinit.templates.scalers import (
     closed_form,
     interpolate_depth,
@@ -70,7 +71,7 @@ def test_linear_scalers_are_equation_b1(depth):
         s1, s2 = (shape[1], shape[0]) if len(shape) == 2 else (1, shape[0])
         for layer in range(1, depth + 1):
             for t in range(1, number + 1):
-                expected = torch.zeros(s1, s2)
+                expected = torch.zeros(s1, s2, dtype=torch.float64)
                 alpha = 1.0 if t <= number / 2 else layer / depth
                 expected[((t - 1) % (s1 * s2)) // s2, (t - 1) % s2] = alpha
                 stored = expected.T if len(shape) == 2 else expected[0]
@@ -81,7 +82,7 @@ def test_linear_scalers_at_ratio_one_are_tleg_per_part():
     """At ratio 1, q = T1 + (l / L) T4, k = T2 + (l / L) T5 and v = T3 + (l / L) T6."""
     config = TemplateConfig.wave(3)
     templates = draw(6, 3, 3)
-    scalers = linear_scalers(6, (3, 1), 5, epsilon=0.0).double()
+    scalers = linear_scalers(6, (3, 1), 5, epsilon=0.0)
     kind = "attn.qkv.weight"
     parts = compose(composer(config, kind, (3, 3)), kind, templates, scalers)
     for index, part in enumerate(parts.values()):
@@ -153,8 +154,10 @@ def test_fitted_scalers_of_exactly_this_size_are_taken(bundle):
     model = vit(embed_dim=32, num_heads=4, depth=5)
     values = {k: torch.full_like(v, 0.25) for k, v in start(bundle, model).items()}
     fitted = _with_fitted(bundle, size_entry(anatomy(model)), values)
-    for how in ("interpolate", "fitted"):
+    for how in (None, "fitted"):
         assert "fitted scalers" in str(wi.plan_templates(model, fitted, scalers=how).report())
+    asked = wi.plan_templates(model, fitted, scalers="interpolate")
+    assert "interpolate scalers" in str(asked.report())
     wi.init_from_templates(model, fitted)
     expected = 0.25 * bundle.tensors["templates.attn.proj.weight"].sum(0)
     torch.testing.assert_close(model.blocks[4].attn.proj.weight.detach(), expected.repeat(2, 2))

@@ -59,11 +59,14 @@ if TYPE_CHECKING:
     from weightinit.templates.bundle import TemplateBundle as TemplateBundle
     from weightinit.templates.bundle import list_templates as list_templates
     from weightinit.templates.config import TemplateConfig as TemplateConfig
-    from weightinit.templates.config import TemplateKind as TemplateKind
-    from weightinit.templates.constrain import ConstrainedModel as ConstrainedModel
     from weightinit.templates.constrain import constrain as constrain
+    from weightinit.templates.constrained import ConstrainedModel as ConstrainedModel
     from weightinit.templates.extract import extract_templates as extract_templates
     from weightinit.templates.fit import fit_scalers as fit_scalers
+    from weightinit.templates.kinds import TemplateKind as TemplateKind
+    from weightinit.templates.nested import NestedModel as NestedModel
+    from weightinit.templates.nested import Size as Size
+    from weightinit.templates.nested import Sizes as Sizes
 
 #: Where the lazy names live.
 _LAZY = {
@@ -95,10 +98,13 @@ _LAZY = {
         "registry": "list_methods",
         "report": "Report",
         "templates.bundle": "TemplateBundle list_templates",
-        "templates.config": "TemplateConfig TemplateKind",
-        "templates.constrain": "ConstrainedModel constrain",
+        "templates.config": "TemplateConfig",
+        "templates.constrain": "constrain",
+        "templates.constrained": "ConstrainedModel",
         "templates.extract": "extract_templates",
         "templates.fit": "fit_scalers",
+        "templates.kinds": "TemplateKind",
+        "templates.nested": "NestedModel Size Sizes",
     }.items()
     for name in names.split()
 }

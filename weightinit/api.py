@@ -51,7 +51,7 @@ def init_from_templates(
     model: nn.Module,
     templates: str | os.PathLike[str] | TemplateBundle | None = None,
     *,
-    scalers: str = "interpolate",
+    scalers: str | None = None,
     generator: torch.Generator | None = None,
     keep: Iterable[str] = (),
     rules: Iterable[Rule] = (),
@@ -67,7 +67,8 @@ def init_from_templates(
             model is materialised on the CPU.
         templates: a built-in name, a folder, ``"org/name@revision"`` on the Hugging Face Hub, or a
             bundle; None takes the shipped ``cifar10-w64``.
-        scalers: ``"interpolate"`` (no data needed), ``"linear"`` (WAVE's Eq. B.1) or ``"fitted"``.
+        scalers: ``"nested"`` (WeiT), ``"interpolate"``, ``"linear"`` (WAVE's Eq. B.1) or
+            ``"fitted"``; None is what the templates were trained for.
         generator: of every random draw; None is a fixed seed. The global one is never touched.
         keep: names or roles (``"head"``, ``"pos"``) that stay as they are.
         rules: for parameters of yours that no rule explains; see :func:`weightinit.anatomy`.
@@ -96,7 +97,7 @@ def plan_templates(
     model: nn.Module,
     templates: str | os.PathLike[str] | TemplateBundle | None = None,
     *,
-    scalers: str = "interpolate",
+    scalers: str | None = None,
     generator: torch.Generator | None = None,
     keep: Iterable[str] = (),
     rules: Iterable[Rule] = (),

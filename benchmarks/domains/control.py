@@ -6,11 +6,11 @@ expert is a linear-quadratic regulator of each body's linearised dynamics.
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import mujoco
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
@@ -21,6 +21,9 @@ from torch.nn import functional
 import weightinit as wi
 from domains.domain import Domain, Part, Shape
 from weightinit.anatomy import Rule
+
+# Of the bench extra, which an environment of the tests lacks.
+mujoco: Any = importlib.import_module("mujoco")
 
 #: Parts of the largest body, numbers a part, steps of an episode that counts.
 PARTS, NUMBERS, EPISODE = 5, 8, 400

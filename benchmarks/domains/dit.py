@@ -8,8 +8,12 @@ from pathlib import Path
 import timm
 import torch
 from safetensors.torch import load_model
-from timm.layers import PatchEmbed
-from timm.models.vision_transformer import Attention, Mlp
+from timm.layers import (  # pyright: ignore[reportPrivateImportUsage]
+    Attention,
+    GELUTanh,
+    Mlp,
+    PatchEmbed,
+)
 from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.utils import make_grid, save_image
@@ -42,12 +46,12 @@ class Timesteps(nn.Module):
 
     def __init__(self, width: int, sines: int = 256) -> None:
         super().__init__()
-        self.half = sines // 2
+        self.rates = sines // 2
         self.mlp = nn.Sequential(nn.Linear(sines, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, t: Tensor) -> Tensor:
         """Embed timesteps ``[b]``."""
-        rates = torch.exp(-math.log(10000) * torch.arange(self.half, device=t.device) / self.half)
+        rates = torch.exp(-math.log(10000) * torch.arange(self.rates, device=t.device) / self.rates)
         angles = t[:, None] * rates
         return self.mlp(torch.cat([angles.cos(), angles.sin()], -1))
 
@@ -71,7 +75,7 @@ class Block(nn.Module):
         super().__init__()
         self.norm1, self.norm2 = (nn.LayerNorm(width, 1e-6, False) for _ in "ab")
         self.attn = Attention(width, num_heads=heads, qkv_bias=True)
-        self.mlp = Mlp(width, 4 * width, act_layer=lambda: nn.GELU(approximate="tanh"))
+        self.mlp = Mlp(width, 4 * width, act_layer=GELUTanh)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
@@ -110,10 +114,12 @@ class DiT(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
-        for layer in (self.y_embedder.embedding_table, self.t_embedder.mlp[0]):
-            nn.init.normal_(layer.weight, std=0.02)
-        for block in [*self.blocks, self.final_layer]:
-            nn.init.zeros_(block.adaLN_modulation[1].weight)
+        for weight in (self.y_embedder.embedding_table.weight, *self.t_embedder.mlp.parameters()):
+            if weight.ndim == 2:
+                nn.init.normal_(weight, std=0.02)
+        for name, weight in self.named_parameters():
+            if name.endswith("adaLN_modulation.1.weight"):
+                nn.init.zeros_(weight)
         nn.init.zeros_(self.final_layer.linear.weight)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
@@ -251,10 +257,13 @@ class Diffusion(Domain):
 @torch.no_grad()
 def features(judge: nn.Module, images: Tensor) -> Tensor:
     """Return a fixed random projection of pooled features, in double precision."""
-    found = torch.cat(
-        [judge.forward_head(judge.forward_features(some), pre_logits=True)
-         for some in images.split(500)]
-    )  # fmt: skip
+    kept: list[Tensor] = []
+    with judge.get_submodule("global_pool").register_forward_hook(
+        lambda *seen: kept.append(seen[2])
+    ):
+        for some in images.split(500):
+            judge(some)
+    found = torch.cat(kept)
     generator = torch.Generator().manual_seed(2)
     axes = torch.linalg.qr(torch.randn(found.shape[1], FEATURES, generator=generator))[0]
     return found.double() @ axes.double().to(found.device)

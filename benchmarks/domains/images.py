@@ -25,7 +25,10 @@ class Pictures:
             torch.tensor(values, device=device)[:, None, None] for values in (data.mean, data.std)
         )
         self.parts = {
-            name: (part.images.permute(0, 3, 1, 2).to(device), part.labels.to(device))
+            name: (
+                torch.as_tensor(part.images).permute(0, 3, 1, 2).to(device),
+                part.labels.to(device),
+            )
             for name, part in (("train", data.train), ("val", data.val), ("test", data.test))
         }
         self.side = self.parts["train"][0].shape[-1]

@@ -9,7 +9,8 @@ import torch
 
 from weightinit.files.config import BundleConfig
 from weightinit.templates.bundle import TemplateBundle
-from weightinit.templates.config import TemplateConfig, TemplateKind
+from weightinit.templates.config import TemplateConfig
+from weightinit.templates.kinds import TemplateKind
 
 SIZES = {"d": 8, "h": 2, "k": 4, "m": 16, "n": 3, "t": 5, "c": 1, "p": 2, "q": 2}
 

@@ -9,7 +9,8 @@ from weightinit.anatomy import anatomy
 from weightinit.files.config import BundleConfig
 from weightinit.inherit.outside import collect
 from weightinit.templates.bundle import TemplateBundle
-from weightinit.templates.config import TemplateConfig, kind_roles
+from weightinit.templates.config import TemplateConfig
+from weightinit.templates.kinds import kind_roles
 
 AUXILIARY = {
     "img_size": 8,

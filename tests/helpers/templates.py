@@ -4,7 +4,8 @@ import torch
 
 from weightinit.anatomy import Rule, anatomy
 from weightinit.templates.compose import Composer
-from weightinit.templates.config import TemplateConfig, kind_roles
+from weightinit.templates.config import TemplateConfig
+from weightinit.templates.kinds import kind_roles
 
 PATTERNS = {
     "attn.qkv.weight": "(h k) d",

@@ -6,7 +6,8 @@ from safetensors.torch import save
 
 from hostile.base import attack, edit_tensors, seal
 from weightinit.files.config import BundleConfig
-from weightinit.templates.config import TemplateConfig, TemplateKind
+from weightinit.templates.config import TemplateConfig
+from weightinit.templates.kinds import TemplateKind
 
 FC1 = "mlp.fc1.weight"
 

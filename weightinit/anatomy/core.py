@@ -132,6 +132,11 @@ class Anatomy:
         return (*self.blocks, *(block for _, block in self.extra_blocks))
 
     @cached_property
+    def stacks(self) -> Mapping[str, tuple[Mapping[str, Piece], ...]]:
+        """The blocks of each main stack by its name, in order."""
+        return {stack: tuple(self._pieces[stack]) for stack in self.traits.main_stacks}
+
+    @cached_property
     def stages(self) -> tuple[int, ...]:
         """How many blocks each main stack has, in order: one number but for several widths."""
         return tuple(len(self._pieces[stack]) for stack in self.traits.main_stacks)

@@ -42,7 +42,11 @@ class ComposedModel(nn.Module):
 
     def compose(self) -> None:
         """Compose the weights and put them into the inner model."""
-        for name, weight in self.weights().items():
+        self.put(self.weights())
+
+    def put(self, weights: Mapping[str, Tensor]) -> None:
+        """Put weights into the inner model, by their names."""
+        for name, weight in weights.items():
             module, leaf = self._places[name]
             module.__dict__[leaf] = weight
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping, Set
 from typing import Any, ClassVar
 
 import torch
@@ -26,11 +26,12 @@ __all__ = ["TemplateBundle", "as_bundle", "fitted_index", "list_templates", "siz
 MAX_EXPANSION = 64
 EXPANSION_FLOOR = 2 * 2**30
 MAX_KINDS = 256
-#: The axes of one part of a kind, by module; "a" is the width inside attention, h times k. A bias
-#: has the first. Other kinds may have any shape.
+#: The axes of one part of a kind, by module; "a" is the width inside attention, h times k, and "_"
+#: any size. A bias has the first; in one of several stacks the labels have its number. Other kinds
+#: may have any shape.
 KIND_AXES = {
     "attn.qkv": "a d", "attn.proj": "d a", "mlp.fc1": "m d", "mlp.fc2": "d m", "norm1": "d",
-    "norm2": "d",
+    "norm2": "d", "ada": "d d", "conv_dw": "d _",
 }  # fmt: skip
 #: Those of tensors outside the blocks; "_" is any size. Families and users have more roles, which
 #: only need a well-formed name.
@@ -93,7 +94,7 @@ class TemplateBundle(Bundle):
         shapes: dict[str, Wanted] = {}
         for kind, spec in template.kinds.items():
             shapes[f"templates.{kind}"] = (spec.number, *spec.shape)
-            if template.method == "wave":
+            if template.trained:
                 shapes[f"scalers.{kind}"] = _scalers(config, template, kind)
         return shapes
 
@@ -120,7 +121,7 @@ class TemplateBundle(Bundle):
         super().check(config, shapes)
         template = _template_config(config)
         for kind, spec in template.kinds.items():
-            size = _auxiliary_size(config, kind)
+            size = _auxiliary_size(config, template, kind)
             if f"scalers.{kind}" in shapes or size is None:
                 continue
             if math.prod(template.scaler_shape(kind, size)) > 1:
@@ -145,10 +146,11 @@ class TemplateBundle(Bundle):
         kinds = _template_config(config).kinds
         for kind, spec in kinds.items():
             # The scalers of any target are N / (w1 w2) times its size, whatever the scalers here.
-            if spec.number > MAX_EXPANSION * math.prod(spec.shape):
+            allowed_each = 1 if len(spec.shape) == 2 else MAX_EXPANSION
+            if spec.number > allowed_each * math.prod(spec.shape):
                 raise BundleError(
                     f"the bundle is an expansion bomb: kind {kind} has {spec.number} templates of "
-                    f"{math.prod(spec.shape)} values, allowed are {MAX_EXPANSION} for each value. "
+                    f"{math.prod(spec.shape)} values, allowed are {allowed_each} for each value. "
                     "Do not use this bundle"
                 )
         described: Counter[str] = Counter()
@@ -191,24 +193,68 @@ def _template_config(config: BundleConfig) -> TemplateConfig:
         raise BundleError(f"the bundle has {len(kinds)} kinds: allowed are {MAX_KINDS}")
     template = TemplateConfig.from_dict(config.options)
     entries = config.options["kinds"].items()
-    odd = [kind for kind, entry in entries if set(entry) != {"number", "shape", "parts"}]
+    known = {"number", "shape", "parts", "stack"}
+    odd = [kind for kind, entry in entries if set(entry) | {"stack"} != known]
     if odd or not entries:
         raise BundleError(
             f"options of the bundle have {len(entries)} kinds, of which [{some(odd)}] have unknown "
-            "entries: use one kind or more, each of number, shape and parts"
+            "entries: use one kind or more, each of number, shape, parts and stack"
+        )
+    _check_traits(config)
+    stacks = set(config.traits.get("main_stacks", ()))
+    stray = [kind for kind, spec in template.kinds.items() if spec.stack not in {"", *stacks}]
+    if stray:
+        raise BundleError(
+            f"kinds [{some(stray)}] belong to none of the bundle's stacks {sorted(stacks)}: its "
+            "options and its traits are not of one bundle"
         )
     if config.method != template.method:
         raise BundleError(
             f"method is {config.method!r} in the bundle's config and {template.method!r} in its "
             "options: they must agree"
         )
-    width = config.sizes.get("d", template.width)
+    width = next((n for label, n in config.sizes.items() if label_of(label).stream), template.width)
     if width < template.width:
         raise BundleError(
             f"width of the templates is {template.width}, and the auxiliary model's is {width}: "
             "templates must not be wider than the model they were trained in"
         )
     return template
+
+
+def _check_traits(config: BundleConfig) -> None:
+    """Raise BundleError if a trait that filling a model relies on is of another form."""
+
+    def whole(value: Any, least: int = 0) -> bool:
+        return type(value) is int and least <= value < 2**24
+
+    def listed(value: Any, sound: Callable[[Any], bool] = lambda n: whole(n, 1)) -> bool:
+        return isinstance(value, list | tuple) and all(map(sound, value))
+
+    forms: dict[str, tuple[Callable[[Any], bool], str]] = {
+        "grid": (lambda x: listed(x) and len(x) == 2, "two whole numbers"),
+        "pos_prefix": (whole, "a whole number"),
+        "prefix_tokens": (whole, "a whole number"),
+        "main_stacks": (lambda x: listed(x, lambda n: isinstance(n, str)), "a list of names"),
+        "depths": (listed, "a list of whole numbers"),
+        "trained_depths": (lambda x: listed(x, lambda n: whole(n, 1) or listed(n)), "depths"),
+        "trained_widths": (
+            lambda x: listed(x, lambda f: type(f) in (int, float) and 2**-12 <= f <= 1),
+            "a list of fractions of the width",
+        ),
+        "family": (lambda x: isinstance(x, str), "a name"),
+    }
+    traits = config.traits
+    for name, (sound, form) in forms.items():
+        value = traits.get(name)
+        if value is not None and not sound(value):
+            raise BundleError(f"trait {name} of the bundle is {value!r:.80}: it must be {form}")
+    stacks, depths = traits.get("main_stacks") or (), traits.get("depths") or ()
+    if len(stacks) > 1 and (len(depths) != len(stacks) or sum(depths) != config.depth):
+        raise BundleError(
+            f"the bundle has stacks {list(stacks)} of depths {list(depths)} and depth "
+            f"{config.depth}: there must be a depth for each, which sum to it"
+        )
 
 
 def _model(name: str) -> tuple[str, str]:
@@ -219,14 +265,17 @@ def _model(name: str) -> tuple[str, str]:
 
 
 def _scalers(config: BundleConfig, template: TemplateConfig, kind: str) -> Wanted:
-    spec, size = template.kinds[kind], _auxiliary_size(config, kind)
+    spec, size = template.kinds[kind], _auxiliary_size(config, template, kind)
     if size is not None and len(size) != len(spec.shape):
         raise BundleError(
             f"templates of kind {kind} have {len(spec.shape)} axes, and what they make has "
             f"{len(size)}: they must agree"
         )
     covered = _any(spec.shape) if size is None else template.scaler_shape(kind, size)
-    return (config.depth, spec.number, *covered)
+    depth = config.depth
+    if spec.stack:
+        depth = config.traits["depths"][config.traits["main_stacks"].index(spec.stack)]
+    return (depth, spec.number, *covered)
 
 
 def _any(shape: Shape) -> tuple[str, ...]:
@@ -240,18 +289,22 @@ def _axes(known: Mapping[str, str], role: str) -> list[str]:
     return axes[:1] if which == "bias" else axes
 
 
-def _auxiliary_size(config: BundleConfig, kind: str) -> Shape | None:
+def _auxiliary_size(config: BundleConfig, template: TemplateConfig, kind: str) -> Shape | None:
     """Return the size of one part of a kind in the auxiliary model; None for rarer kinds."""
-    axes = _axes(KIND_AXES, kind)
-    labels = " ".join(axes).replace("a", "h k").split()
-    absent = [label for label in labels if label not in config.sizes]
-    if absent:
-        raise BundleError(
-            f"sizes of the bundle lack {some(absent)}, which kind {kind} needs: save the sizes of "
-            "the auxiliary model with it"
-        )
-    sizes = {**config.sizes, "a": config.sizes.get("h", 0) * config.sizes.get("k", 0)}
-    return tuple(sizes[axis] for axis in axes) or None
+    spec = template.kinds[kind]
+    number = config.traits["main_stacks"].index(spec.stack) if spec.stack else ""
+    axes = _axes(KIND_AXES, kind[len(spec.stack) + 1 :] if spec.stack else kind)
+    size = []
+    for axis, tile in zip(axes, (*spec.unit, 1, 1), strict=False):
+        labels = {"a": ["h", "k"], "_": []}.get(axis, [f"{axis}{number}"])
+        absent = [label for label in labels if label not in config.sizes]
+        if absent:
+            raise BundleError(
+                f"sizes of the bundle lack {some(absent)}, which kind {kind} needs: save the sizes "
+                "of the auxiliary model with it"
+            )
+        size.append(math.prod(config.sizes[x] for x in labels) if labels else tile)
+    return tuple(size) or None
 
 
 def _named(sizes: Mapping[str, int]) -> str:
@@ -267,11 +320,13 @@ def as_bundle(
     depth: int,
     licence: str,
     provenance: Mapping[str, Any],
+    traits: Mapping[str, Any] | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> TemplateBundle:
     """Return a bundle of templates, scalers and a model's tensors outside its blocks, by name.
 
-    ``depth`` is that of the auxiliary model, ``provenance`` that of the training, as plain JSON.
+    ``depth`` is that of the auxiliary model, ``provenance`` that of the training, and ``traits``
+    are those beside the anatomy's; both are plain JSON.
     """
     named = {**tensors, **{f"outside.{role}": value for role, value in outside.items()}}
     return TemplateBundle(
@@ -282,7 +337,12 @@ def as_bundle(
             sizes=dict(anatomy.sizes),
             depth=depth,
             licence=licence,
-            traits={"family": anatomy.family, **anatomy.traits.to_dict(), "depths": [depth]},
+            traits={
+                "family": anatomy.family,
+                **anatomy.traits.to_dict(),
+                "depths": [depth] if len(anatomy.stages) == 1 else list(anatomy.stages),
+                **(traits or {}),
+            },
             provenance=dict(provenance),
         ),
         copies(named, dtype),
@@ -291,9 +351,14 @@ def as_bundle(
 
 def size_entry(anatomy: Anatomy) -> dict[str, Any]:
     """Return what tells two sizes apart for fitted scalers: depth, width, heads, MLP."""
-    labels = {x for piece in anatomy.blocks[0].values() for axis in piece.axes for x in axis}
+    labels = {
+        x for block in anatomy.blocks for p in block.values() for axis in p.axes for x in axis
+    }
     channels = [x for x in sorted(labels) if label_of(x).kind == "channel" and x in anatomy.sizes]
-    return {"depth": anatomy.depth, "sizes": {label: anatomy.sizes[label] for label in channels}}
+    sizes = {label: anatomy.sizes[label] for label in channels}
+    if len(anatomy.stages) > 1:
+        sizes |= {f"depth{i}": count for i, count in enumerate(anatomy.stages)}
+    return {"depth": anatomy.depth, "sizes": sizes}
 
 
 def fitted_index(bundle: TemplateBundle, anatomy: Anatomy) -> int | None:

@@ -21,7 +21,8 @@ from weightinit.inherit.depth import damping
 from weightinit.inherit.fresh import sub_generator
 from weightinit.kernels import kron_sum
 from weightinit.templates.bundle import TemplateBundle, fitted_index, size_entry
-from weightinit.templates.config import TemplateConfig, kind_of, kind_roles
+from weightinit.templates.config import TemplateConfig
+from weightinit.templates.kinds import Block, blocks_of, folded
 from weightinit.templates.scalers import (
     Cover,
     closed_form,
@@ -33,6 +34,8 @@ from weightinit.templates.scalers import (
 
 __all__ = ["Composer"]
 
+#: Where the scalers of a target come from.
+STARTS = ("nested", "interpolate", "linear", "fitted")
 #: Relative size of the zero-sum noise that tells the copies of one input apart.
 NOISE = 0.1
 
@@ -59,16 +62,23 @@ class Composer:
     @cached_property
     def pieces(self) -> dict[str, Piece]:
         """The first parameter of every kind that the blocks have: all are alike in size."""
-        blocks = self.target.blocks
-        first = {
-            kind: next((b[role] for b in blocks for role in kind_roles(kind) if role in b), None)
-            for kind in self.config.kinds
-        }
-        return {kind: piece for kind, piece in first.items() if piece is not None}
+        return self.config.pieces(self.target)
+
+    def blocks(self, kind: str) -> tuple[Block, ...]:
+        """Return the blocks that have a kind: those of its stack, or of all main stacks."""
+        return blocks_of(self.target, self.config.kinds[kind].stack)
 
     def kind(self, piece: Piece) -> str:
         """Return the kind whose templates a parameter is composed from."""
-        return kind_of(piece.role)
+        return self.config.kind(piece.role, piece.spec.stack)
+
+    def index(self, kind: str, piece: Piece) -> int:
+        """Return which of a kind's blocks a parameter is in; -1, the deepest, in other stacks."""
+        if self.config.kinds[kind].stack:
+            return piece.spec.block or 0
+        main = self.target.index(piece.spec)
+        # Blocks of other stacks, such as CaiT's class attention, take the deepest scalers.
+        return -1 if main is None else main
 
     def covers(self, piece: Piece) -> tuple[Cover, ...]:
         """Return how templates cover the axes of a parameter."""
@@ -77,7 +87,7 @@ class Composer:
         unit = self.config.kinds[self.kind(piece)].unit
         return tuple(
             Cover(n, w, heads) if len(axis) > 1 and axis[-1] == "k" else Cover(n, w)
-            for n, w, axis in zip(piece.size, unit, piece.axes, strict=True)
+            for n, w, axis in zip(folded(piece), unit, piece.axes, strict=False)
         )
 
     def scaler_shape(self, kind: str) -> tuple[int, ...]:
@@ -86,70 +96,85 @@ class Composer:
         return self.config.scaler_shape(kind, tuple(cover.length for cover in covers))
 
     def start(
-        self, bundle: TemplateBundle, scalers: str = "interpolate", *, seed: int = 0
+        self, bundle: TemplateBundle, scalers: str | None = None, *, seed: int = 0
     ) -> dict[str, Tensor]:
         """Return the scalers of the target by kind, ``[depth, N, *scaler_shape]``, from a bundle.
 
-        ``scalers`` is ``"interpolate"``, ``"linear"`` (Eq. B.1) or ``"fitted"``.
+        ``scalers`` is one of :data:`STARTS`; None is :meth:`default`.
 
         Raises:
             ProjectionError: if the bundle has no fitted scalers of this size, or the value is
-                unknown.
+                unknown, or means nothing for its method.
         """
-        starts = {"interpolate": self._interpolate, "linear": self._linear, "fitted": self._fitted}
-        if scalers not in starts:
-            raise ProjectionError(f"scalers={scalers!r} is not one of {tuple(starts)}")
-        if scalers == "linear" and self.config.method != "wave":
+        scalers = scalers or self.default(bundle)
+        if scalers not in STARTS:
+            raise ProjectionError(f"scalers={scalers!r} is not one of {STARTS}")
+        if scalers == "linear" and not self.config.trained:
             raise ProjectionError(
                 f"scalers='linear' is WAVE's Eq. B.1; {self.config.method} templates are whole "
                 "layers: use 'interpolate', which takes the method's own closed form"
             )
-        return {
-            kind: starts[scalers](bundle, kind, sub_generator(seed, f"scalers.{kind}"))
-            for kind in self.pieces
-        }
-
-    def _linear(self, bundle: TemplateBundle, kind: str, generator: torch.Generator) -> Tensor:
-        """Return WAVE's Eq. B.1."""
-        number, shape = self.config.kinds[kind].number, self.scaler_shape(kind)
-        return linear_scalers(number, shape, self.target.depth, generator=generator)
-
-    def _interpolate(self, bundle: TemplateBundle, kind: str, generator: torch.Generator) -> Tensor:
-        """Return the auxiliary model's, or its method's closed form, tiled over width."""
-        spec, depth = self.config.kinds[kind], self.target.depth
-        if self.config.method == "wave":
-            trained = bundle.config.traits.get("trained_depths")
-            several = isinstance(trained, (list, tuple)) and len(trained) > 1
-            move = interpolate_depth if several else stretch_depth
-            scalers = move(bundle.tensors[f"scalers.{kind}"].double(), depth)
-            if self.pieces[kind].ends:
-                scalers = scalers * damping(depth, bundle.config.depth)
-        else:
-            scalers = closed_form(self.config.method, spec.number, depth).double()
-            scalers = scalers.view(depth, spec.number, *(1,) * len(spec.shape))
-        parts = scalers.unflatten(2, (len(kind_roles(kind)) // spec.parts, -1))
-        piece, sizes = self.pieces[kind], bundle.config.sizes
-        covers = self.covers(piece)
-        # A table's own length is not among the sizes of a bundle: its templates cover it.
-        source = [
-            math.prod(sizes[x] for x in axis) if sizes.keys() >= {*axis} else tiles * cover.unit
-            for axis, tiles, cover in zip(piece.axes, parts.shape[3:], covers, strict=True)
-        ]
-        wide = widen_scalers(parts, source, covers, noise=NOISE, generator=generator)
-        return wide.flatten(2, 3)
-
-    def _fitted(self, bundle: TemplateBundle, kind: str, generator: torch.Generator) -> Tensor:
-        """Return those that the bundle has for exactly this size."""
-        index = fitted_index(bundle, self.target)
-        if index is None:
+        if scalers == "nested" and self.config.method != "weit":
+            raise ProjectionError(
+                f"scalers='nested' is for templates that were trained at several sizes, and these "
+                f"are {self.config.method}'s: use 'interpolate'"
+            )
+        if scalers == "fitted" and fitted_index(bundle, self.target) is None:
             entry = size_entry(self.target)
             raise ProjectionError(
                 "the bundle has no scalers fitted for "
                 f"{ {'depth': entry['depth'], **entry['sizes']} }: fit them with "
                 "weightinit.fit_scalers, or use scalers='interpolate'"
             )
-        scalers = bundle.tensors.get(f"fitted.{index}.{kind}")
-        wanted = (self.target.depth, self.config.kinds[kind].number, *self.scaler_shape(kind))
+        found = {}
+        for kind in self.pieces:
+            generator = sub_generator(seed, f"scalers.{kind}")
+            if scalers == "linear":
+                number, depth = self.config.kinds[kind].number, len(self.blocks(kind))
+                shape = self.scaler_shape(kind)
+                found[kind] = linear_scalers(number, shape, depth, generator=generator)
+            elif scalers == "fitted":
+                found[kind] = self._fitted(bundle, kind)
+            else:
+                found[kind] = self._moved(bundle, kind, scalers, generator)
+        return found
+
+    def default(self, bundle: TemplateBundle) -> str:
+        """Return what a bundle was trained for: fitted scalers of this size, or its own moved."""
+        if fitted_index(bundle, self.target) is not None:
+            return "fitted"
+        return "nested" if self.config.method == "weit" else "interpolate"
+
+    def _moved(
+        self, bundle: TemplateBundle, kind: str, how: str, generator: torch.Generator
+    ) -> Tensor:
+        """Return the auxiliary model's, or its method's closed form, tiled over width."""
+        spec, depth = self.config.kinds[kind], len(self.blocks(kind))
+        if self.config.trained:
+            scalers = bundle.tensors[f"scalers.{kind}"].double()
+            damp = damping(depth, len(scalers)) if self.pieces[kind].ends else 1.0
+            several = len(bundle.config.traits.get("trained_depths") or ()) > 1
+            move = interpolate_depth if several and how == "interpolate" else stretch_depth
+            scalers = move(scalers, depth) * damp
+        else:
+            scalers = closed_form(self.config.method, spec.number, depth)
+            scalers = scalers.view(depth, spec.number, *(1,) * len(spec.shape))
+        parts = scalers.unflatten(2, (len(self.config.roles(kind)) // spec.parts, -1))
+        piece, sizes = self.pieces[kind], bundle.config.sizes
+        covers = self.covers(piece)
+        # The length of a table or a kernel is not among a bundle's sizes: its templates cover it.
+        source = [
+            math.prod(sizes[x] for x in axis) if sizes.keys() >= {*axis} else tiles * cover.unit
+            for axis, tiles, cover in zip(piece.axes, parts.shape[3:], covers, strict=False)
+        ]
+        wide = widen_scalers(parts, source, covers, noise=NOISE, generator=generator)
+        return wide.flatten(2, 3)
+
+    def _fitted(self, bundle: TemplateBundle, kind: str) -> Tensor:
+        """Return those that the bundle has for exactly this size."""
+        scalers = bundle.tensors.get(f"fitted.{fitted_index(bundle, self.target)}.{kind}")
+        number = self.config.kinds[kind].number
+        wanted = (len(self.blocks(kind)), number, *self.scaler_shape(kind))
         shape = None if scalers is None else tuple(scalers.shape)
         if scalers is None or shape != wanted:
             raise ProjectionError(
@@ -175,7 +200,7 @@ class Composer:
             ``[..., *piece.size]``, or ``out``.
         """
         kind, order = self.kind(piece), self.config.order
-        roles, spec = kind_roles(kind), self.config.kinds[kind]
+        roles, spec = self.config.roles(kind), self.config.kinds[kind]
         part, axes = roles.index(piece.role), len(spec.shape)
         if spec.parts > 1:
             templates = templates.unflatten(1, (len(roles), -1))[:, part]
@@ -184,9 +209,11 @@ class Composer:
         covers = self.covers(piece)
         axis = next((axis for axis, cover in enumerate(covers) if cover.folded), None)
         if axis is None:
-            if out is not None and all(cover.length == cover.size for cover in covers):
+            exact = len(piece.size) == axes and all(c.length == c.size for c in covers)
+            if out is not None and exact:
                 return kron_sum(templates, scalers, order=order, out=out)
-            value = _crop(kron_sum(templates, scalers, order=order), piece.size)
+            value = _crop(kron_sum(templates, scalers, order=order), folded(piece))
+            value = value.unflatten(-1, piece.size[axes - 1 :]) if len(piece.size) > 2 else value
             return value if out is None else out.copy_(value)
         letter = piece.facts.letter
         scalers = scalers * covers[axis].gain if letter in ("q", "k") else scalers
@@ -206,7 +233,7 @@ class Composer:
         pieces, layout = self.target.pieces(spec), spec.layout
         kind = self.kind(pieces[0])
         stacked = layout.fused in (-1, 0) and all(view.plain for view in layout.parts)
-        if not stacked or spec.parts != kind_roles(kind):
+        if not stacked or spec.parts != self.config.roles(kind):
             return False
         covers = [cover for piece in pieces for cover in self.covers(piece)]
         if any(cover.folded or cover.length != cover.size for cover in covers):

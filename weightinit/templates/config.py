@@ -8,42 +8,24 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from weightinit.errors import BundleError
+from weightinit.templates.kinds import (
+    TemplateKind,
+    blocks_of,
+    folded,
+    kind_of,
+    kind_roles,
+    kinds_of,
+)
 
 if TYPE_CHECKING:
-    from weightinit.anatomy import Anatomy
+    from weightinit.anatomy import Anatomy, Piece
 
 __all__ = ["TemplateConfig", "TemplateKind", "kind_of", "kind_roles"]
 
-#: The canonical roles of kinds that cover more than their own, in the order of their rows.
-_ROLES: dict[str, tuple[str, ...]] = {
-    f"attn.qkv.{which}": tuple(f"attn.{part}.{which}" for part in "qkv")
-    for which in ("weight", "bias")
-}
-_KINDS = {role: kind for kind, roles in _ROLES.items() for role in roles}
-METHODS = ("wave", "tleg", "share", "heur_lg", "auto_lg")
+#: Methods that train the scalers too; those of the others are closed forms.
+TRAINED = ("wave", "weit")
+METHODS = (*TRAINED, "tleg", "share", "heur_lg", "auto_lg")
 ORDERS = ("block", "paper")
-
-
-@dataclass(frozen=True)
-class TemplateKind:
-    """The templates of one kind of parameter.
-
-    Args:
-        number: N, how many templates are summed.
-        shape: template shape, ``(w1, w2)`` for matrices (stored orientation, out x in) and
-            ``(w,)`` for vectors.
-        parts: how many of the kind's roles one template spans: 1 where q, k and v each take blocks
-            of their own, 3 for WAVE's qkv bias, whose templates are 3 w long.
-    """
-
-    number: int
-    shape: tuple[int, ...]
-    parts: int = 1
-
-    @property
-    def unit(self) -> tuple[int, ...]:
-        """The shape of what one template gives to one role."""
-        return (self.shape[0] // self.parts, *self.shape[1:])
 
 
 @dataclass(frozen=True)
@@ -51,8 +33,8 @@ class TemplateConfig:
     """A template set, by kind of parameter; :meth:`wave` is the published one.
 
     Args:
-        method: ``wave``, ``tleg``, ``share``, ``heur_lg`` or ``auto_lg``: where the scalers come
-            from (trained, or the closed forms of WAVE's appendix A).
+        method: ``wave`` or ``weit``, whose scalers are trained, or ``tleg``, ``share``, ``heur_lg``
+            or ``auto_lg``, whose scalers are the closed forms of WAVE's appendix A.
         width: embed_dim of the auxiliary model.
         kinds: templates by kind (``"attn.qkv.weight"``).
         order: ``"block"`` concatenates scaled templates (block (a, b) of W is S[a, b] T);
@@ -65,7 +47,7 @@ class TemplateConfig:
         >>> import weightinit as wi
         >>> config = wi.TemplateConfig.wave(192)
         >>> config.kinds["attn.qkv.weight"]
-        TemplateKind(number=6, shape=(192, 192), parts=1)
+        TemplateKind(number=6, shape=(192, 192), parts=1, stack='')
     """
 
     method: str
@@ -84,12 +66,32 @@ class TemplateConfig:
         for name, kind in self.kinds.items():
             numbers = (self.width, kind.number, kind.parts, *kind.shape)
             sound = all(isinstance(n, int) and 1 <= n < 2**31 for n in numbers)
-            known = len(kind.shape) in (1, 2) and kind.parts in (1, len(kind_roles(name)))
+            if not isinstance(kind.stack, str) or not name.startswith(kind.stack):
+                raise BundleError(
+                    f"kind {name!r} is of stack {kind.stack!r}: its name must begin with its stack"
+                )
+            roles = len(self.roles(name))
+            known = len(kind.shape) in (1, 2) and kind.parts in (1, roles)
             if not sound or not known or kind.shape[0] % kind.parts:
                 raise BundleError(
                     f"kind {name!r} of width {self.width} is unsound ({kind}): use positive sizes, "
-                    f"one or two axes, and parts of 1 or {len(kind_roles(name))}"
+                    f"one or two axes, and parts of 1 or {roles}"
                 )
+
+    @property
+    def trained(self) -> bool:
+        """Whether the scalers are trained, and not a closed form."""
+        return self.method in TRAINED
+
+    def roles(self, kind: str) -> tuple[str, ...]:
+        """Return the canonical roles that a kind covers, in the order of its rows."""
+        stack = self.kinds[kind].stack
+        return kind_roles(kind[len(stack) + 1 :] if stack else kind)
+
+    def kind(self, role: str, stack: str = "") -> str:
+        """Return the kind of which a role in a stack of blocks is composed."""
+        own = f"{stack}.{kind_of(role)}"
+        return own if own in self.kinds else kind_of(role)
 
     @classmethod
     def wave(
@@ -134,11 +136,50 @@ class TemplateConfig:
         }
         return cls(method, width, kinds)
 
+    @classmethod
+    def of(
+        cls, anatomy: Anatomy, *, layers: int = 2, width: int | None = None, method: str = "weit"
+    ) -> TemplateConfig:
+        """Return a template set for every role in the blocks of a model of any family.
+
+        Matrices are cut into square tiles as wide as the residual stream, with as many templates
+        as ``layers`` blocks have tiles; vectors get 2 ``layers`` templates of their own length, and
+        so do depthwise convolutions, whose taps lie along the second axis. For a plain ViT that is
+        WAVE's set. Stages of several widths get kinds of their own, in shallow stages one layer's
+        worth. WeiT's sets are not known: all but the ViT's is ours.
+
+        Args:
+            anatomy: anatomy of the auxiliary model.
+            layers: how many blocks' worth of templates each kind has.
+            width: width of the templates (in the first stage); default: the model's own.
+            method: ``"weit"`` or ``"wave"``.
+
+        Raises:
+            BundleError: if the blocks stand on no residual stream, or ``width`` does not divide
+                their sizes.
+
+        Examples:
+            >>> import timm, torch, weightinit as wi
+            >>> with torch.device("meta"):
+            ...     vit = timm.create_model("vit_tiny_patch16_224")
+            >>> config = wi.TemplateConfig.of(wi.anatomy(vit))
+            >>> config.kinds == wi.TemplateConfig.wave(192).restricted_to(wi.anatomy(vit)).kinds
+            True
+        """
+        own, kinds = kinds_of(anatomy, layers, width)
+        return cls(method, own, kinds)
+
+    def pieces(self, anatomy: Anatomy) -> dict[str, Piece]:
+        """Return the first parameter of every kind that the blocks of a model have."""
+        found = {}
+        for name, kind in self.kinds.items():
+            blocks, roles = blocks_of(anatomy, kind.stack), self.roles(name)
+            found[name] = next((b[r] for b in blocks for r in roles if r in b), None)
+        return {name: piece for name, piece in found.items() if piece is not None}
+
     def restricted_to(self, anatomy: Anatomy) -> TemplateConfig:
         """Return this config without the kinds that a model's blocks lack."""
-        present = {role for block in anatomy.blocks for role in block}
-        kinds = {k: v for k, v in self.kinds.items() if present & set(kind_roles(k))}
-        return replace(self, kinds=kinds)
+        return replace(self, kinds={name: self.kinds[name] for name in self.pieces(anatomy)})
 
     def num_scalers(self, anatomy: Anatomy) -> int:
         """Return how many scalers a model needs: 84 r^2 + 32 r a block for WAVE at ratio r.
@@ -155,8 +196,8 @@ class TemplateConfig:
         """
         total = 0
         for name, kind in self.kinds.items():
-            for block in anatomy.blocks:
-                sizes = [block[role].size for role in kind_roles(name) if role in block]
+            for block in blocks_of(anatomy, kind.stack):
+                sizes = [folded(block[role]) for role in self.roles(name) if role in block]
                 if sizes:
                     total += kind.number * math.prod(self.scaler_shape(name, sizes[0]))
         return total
@@ -165,7 +206,7 @@ class TemplateConfig:
         """Return the shape of one scaler: how many templates cover one role's size."""
         spec = self.kinds[kind]
         rows, *columns = (math.ceil(n / w) for n, w in zip(size, spec.unit, strict=True))
-        return (len(kind_roles(kind)) // spec.parts * rows, *columns)
+        return (len(self.roles(kind)) // spec.parts * rows, *columns)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values, the ``options`` of a bundle's config."""
@@ -176,7 +217,9 @@ class TemplateConfig:
         """Return the config of :meth:`to_dict`; unknown or malformed entries raise BundleError."""
         try:
             kinds = {
-                str(name): TemplateKind(entry["number"], tuple(entry["shape"]), entry["parts"])
+                str(name): TemplateKind(
+                    entry["number"], tuple(entry["shape"]), entry["parts"], entry.get("stack", "")
+                )
                 for name, entry in options["kinds"].items()
             }
             extra = set(options) - {"method", "width", "kinds", "order"}
@@ -186,18 +229,8 @@ class TemplateConfig:
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise BundleError(
                 f"template options are malformed ({error!r}): expected method, width, order and "
-                "kinds of {number, shape, parts}, as TemplateConfig.to_dict writes them"
+                "kinds of {number, shape, parts, stack}, as TemplateConfig.to_dict writes them"
             ) from error
-
-
-def kind_roles(kind: str) -> tuple[str, ...]:
-    """Return the canonical roles that a kind covers, in the order of its rows."""
-    return _ROLES.get(kind, (kind,))
-
-
-def kind_of(role: str) -> str:
-    """Return the kind whose templates a canonical role is composed from."""
-    return _KINDS.get(role, role)
 
 
 def _layer(mlp_ratio: int) -> dict[str, tuple[int, ...]]:

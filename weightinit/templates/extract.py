@@ -25,7 +25,8 @@ from weightinit.inherit.fresh import base_seed, sub_generator
 from weightinit.kernels import kron
 from weightinit.templates.bundle import TemplateBundle, as_bundle
 from weightinit.templates.compose import Composer
-from weightinit.templates.config import TemplateConfig, TemplateKind, kind_of, kind_roles
+from weightinit.templates.config import TemplateConfig
+from weightinit.templates.kinds import TemplateKind, kind_of, kind_roles
 from weightinit.templates.lowrank import low_rank
 
 if TYPE_CHECKING:

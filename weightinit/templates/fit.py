@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from weightinit.anatomy import anatomy
+from weightinit.anatomy import Rule, anatomy
 from weightinit.errors import ProjectionError
 from weightinit.files.bundle import copies
 from weightinit.inherit.fitting import fit
@@ -19,6 +19,7 @@ from weightinit.plan import Plan
 from weightinit.templates.bundle import TemplateBundle, size_entry
 from weightinit.templates.compose import Composer
 from weightinit.templates.constrain import constrain
+from weightinit.templates.narrow import narrowed
 from weightinit.templates.wave import template_recipes
 
 __all__ = ["fit_scalers"]
@@ -31,7 +32,8 @@ def fit_scalers(
     *,
     steps: int = 400,
     lr: float = 2e-2,
-    scalers: str = "interpolate",
+    scalers: str | None = None,
+    rules: Iterable[Rule] = (),
     progress: bool | None = None,
 ) -> TemplateBundle:
     """Fit weight scalers for a model's size with AdamW, and return a bundle that has them.
@@ -47,7 +49,9 @@ def fit_scalers(
         train_step: maps the module to a scalar loss on a batch of its own choosing.
         steps: of the optimizer; WAVE takes a few hundred.
         lr: its rate, which falls to zero along half a cosine.
-        scalers: to start from: ``"interpolate"`` or ``"linear"`` (Eq. B.1).
+        scalers: to start from, as ``init_from_templates`` takes them; None is what the bundle was
+            trained for.
+        rules: for parameters of yours that no rule explains; see :func:`weightinit.anatomy`.
         progress: whether to show a bar; None shows it on a terminal.
 
     Returns:
@@ -73,25 +77,27 @@ def fit_scalers(
         if isinstance(templates, TemplateBundle)
         else TemplateBundle.from_pretrained(templates)
     )
-    if bundle.config.method != "wave":
+    if not bundle.template_config.trained:
         raise ProjectionError(
-            f"scalers of {bundle.config.method} are a closed form: use a bundle of method 'wave'"
+            f"scalers of {bundle.config.method} are a closed form: use a bundle of method 'wave' "
+            "or 'weit'"
         )
-    work = copy.deepcopy(model)
-    target = anatomy(work)
-    composer = Composer.of(bundle, target)
+    work, rules = copy.deepcopy(model), tuple(rules)
+    target = anatomy(work, rules=rules)
+    fitting = narrowed(bundle, target)
+    composer = Composer.of(fitting, target)
     recipes = template_recipes(bundle, target, scalers=scalers, seed=0)
     fresh = {r.spec.name for r in recipes if r.action == "fresh" and r.spec.block is None}
     Plan(work, target, recipes, source=bundle.source).commit()
     constrained = constrain(
         work,
         composer.config,
-        templates={
-            kind: bundle.tensors[f"templates.{kind}"].float() for kind in composer.config.kinds
-        },
-        scalers=composer.start(bundle, scalers),
+        templates={k: fitting.tensors[f"templates.{k}"].float() for k in composer.pieces},
+        scalers=composer.start(fitting, scalers),
         train="scalers",
         head_dim=composer.head_dim,
+        rules=rules,
+        uncovered="keep",
     )
     for name, parameter in constrained.model.named_parameters():
         parameter.requires_grad_(name in fresh)

@@ -82,7 +82,8 @@ def _eigen(rows: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 def _range(rows: Tensor, columns: int, generator: torch.Generator | None) -> Tensor:
     """Return an orthonormal basis ``[R, columns]`` of nearly all that the largest factors span."""
-    start = torch.randn(rows.shape[1], columns, generator=generator).to(rows)
+    size = rows.shape[1], columns
+    start = torch.randn(size, generator=generator, dtype=torch.float32).to(rows)
     basis = torch.linalg.qr(rows @ start).Q
     for _ in range(ITERATIONS):
         basis = torch.linalg.qr(rows @ torch.linalg.qr(rows.T @ basis).Q).Q

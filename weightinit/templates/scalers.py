@@ -124,11 +124,12 @@ def closed_form(method: str, number: int, depth: int) -> Tensor:
         [[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]
     """
     if method == "tleg":
-        return torch.stack([torch.ones(depth), torch.arange(depth) / depth], 1)
+        slope = torch.arange(depth, dtype=torch.float64) / depth
+        return torch.stack([torch.ones_like(slope), slope], 1)
     if method == "share":
-        return torch.ones(depth, 1)
+        return torch.ones(depth, 1, dtype=torch.float64)
     first = depth - number if method == "heur_lg" else 0
-    return (torch.arange(depth)[:, None] - first == torch.arange(number)).float()
+    return (torch.arange(depth)[:, None] - first == torch.arange(number)).double()
 
 
 def linear_scalers(
@@ -149,8 +150,9 @@ def linear_scalers(
     Returns:
         ``[depth, N, *shape]``.
     """
-    scalers = epsilon * torch.randn(depth, number, *shape, generator=generator)
-    layers = torch.arange(1, depth + 1) / depth
+    noise = torch.randn(depth, number, *shape, generator=generator, dtype=torch.float32)
+    scalers = epsilon * noise.double()
+    layers = torch.arange(1, depth + 1, dtype=torch.float64) / depth
     for t in range(number):
         column, row = divmod(t % math.prod(shape), shape[0])
         place = (row, column)[: len(shape)]
@@ -217,5 +219,5 @@ def _tiled(blocks: int, cover: Cover) -> Tensor:
 
 def _zero_sum(like: Tensor, dim: int, generator: torch.Generator | None) -> Tensor:
     """Return normal noise of ``like``'s shape that sums to zero along ``dim``."""
-    noise = torch.randn(like.shape, generator=generator).to(like)
+    noise = torch.randn(like.shape, generator=generator, dtype=torch.float32).to(like)
     return noise - noise.mean(dim, keepdim=True)

@@ -1,8 +1,9 @@
-"""WAVE: every parameter of a target from one bundle of weight templates.
+"""WAVE and WeiT: every parameter of a target from one bundle of weight templates.
 
 Feng et al., "WAVE: Weight Templates for Adaptive Initialization of Variable-sized Models", CVPR
-2025, https://arxiv.org/abs/2406.17503. The special cases of its appendix A share this file: their
-bundles hold whole layers as templates and get their scalers from a closed form.
+2025, https://arxiv.org/abs/2406.17503, and its successor, https://arxiv.org/abs/2604.14769. The
+special cases of WAVE's appendix A share this file: their bundles hold whole layers as templates and
+get their scalers from a closed form.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from weightinit.errors import ProjectionError
 from weightinit.inherit.fresh import fresh_part
 from weightinit.inherit.outside import carry
 from weightinit.plan import Part, Recipe, assemble
-from weightinit.templates.bundle import TemplateBundle, fitted_index
+from weightinit.templates.bundle import TemplateBundle
 from weightinit.templates.compose import Composer
+from weightinit.templates.narrow import narrowed
 
 __all__ = ["template_recipes"]
 
@@ -28,7 +30,7 @@ def template_recipes(
     bundle: TemplateBundle,
     anatomy: Anatomy,
     *,
-    scalers: str = "interpolate",
+    scalers: str | None = None,
     seed: int = 0,
 ) -> list[Recipe]:
     """Return a recipe for every parameter of a target: composed, carried, or fresh by rule.
@@ -36,8 +38,7 @@ def template_recipes(
     Args:
         bundle: the templates.
         anatomy: anatomy of the target.
-        scalers: see :meth:`Composer.start`; with ``"interpolate"``, scalers fitted for exactly this
-            size are taken where the bundle has them.
+        scalers: see :meth:`Composer.start`.
         seed: base seed for all random draws.
 
     Raises:
@@ -49,23 +50,24 @@ def template_recipes(
             f"a {anatomy.family} cannot be composed from templates of a {family}: use templates "
             f"trained on a {anatomy.family}, or weightinit.constrain to train them"
         )
-    if scalers == "interpolate" and fitted_index(bundle, anatomy) is not None:
-        scalers = "fitted"
     return assemble(anatomy, _Parts(bundle, anatomy, scalers, seed))
 
 
 class _Parts:
     """The part of every piece of one target: holds the scalers of its size and the templates."""
 
-    def __init__(self, bundle: TemplateBundle, target: Anatomy, scalers: str, seed: int) -> None:
-        self.bundle, self.target, self.how, self.seed = bundle, target, scalers, seed
-        self.composer = Composer.of(bundle, target)
-        self.scalers = self.composer.start(bundle, scalers, seed=seed)
+    def __init__(
+        self, bundle: TemplateBundle, target: Anatomy, scalers: str | None, seed: int
+    ) -> None:
+        self.bundle, self.target, self.seed = narrowed(bundle, target), target, seed
+        self.composer = Composer.of(self.bundle, target)
+        self.how = scalers or self.composer.default(self.bundle)
+        self.scalers = self.composer.start(self.bundle, scalers, seed=seed)
         self.templates = cache(self._templates)
         self.vectors: dict[object, Tensor] = {}
         self.outside = {
             name.removeprefix("outside."): value
-            for name, value in bundle.tensors.items()
+            for name, value in self.bundle.tensors.items()
             if name.startswith("outside.")
         }
 
@@ -75,15 +77,14 @@ class _Parts:
             traits = Traits.of(self.bundle.config.traits)
             carried = carry(piece, self.target, self.outside, traits)
             return carried or fresh_part(piece, self.seed)
-        # Blocks of other stacks, such as CaiT's class attention, take the deepest scalers.
-        main = self.target.index(piece.spec)
-        index = -1 if main is None else main
         source = self._source(piece)
         kind = self.composer.kind(source)
-        # A row of zeros of the closed forms is a block that they leave random.
-        closed = self.composer.config.method != "wave"
-        if kind not in self.scalers or (closed and not self.scalers[kind][index].any()):
+        if kind not in self.scalers:
             return self._open_gate(piece) or fresh_part(piece, self.seed)
+        index = self.composer.index(kind, piece)
+        # A row of zeros of the closed forms is a block that they leave random.
+        if not self.composer.config.trained and not self.scalers[kind][index].any():
+            return fresh_part(piece, self.seed)
         number = self.composer.config.kinds[kind].number
 
         def fill(out: Tensor) -> None:

@@ -66,9 +66,9 @@ def train(
         for step, task, inputs, targets in batches(config, tasks, steps, workers):
             with seeded(subseed(config.seed, 4, step, fleet.process_index), cuda):
                 with config.autocast(fleet.device):
-                    soft = ancestor is not None and config.loss != "ce"
                     with torch.no_grad():
-                        teacher = ancestor(inputs) if soft else None
+                        soft = None if config.loss == "ce" else ancestor
+                        teacher = soft(inputs) if soft is not None else None
                     out = module(inputs)
                 if teacher is None:
                     loss = tasks[task].loss(out, targets, config.label_smoothing)
