@@ -131,7 +131,7 @@ def _explain(
                 role = (matched.block, matched.rules[0].role)
                 matched = None if matched.block is not None or role in taken else matched
         if matched is not None:
-            found[i] = replace(entry, key=key), matched
+            found[i] = entry if key == entry.key else replace(entry, key=key), matched
             taken.add((matched.block, matched.rules[0].role))
         elif not (family and re.fullmatch(family.buffers, key)):
             unmatched.append(entry)

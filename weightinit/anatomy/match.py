@@ -32,17 +32,23 @@ class Match:
 
 
 @cache
-def _signature(family: Family) -> re.Pattern[str]:
-    return re.compile(rf"^((?:.+?\.)??)(?:{family.signature})", re.MULTILINE)
+def _signature(family: Family) -> tuple[re.Pattern[str], re.Pattern[str]]:
+    """Return what finds a family's signature anywhere, and what finds the prefixes before it."""
+    texts = (rf"(?:^|\.)(?:{family.signature})", rf"^((?:.+?\.)??)(?:{family.signature})")
+    return re.compile(texts[0], re.MULTILINE), re.compile(texts[1], re.MULTILINE)
 
 
 def families_of(keys: Iterable[str]) -> dict[str, Family]:
     """Return the family of each prefix that stands in front of a known signature."""
     text = "\n".join(keys)
+    # Most blocks are alike, and most families are not there.
+    forms = "\n".join(set(re.sub(r"\.\d+\.", ".0.", text).split("\n")))
     found: dict[str, Family] = {}
     for family in FAMILIES:
-        for matched in _signature(family).finditer(text):
-            found.setdefault(matched[1], family)
+        anywhere, prefixes = _signature(family)
+        if anywhere.search(forms):
+            for matched in prefixes.finditer(text):
+                found.setdefault(matched[1], family)
     return found
 
 

@@ -201,7 +201,7 @@ def activation(act: Any) -> str | None:
         key = (act or "").lower().replace("_", "").replace("-", "").removesuffix("activation")
         known = (x for x, (_, others) in _ACTIVATIONS.items() if key in (x, *others.split()))
         return next(known, act)
-    probe = torch.linspace(-4, 4, 33, dtype=torch.float32, device="cpu")
+    probe = torch.linspace(-4, 4, 33, dtype=torch.float64, device="cpu")
     with suppress(Exception):  # whatever a user's module raises
         value = act(probe)
         for name, (function, _) in _ACTIVATIONS.items():
