@@ -412,3 +412,43 @@ def test_nano_gpt(bare):
         for layer in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"):
             weight = ours.get_submodule(layer).weight
             assert torch.equal(weight, theirs.get_submodule(layer).weight.T)
+
+
+GROWN = {
+    "Dinov2ForImageClassification": (VIT, lambda m: m(X.double()).logits),
+    "DINOv3ViTModel": (
+        VIT | {"intermediate_size": 64, "num_register_tokens": 4},
+        lambda m: m(X.double()).last_hidden_state[..., :32],
+    ),
+    "CLIPVisionModelWithProjection": (
+        VIT | {"intermediate_size": 64},
+        lambda m: m(X.double()).image_embeds,
+    ),
+    "ViTForMaskedImageModeling": (
+        VIT | {"intermediate_size": 64, "encoder_stride": 8},
+        lambda m: m(X.double(), bool_masked_pos=torch.eye(3, 16).bool()).reconstruction,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", GROWN)
+@pytest.mark.parametrize("by", [2, 1.5])
+def test_growth_that_is_called_lossless_is(name, by):
+    sizes, run = GROWN[name]
+    wide = {key: int(sizes[key] * by) for key in sizes if key.endswith("_size") or "heads" in key}
+    wide |= {"image_size": 32, "patch_size": 8, "num_hidden_layers": 3}
+    old = hugging_face(name, **sizes).double()
+    new = hugging_face(name, **(sizes | wide)).double()
+    plan = wi.plan_projection(old, new, method="lemon")
+    plan.commit()
+    (note,) = plan.report().notes
+    if "norm_pre" in note:  # CLIP's norm before the blocks at other than whole multiples
+        assert (name[:4], by) == ("CLIP", 1.5)
+        assert "not lossless" in note
+        return
+    assert note.startswith("LEMON is lossless here")
+    for module in new.modules():
+        if isinstance(module, nn.LayerNorm) and "eps" in note:
+            module.eps /= by
+    with torch.no_grad():
+        torch.testing.assert_close(run(new), run(old), rtol=1e-9, atol=1e-9)

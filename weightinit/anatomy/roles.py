@@ -47,7 +47,7 @@ _PROVEN = (
     rf"|(mlp|ffns\.\d+)\.(fc1|up|fc2|norm){_W}|(attns|ffns)\.\d+\.ls"
     rf"|attn\.(rel_table|(talk_[lw]|rel_pos\.fc[12]){_W})"
     rf"|patch{_W}|pos|token\.\w+|(norm_pre|norm|fc_norm|patch\.norm){_W}"
-    rf"|head(_dist)?{_W}|embed\.(token|label)\.weight|rope\.freqs"
+    rf"|head\w*{_W}|embed\.(\w+\.(weight|bias)|mask)|rope\.freqs"
     rf"|(final\.)?ada\.\w+{_W}|cond\.\w+{_W}|final{_W}"
 )
 #: What a condition makes of adaLN's shifts, scales and gates, and what ends such a network.
