@@ -54,7 +54,7 @@ class Domain:
     sizes: ClassVar[wi.Sizes]
     targets: ClassVar[tuple[Shape, ...]]
     long: ClassVar[Shape]
-    steps: ClassVar[int] = 4000
+    steps: ClassVar[int] = 3000
     short: ClassVar[int] = 300
     batch: ClassVar[int] = 128
     rates: ClassVar[tuple[float, ...]] = (1e-3, 3e-3)
