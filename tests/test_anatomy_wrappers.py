@@ -5,7 +5,6 @@ import timm
 import torch
 from torch import nn
 
-import weightinit as wi
 from weightinit.anatomy import anatomy
 
 
@@ -78,15 +77,3 @@ def test_distributed_models(process_group):
     sharded = tiny()
     fully_shard(sharded, mesh=init_device_mesh("cpu", (1,)))
     assert anatomy(sharded).specs == plain.specs
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_fully_sharded_inside_an_attribute_called_module(process_group):
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-
-    old = tiny()
-    model = in_a_class(tiny(), "decode", "module")
-    fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
-    wi.project_from(old, model)
-    assert torch.equal(model.decode.module.head.weight.full_tensor(), old.head.weight)

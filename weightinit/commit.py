@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import threading
 import warnings
@@ -19,7 +20,7 @@ from weightinit.errors import ProjectionError
 
 __all__ = ["overlapping", "parameters_of", "sharing", "write"]
 
-_WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module")
+_WRAPPERS = re.compile(r"\b(_orig_mod|module|_checkpoint_wrapped_module)\.")
 
 
 def parameters_of(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -121,7 +122,7 @@ def _write_shards(
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
     state: dict[str, Any] = {
-        _unwrapped(model, name): value.to(parameters[name].dtype) for name, value in values.items()
+        _WRAPPERS.sub("", name): value.to(parameters[name].dtype) for name, value in values.items()
     }
     options = StateDictOptions(full_state_dict=True, strict=False)
     with warnings.catch_warnings():
@@ -131,17 +132,6 @@ def _write_shards(
         raise ProjectionError(
             f"torch.distributed does not know {unexpected}: initialise the model before wrapping it"
         )
-
-
-def _unwrapped(model: nn.Module, name: str) -> str:
-    """Return a parameter's name as torch.distributed has it, without DDP's and other wrappers."""
-    kept, current = [], model
-    for part in name.split("."):
-        is_ddp = isinstance(current, nn.parallel.DistributedDataParallel)
-        if part not in _WRAPPERS and not (is_ddp and part == "module"):
-            kept.append(part)
-        current = getattr(current, part)
-    return ".".join(kept)
 
 
 def _local(parameter: Tensor) -> Tensor:
