@@ -51,7 +51,7 @@ def test_a_failed_write_leaves_the_last_checkpoint(tmp_path, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr(checkpoint, "save_file", broken)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(WeightInitError, match="disk full"):
         save_checkpoint(path, module, optimizer, {"step": 2})
     assert load_checkpoint(path, module) == {"step": 1}
 
