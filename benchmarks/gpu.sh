@@ -10,7 +10,7 @@ export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 
 "$python" -c 'import torch, triton; print(torch.__version__, triton.__version__, torch.cuda.get_device_name())'
 # Apart from the other tests: without their fixtures, which need timm and the test extra.
-"$python" -m pytest -q --noconftest -p no:cacheprovider -o filterwarnings= \
+"$python" -m pytest -q --noconftest -p no:cacheprovider -p no:randomly -o filterwarnings= -o addopts= -m "not slow" \
   tests/test_kernels_kron_triton.py | tee "$out/kernels-tests.txt"
 "$python" benchmarks/kernels.py --device cuda --rounds 30 --out "$out" | tee "$out/kernels.txt"
 # Templates of a DeiT-Ti in pieces that end by themselves: call again with the same $OUT to go on.

@@ -1,5 +1,6 @@
 import pytest
 import timm
+import torch
 from torch import nn
 
 from weightinit import AnatomyError
@@ -42,3 +43,51 @@ def test_a_model_of_the_callers_own():
     rules = [Rule(r"0\.weight", "in.weight", "d c"), Rule(r"1\.weight", "out.weight", "n d")]
     seen = anatomy(model, rules=rules)
     assert (seen.family, seen.depth, seen.sizes) == ("custom", 0, {"d": 4, "c": 3, "n": 2})
+
+
+@pytest.mark.parametrize("prefix", ["", "model.encoder.", "encoder_q.", "0.auto_model.", "a.1."])
+def test_any_prefix_in_front_of_a_known_signature(prefix):
+    weights = {prefix + name: value for name, value in tiny().state_dict().items()}
+    seen = anatomy(weights, sizes={"h": 3})
+    plain = anatomy(tiny())
+    assert [spec.key for spec in seen.specs] == [spec.name for spec in plain.specs]
+    assert [spec.name for spec in seen.specs] == list(weights)
+
+
+def test_a_head_outside_the_prefix():
+    class Classifier(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = nn.Module()
+            self.model.vision = tiny(num_classes=0)
+            self.model.head = nn.Linear(12, 7)
+
+    seen = anatomy(Classifier())
+    assert (seen.prefix, seen.sizes["h"], seen.sizes["n"]) == ("model.vision.", 3, 7)
+    assert seen.spec("head.weight").name == "model.head.weight"
+
+
+def test_several_models_are_named():
+    both = nn.ModuleDict({"student": tiny(), "teacher": tiny()})
+    for source in (both, both.state_dict()):
+        with pytest.raises(AnatomyError, match=r"'student\.' \(a timm vit\), 'teacher\.' \(a timm"):
+            anatomy(source)
+
+
+def test_stages_of_an_unknown_model_are_no_models():
+    with pytest.raises(AnatomyError, match="any model known"):
+        anatomy(Stages())
+
+
+class Stages(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(tiny(num_classes=0) for _ in range(2))
+
+
+def test_a_number_of_a_block_that_no_model_has():
+    for digits in ("1000000000", "9" * 5000, "99999"):
+        weights = {f"blocks.{digits}.norm1.weight": torch.zeros(4)}
+        with pytest.raises(AnatomyError) as error:
+            anatomy(weights, sizes={"h": 1})
+        assert len(str(error.value)) < 1000

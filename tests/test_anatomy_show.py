@@ -24,7 +24,7 @@ def test_table_tells_of_ties_and_scalars():
         img_size=16, patch_size=4, embed_dim=12, depth=1, num_heads=3, num_classes=12
     )
     model.head.weight = model.blocks[0].attn.proj.weight
-    assert "12 x 12, tied to head.weight" in anatomy(model).table()
+    assert "12 x 12, tied to head.weight" in str(anatomy(model))
 
 
 def test_dict_is_complete():

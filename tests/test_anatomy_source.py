@@ -18,12 +18,13 @@ def tiny():
     ("name", "key"),
     [
         ("module.blocks.0.norm1.weight", "blocks.0.norm1.weight"),
-        ("_orig_mod.module.visual.trunk.cls_token", "cls_token"),
+        ("_orig_mod.module.visual.trunk.cls_token", "visual.trunk.cls_token"),
         ("blocks.0._orig_mod.attn.qkv.bias", "blocks.0.attn.qkv.bias"),
         ("blocks.0._checkpoint_wrapped_module.ls1.gamma", "blocks.0.ls1.gamma"),
         ("patch_embed.backbone.stem.conv.weight", "patch_embed.backbone.stem.conv.weight"),
         ("modules.weight", "modules.weight"),
-        ("transformer.h.0.ln_1.bias", "h.0.ln_1.bias"),
+        ("blocks.0.attn.qkv.base_layer.weight", "blocks.0.attn.qkv.weight"),
+        ("decode.module.weight", "decode.module.weight"),
     ],
 )
 def test_strip(name, key):
@@ -32,26 +33,26 @@ def test_strip(name, key):
 
 def test_parameters_are_those_that_torch_names():
     model = timm.create_model("test_vit2")
-    source = read(model)
-    assert source.module is model
+    entries = read(model)
     named = dict(model.named_parameters())
-    assert [entry.name for entry in source.entries] == list(named)
-    assert [entry.shape for entry in source.entries] == [tuple(p.shape) for p in named.values()]
+    assert [entry.name for entry in entries] == list(named)
+    assert [entry.shape for entry in entries] == [tuple(p.shape) for p in named.values()]
 
 
 def test_unwrap():
     model = tiny()
     outer = nn.Module()
     outer.backbone = nn.DataParallel(model)
-    assert unwrap(outer) is model
+    assert unwrap(nn.DataParallel(outer), "backbone.module.") is model
+    assert unwrap(nn.DataParallel(model)) is model
 
 
 def test_equal_tensors_are_not_tied_but_shared_ones_are():
     shared = torch.zeros(3)
-    entries = read({"a": shared, "b": torch.zeros(3), "c": shared, "d": shared[:2]}).entries
+    entries = read({"a": shared, "b": torch.zeros(3), "c": shared, "d": shared[:2]})
     assert [(entry.name, entry.tied) for entry in entries] == [("a", ("c",)), ("b", ()), ("d", ())]
     meta = read({"a": torch.zeros(3, device="meta"), "b": torch.zeros(3, device="meta")})
-    assert len(meta.entries) == 2
+    assert len(meta) == 2
 
 
 def refused(model, *names):
@@ -97,9 +98,19 @@ def test_lazy_weights_are_refused():
     refused(model, "head.weight (uninitialized)", "head.bias")
 
 
-def test_two_models_of_one_name_are_refused():
-    both = nn.ModuleDict({"student": tiny(), "teacher": tiny()})
-    refused(both, "teacher.cls_token (of the same name as student.cls_token but for its prefix)")
+def test_a_module_that_contains_itself_is_refused():
+    model = tiny()
+    model.blocks[0].parent = model
+    refused(model, "blocks.0.parent contains itself", "object.__setattr__")
+
+
+def test_names_cannot_reach_the_terminal():
+    from weightinit.anatomy import anatomy
+
+    with pytest.raises(AnatomyError) as error:
+        anatomy({"\x1b]0;owned\x07": torch.zeros(2), "a" * 10**6: torch.zeros(2)})
+    assert "\x1b" not in str(error.value)
+    assert len(str(error.value)) < 1000
 
 
 def test_what_has_no_anatomy():

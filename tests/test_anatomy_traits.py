@@ -4,7 +4,8 @@ import torch
 from torch import nn
 
 from weightinit import AnatomyError
-from weightinit.anatomy import anatomy
+from weightinit.anatomy import Traits, anatomy
+from weightinit.anatomy.traits import activation
 
 
 def tiny(**changes):
@@ -25,9 +26,9 @@ def on_meta(name, **changes):
         ({"reg_tokens": 2, "no_embed_class": True}, {"prefix_tokens": 3, "pos_prefix": 0}),
         ({"img_size": (16, 32)}, {"grid": (4, 8), "pos_prefix": 1}),
         ({"class_token": False, "global_pool": "avg"}, {"prefix_tokens": 0, "pool": "avg"}),
-        ({"act_layer": "quick_gelu"}, {"act": "QuickGELU", "glu": "none"}),
-        ({"mlp_layer": timm.layers.SwiGLUPacked}, {"act": "GELU", "glu": "gate_first"}),
-        ({"mlp_layer": timm.layers.GluMlp}, {"act": "GELU", "glu": "gate_last"}),
+        ({"act_layer": "quick_gelu"}, {"act": "quick_gelu", "glu": "none"}),
+        ({"mlp_layer": timm.layers.SwiGLUPacked}, {"act": "gelu", "glu": "gate_first"}),
+        ({"mlp_layer": timm.layers.GluMlp}, {"act": "gelu", "glu": "gate_last"}),
         ({"mlp_layer": timm.layers.SwiGLU}, {"glu": "split"}),
         ({"norm_layer": "rmsnorm"}, {"norm": "RmsNorm", "form": "pre_norm"}),
         (
@@ -62,3 +63,23 @@ def test_names_without_the_attributes_of_their_library():
     model.embeds = nn.Identity()
     with pytest.raises(AnatomyError, match="pass its state dict"):
         anatomy(model)
+
+
+@pytest.mark.parametrize(
+    ("act", "name"),
+    [
+        (torch.nn.GELU(), "gelu"),
+        (torch.nn.GELU(approximate="tanh"), "gelu_tanh"),
+        ("gelu", "gelu"),
+        ("GELUActivation", "gelu"),
+        ("gelu_new", "gelu_tanh"),
+        ("gelu_pytorch_tanh", "gelu_tanh"),
+        (timm.layers.QuickGELU(), "quick_gelu"),
+        (torch.nn.functional.silu, "silu"),
+        (torch.nn.Mish(), "Mish"),
+        (None, None),
+    ],
+)
+def test_an_activation_is_known_by_value(act, name):
+    assert activation(act) == name
+    assert Traits.of({"act": name}).act == name

@@ -317,7 +317,7 @@ def test_a_warning_that_is_an_error_leaves_the_target_alone():
 
 def test_another_function_warns():
     model = small_vit(act_layer=torch.nn.ReLU)
-    with pytest.warns(UserWarning, match=r"activation differs \(GELU in the ancestor, ReLU"):
+    with pytest.warns(UserWarning, match=r"activation differs \(gelu in the ancestor, relu"):
         wi.project_from(small_vit(), model)
 
 

@@ -10,7 +10,6 @@ from helpers.inherit import fill, logits, small_vit
 import weightinit as wi
 from weightinit.anatomy import anatomy
 from weightinit.errors import BundleError, ProjectionError
-from weightinit.methods.fine.method import Spectra
 
 
 def ligo(**options):
@@ -22,8 +21,7 @@ def ligo(**options):
 def fine(rank=None):
     """Factors of an ancestor for one more block."""
     old, new = small_vit(depth=2), small_vit(depth=3)
-    spectra = Spectra(wi.FINE(rank), wi.Ancestor.open(old), anatomy(new))
-    return wi.FINE(rank, spectra.all())
+    return wi.FINE(rank).start(wi.Ancestor.open(old), anatomy(new))
 
 
 def assert_same(one, other):

@@ -18,6 +18,10 @@ def seeded(make, seed=0):
         return make().double()
 
 
+def low_rank(decoder, x, rows, columns, head=0):
+    return Latents(decoder, x).factors(list(range(len(x))), rows, columns, head).dense()
+
+
 def same(decoder, own, plain, x):
     """Compare values, and the gradients of the embeddings and of every parameter."""
     torch.testing.assert_close(own, plain)
@@ -50,9 +54,9 @@ def test_low_rank_is_the_published_memory_view(rank, ck, sizes, expand, head, nu
     x = torch.randn(number, 8, dtype=torch.float64, requires_grad=True)
     rows, columns = sizes
     plain = published.low_rank(decoder, x, sizes, head)
-    same(decoder, decoder(x, rows, columns, head), plain, x)
+    same(decoder, low_rank(decoder, x, rows, columns, head), plain, x)
     with torch.no_grad():  # another way through the latents
-        torch.testing.assert_close(decoder(x, rows, columns, head), plain)
+        torch.testing.assert_close(low_rank(decoder, x, rows, columns, head), plain)
 
 
 @SETTINGS
@@ -73,7 +77,7 @@ def test_rows_from_the_middle(rank, first, count, which):
 def test_few_rows_need_few_latents():
     decoder = seeded(lambda: LowRankDecoder(config(rank=8, max_ck=64, hid=8)))
     x = torch.randn(2, 8, dtype=torch.float64, requires_grad=True)
-    decoder(x, 8, 17).sum().backward()
+    low_rank(decoder, x, 8, 17).sum().backward()
     layer = decoder.mlp.fc[-1]
     used = layer.weight.grad.view(2, 8, 8, -1).abs().amax((2, 3)) > 0
     assert used.sum(1).tolist() == [1, 3]
@@ -83,7 +87,7 @@ def test_more_than_the_decoder_has():
     decoder = LowRankDecoder(config(rank=4, max_ck=32))
     for sizes, words in (((33, 2), "33 rows"), ((2, 40), "40 columns")):
         with pytest.raises(ProjectionError, match=f"{words}.*use a hypernetwork with a larger"):
-            decoder(torch.randn(1, 16), *sizes)
+            low_rank(decoder, torch.randn(1, 16), *sizes)
 
 
 def test_low_rank_products():

@@ -5,18 +5,21 @@ import torch
 from helpers.hypernet_reference import (
     KINDS,
     Golden,
+    config,
     hypernet,
     published,
     task_of,
     torchvision_vit,
 )
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import weightinit as wi
 from weightinit.ancestor.ancestor import Ancestor
 from weightinit.errors import ProjectionError
 from weightinit.hypernet.config import HyperConfig
 from weightinit.hypernet.graph import graph_of
-from weightinit.hypernet.network import GraphHyperNetwork
+from weightinit.hypernet.network import GraphHyperNetwork, _entries
 from weightinit.hypernet.predict import Prediction
 
 GHN3 = {"T": (64, 3, 8), "S": (128, 5, 16), "L": (256, 12, 16), "XL": (384, 24, 16)}
@@ -136,6 +139,21 @@ def test_softmax_nodes_change_the_embeddings_alone(kind):
     assert plain.keys() == softmax.keys()
     key = (0, "attn.proj.weight")
     assert plain[key].shape == softmax[key].shape and not torch.equal(plain[key], softmax[key])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    size=st.integers(1, 5000),
+    most=st.sampled_from([32, 48, 256, 2048, 4096]),
+    kind=st.sampled_from(["logah", "tal", "pith"]),
+)
+def test_vectors_are_rounded_as_published(size, most, kind):
+    """Where the bias begins in what is decoded for a norm."""
+    own = config(kind, max_shape=(most, most, 11))
+    with torch.device("meta"):
+        rounded, _ = published.keyed((size,), False, GraphHyperNetwork(own))
+    assert _entries(size, own, True) == rounded
+    assert _entries(size, own, False) == (rounded if size <= most else size)
 
 
 @pytest.mark.parametrize("kind", ["logah", "tal"])

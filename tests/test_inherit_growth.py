@@ -102,7 +102,7 @@ def test_faults_are_said():
         ({"num_classes": 7}, "head.weight, head.bias are of another size"),
         ({"img_size": 32}, "pos are of another size"),
         ({"global_pool": "avg"}, "pool is avg, not token"),
-        ({"act_layer": "relu"}, "act is ReLU, not GELU"),
+        ({"act_layer": "relu"}, "act is relu, not gelu"),
         ({"reg_tokens": 1}, "the ancestor lacks token.reg"),
         ({"qkv_bias": False}, "the target lacks attn.k.bias, attn.q.bias, attn.v.bias"),
     ):

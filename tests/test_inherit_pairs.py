@@ -64,7 +64,7 @@ def test_what_a_state_dict_lacks_is_named():
 
 def test_another_function_and_a_large_ratio_are_said():
     relu = small_vit(act_layer=torch.nn.ReLU)
-    assert "activation differs (GELU" in check_pair(anatomy(small_vit()), anatomy(relu))[0]
+    assert "activation differs (gelu" in check_pair(anatomy(small_vit()), anatomy(relu))[0]
     deep = anatomy(small_vit(depth=10))
     assert check_pair(deep, anatomy(small_vit())) == [
         "depth differs by a factor of 5: an ancestor closer in size gives more"

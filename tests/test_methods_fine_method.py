@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 import weightinit as wi
 from weightinit.anatomy import anatomy
 from weightinit.errors import ProjectionError
-from weightinit.methods.fine.method import FINE, Factors, factorize, matrices
+from weightinit.methods.fine.factors import Factors, factorize
+from weightinit.methods.fine.method import FINE, matrices
 
 
 def orthonormal(rows, columns, seed):

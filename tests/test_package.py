@@ -153,7 +153,7 @@ def test_version_is_in_the_changelog():
 
 
 #: Where text is matched that is neither a role nor a label.
-MATCHING = {"files", "ancestor", "training", "cli.py", "plan.py", "bundle.py", "convert.py"}
+MATCHING = {"files", "ancestor", "training", "cli.py", "commit.py", "bundle.py", "convert.py"}
 #: Beginnings of roles; a string that is compared with one of them reads the text of a role.
 ROLES = (
     "norm", "ls", "attn", "attns", "mlp", "ffns", "patch", "pos", "token", "embed", "head", "stem",

@@ -1,6 +1,6 @@
 """weightinit: fill a network of any size with weights that carry pretrained knowledge.
 
-The names below are imported on first use: ``import weightinit`` costs torch and nothing more.
+Public names are imported on first use: ``import weightinit`` costs torch and nothing more.
 """
 
 from __future__ import annotations
@@ -8,165 +8,109 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from weightinit import init, kernels
-from weightinit._version import __version__
+from weightinit import init as init
+from weightinit import kernels as kernels
+from weightinit._version import __version__ as __version__
 
 # Not lazy: importing the package of this name would hide the function.
-from weightinit.anatomy import anatomy
-from weightinit.errors import AnatomyError, BundleError, ProjectionError, WeightInitError
+from weightinit.anatomy import anatomy as anatomy
+from weightinit.errors import AnatomyError as AnatomyError
+from weightinit.errors import BundleError as BundleError
+from weightinit.errors import ProjectionError as ProjectionError
+from weightinit.errors import WeightInitError as WeightInitError
 
 if TYPE_CHECKING:
-    from weightinit.anatomy import Anatomy, ParamSpec, Rule
-    from weightinit.ancestor.ancestor import Ancestor
-    from weightinit.api import (
-        init_from_hypernet,
-        init_from_templates,
-        init_mimetic,
-        plan_hypernet,
-        plan_mimetic,
-        plan_projection,
-        plan_templates,
-        project_from,
-    )
-    from weightinit.hypernet.config import HyperConfig
-    from weightinit.hypernet.files import HyperNetwork
-    from weightinit.hypernet.pith import PITH
-    from weightinit.methods.activation.method import ActivationAware
-    from weightinit.methods.bert2bert import Bert2BERT
-    from weightinit.methods.bot import BoT
-    from weightinit.methods.each import EachAxis
-    from weightinit.methods.expansions import Expansions
-    from weightinit.methods.fine.fit import fit_fine
-    from weightinit.methods.fine.method import FINE
-    from weightinit.methods.halfway import ShrinkThenGrow
-    from weightinit.methods.hypercloning import HyperCloning
-    from weightinit.methods.lemon import LEMON
-    from weightinit.methods.ligo.fit import fit_ligo
-    from weightinit.methods.ligo.method import LiGO
-    from weightinit.methods.mimetic import Mimetic
-    from weightinit.methods.net2net import Net2Net
-    from weightinit.methods.selection import WeightSelection
-    from weightinit.methods.stacking import Stacking
-    from weightinit.methods.subcloning import Subcloning
-    from weightinit.plan import Plan, Recipe
-    from weightinit.registry import list_methods
-    from weightinit.report import Report
-    from weightinit.templates.bundle import TemplateBundle, list_templates
-    from weightinit.templates.config import TemplateConfig
-    from weightinit.templates.constrain import constrain
-    from weightinit.templates.constrained import ConstrainedModel
-    from weightinit.templates.extract import extract_templates
-    from weightinit.templates.fit import fit_scalers
-    from weightinit.templates.kinds import TemplateKind
-    from weightinit.templates.nested import NestedModel, Size, Sizes
+    from weightinit.anatomy import Anatomy as Anatomy
+    from weightinit.anatomy import ParamSpec as ParamSpec
+    from weightinit.anatomy import Rule as Rule
+    from weightinit.ancestor.ancestor import Ancestor as Ancestor
+    from weightinit.api import init_from_hypernet as init_from_hypernet
+    from weightinit.api import init_from_templates as init_from_templates
+    from weightinit.api import init_mimetic as init_mimetic
+    from weightinit.api import plan_hypernet as plan_hypernet
+    from weightinit.api import plan_mimetic as plan_mimetic
+    from weightinit.api import plan_projection as plan_projection
+    from weightinit.api import plan_templates as plan_templates
+    from weightinit.api import project_from as project_from
+    from weightinit.hypernet.config import HyperConfig as HyperConfig
+    from weightinit.hypernet.files import HyperNetwork as HyperNetwork
+    from weightinit.hypernet.pith import PITH as PITH
+    from weightinit.methods.activation.method import ActivationAware as ActivationAware
+    from weightinit.methods.bert2bert import Bert2BERT as Bert2BERT
+    from weightinit.methods.bot import BoT as BoT
+    from weightinit.methods.each import EachAxis as EachAxis
+    from weightinit.methods.expansions import Expansions as Expansions
+    from weightinit.methods.fine.method import FINE as FINE
+    from weightinit.methods.fine.method import fit_fine as fit_fine
+    from weightinit.methods.halfway import ShrinkThenGrow as ShrinkThenGrow
+    from weightinit.methods.hypercloning import HyperCloning as HyperCloning
+    from weightinit.methods.lemon import LEMON as LEMON
+    from weightinit.methods.ligo.method import LiGO as LiGO
+    from weightinit.methods.ligo.method import fit_ligo as fit_ligo
+    from weightinit.methods.mimetic import Mimetic as Mimetic
+    from weightinit.methods.net2net import Net2Net as Net2Net
+    from weightinit.methods.selection import WeightSelection as WeightSelection
+    from weightinit.methods.stacking import Stacking as Stacking
+    from weightinit.methods.subcloning import Subcloning as Subcloning
+    from weightinit.plan import Plan as Plan
+    from weightinit.plan import Recipe as Recipe
+    from weightinit.registry import list_methods as list_methods
+    from weightinit.report import Report as Report
+    from weightinit.templates.bundle import TemplateBundle as TemplateBundle
+    from weightinit.templates.bundle import list_templates as list_templates
+    from weightinit.templates.config import TemplateConfig as TemplateConfig
+    from weightinit.templates.constrain import constrain as constrain
+    from weightinit.templates.constrained import ConstrainedModel as ConstrainedModel
+    from weightinit.templates.extract import extract_templates as extract_templates
+    from weightinit.templates.fit import fit_scalers as fit_scalers
+    from weightinit.templates.kinds import TemplateKind as TemplateKind
+    from weightinit.templates.nested import NestedModel as NestedModel
+    from weightinit.templates.nested import Size as Size
+    from weightinit.templates.nested import Sizes as Sizes
 
+#: Where the lazy names live.
 _LAZY = {
-    "Anatomy": "anatomy",
-    "ParamSpec": "anatomy",
-    "Rule": "anatomy",
-    "Ancestor": "ancestor.ancestor",
-    "init_from_hypernet": "api",
-    "init_from_templates": "api",
-    "init_mimetic": "api",
-    "plan_hypernet": "api",
-    "plan_mimetic": "api",
-    "plan_projection": "api",
-    "plan_templates": "api",
-    "project_from": "api",
-    "HyperConfig": "hypernet.config",
-    "HyperNetwork": "hypernet.files",
-    "PITH": "hypernet.pith",
-    "ActivationAware": "methods.activation.method",
-    "Bert2BERT": "methods.bert2bert",
-    "BoT": "methods.bot",
-    "EachAxis": "methods.each",
-    "Expansions": "methods.expansions",
-    "FINE": "methods.fine.method",
-    "fit_fine": "methods.fine.fit",
-    "ShrinkThenGrow": "methods.halfway",
-    "HyperCloning": "methods.hypercloning",
-    "LEMON": "methods.lemon",
-    "LiGO": "methods.ligo.method",
-    "fit_ligo": "methods.ligo.fit",
-    "Mimetic": "methods.mimetic",
-    "Net2Net": "methods.net2net",
-    "WeightSelection": "methods.selection",
-    "Stacking": "methods.stacking",
-    "Subcloning": "methods.subcloning",
-    "Plan": "plan",
-    "Recipe": "plan",
-    "list_methods": "registry",
-    "Report": "report",
-    "TemplateBundle": "templates.bundle",
-    "list_templates": "templates.bundle",
-    "TemplateConfig": "templates.config",
-    "TemplateKind": "templates.kinds",
-    "ConstrainedModel": "templates.constrained",
-    "constrain": "templates.constrain",
-    "extract_templates": "templates.extract",
-    "fit_scalers": "templates.fit",
-    "NestedModel": "templates.nested",
-    "Size": "templates.nested",
-    "Sizes": "templates.nested",
+    name: module
+    for module, names in {
+        "anatomy": "Anatomy ParamSpec Rule",
+        "ancestor.ancestor": "Ancestor",
+        "api": "init_from_hypernet init_from_templates init_mimetic plan_hypernet plan_mimetic "
+        "plan_projection plan_templates project_from",
+        "hypernet.config": "HyperConfig",
+        "hypernet.files": "HyperNetwork",
+        "hypernet.pith": "PITH",
+        "methods.activation.method": "ActivationAware",
+        "methods.bert2bert": "Bert2BERT",
+        "methods.bot": "BoT",
+        "methods.each": "EachAxis",
+        "methods.expansions": "Expansions",
+        "methods.fine.method": "FINE fit_fine",
+        "methods.halfway": "ShrinkThenGrow",
+        "methods.hypercloning": "HyperCloning",
+        "methods.lemon": "LEMON",
+        "methods.ligo.method": "LiGO fit_ligo",
+        "methods.mimetic": "Mimetic",
+        "methods.net2net": "Net2Net",
+        "methods.selection": "WeightSelection",
+        "methods.stacking": "Stacking",
+        "methods.subcloning": "Subcloning",
+        "plan": "Plan Recipe",
+        "registry": "list_methods",
+        "report": "Report",
+        "templates.bundle": "TemplateBundle list_templates",
+        "templates.config": "TemplateConfig",
+        "templates.constrain": "constrain",
+        "templates.constrained": "ConstrainedModel",
+        "templates.extract": "extract_templates",
+        "templates.fit": "fit_scalers",
+        "templates.kinds": "TemplateKind",
+        "templates.nested": "NestedModel Size Sizes",
+    }.items()
+    for name in names.split()
 }
 
-__all__ = [
-    "FINE",
-    "LEMON",
-    "PITH",
-    "ActivationAware",
-    "Anatomy",
-    "AnatomyError",
-    "Ancestor",
-    "Bert2BERT",
-    "BoT",
-    "BundleError",
-    "ConstrainedModel",
-    "EachAxis",
-    "Expansions",
-    "HyperCloning",
-    "HyperConfig",
-    "HyperNetwork",
-    "LiGO",
-    "Mimetic",
-    "NestedModel",
-    "Net2Net",
-    "ParamSpec",
-    "Plan",
-    "ProjectionError",
-    "Recipe",
-    "Report",
-    "Rule",
-    "ShrinkThenGrow",
-    "Size",
-    "Sizes",
-    "Stacking",
-    "Subcloning",
-    "TemplateBundle",
-    "TemplateConfig",
-    "TemplateKind",
-    "WeightInitError",
-    "WeightSelection",
-    "__version__",
-    "anatomy",
-    "constrain",
-    "extract_templates",
-    "fit_fine",
-    "fit_ligo",
-    "fit_scalers",
-    "init",
-    "init_from_hypernet",
-    "init_from_templates",
-    "init_mimetic",
-    "kernels",
-    "list_methods",
-    "list_templates",
-    "plan_hypernet",
-    "plan_mimetic",
-    "plan_projection",
-    "plan_templates",
-    "project_from",
-]
+_EAGER = "AnatomyError BundleError ProjectionError WeightInitError __version__ anatomy init kernels"
+__all__ = sorted([*_EAGER.split(), *_LAZY])  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:

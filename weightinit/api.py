@@ -1,4 +1,8 @@
-"""The model-level calls: one line fills a model in place, and a plan shows it first."""
+"""The model-level calls: one line fills a model in place, and a plan shows it first.
+
+Each ``plan_*`` takes the arguments of its verb and raises its errors, but for values that are not
+finite, which :meth:`Plan.validate` finds.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +17,13 @@ from torch import Tensor, nn
 from weightinit.anatomy import Rule, anatomy
 from weightinit.ancestor.ancestor import Ancestor
 from weightinit.ancestor.folding import folded
-from weightinit.errors import ProjectionError
+from weightinit.errors import AnatomyError
 from weightinit.hypernet.pith import HypernetLike, embedding, named_network, predicted
 from weightinit.inherit.fresh import base_seed
 from weightinit.inherit.method import Method
 from weightinit.inherit.pairs import check_pair
 from weightinit.methods.mimetic import Mimetic, planned_mimetic
+from weightinit.numerics import plain_numerics
 from weightinit.plan import Plan, keeping
 from weightinit.registry import get_method
 from weightinit.templates.bundle import TemplateBundle
@@ -87,6 +92,7 @@ def init_from_templates(
     ).commit()
 
 
+@plain_numerics()
 def plan_templates(
     model: nn.Module,
     templates: str | os.PathLike[str] | TemplateBundle | None = None,
@@ -98,9 +104,6 @@ def plan_templates(
 ) -> Plan:
     """Return what :func:`init_from_templates` would do, without doing it.
 
-    Takes the same arguments and raises the same errors, but for values that are not finite, which
-    :meth:`Plan.validate` finds.
-
     Examples:
         >>> import timm, weightinit as wi
         >>> model = timm.create_model("vit_tiny_patch16_224", depth=3, num_classes=7)
@@ -108,27 +111,19 @@ def plan_templates(
         >>> plan.report().counts["kept"]
         2
     """
-    default = templates is None
-    if templates is None:
-        templates = DEFAULT_TEMPLATES
-    bundle = (
-        templates
-        if isinstance(templates, TemplateBundle)
-        else TemplateBundle.from_pretrained(templates)
-    )
-    target = anatomy(model, rules=tuple(rules))
+    default = f"no templates were given: the shipped {DEFAULT_TEMPLATES} is used"
+    said = [default] if templates is None else []
+    bundle = DEFAULT_TEMPLATES if templates is None else templates
+    if not isinstance(bundle, TemplateBundle):
+        bundle = TemplateBundle.from_pretrained(bundle)
+    target = anatomy(model, rules=_checked(rules))
     recipes = template_recipes(bundle, target, scalers=scalers, seed=base_seed(generator))
-
-    def notes() -> list[str]:
-        used = f"no templates were given: the shipped {DEFAULT_TEMPLATES} is used"
-        return [*([used] if default else []), *_exact_checkpoint(model)]
-
     return Plan(
         model,
         target,
         keeping(target, recipes, keep),
         source=f"templates {bundle.source}",
-        notes=notes,
+        notes=lambda: [*said, *_exact_checkpoint(model)],
     )
 
 
@@ -177,6 +172,7 @@ def init_mimetic(
     ).commit()
 
 
+@plain_numerics()
 def plan_mimetic(
     model: nn.Module,
     *,
@@ -193,7 +189,7 @@ def plan_mimetic(
         >>> wi.plan_mimetic(model, options=wi.Mimetic(positions="fresh")).report().counts
         {'written': 4, 'fresh': 28, 'kept': 0}
     """
-    target = anatomy(model, rules=tuple(rules))
+    target = anatomy(model, rules=_checked(rules))
     planned = planned_mimetic(target, options, seed=base_seed(generator))
     recipes = keeping(target, planned.recipes(target), keep)
     return Plan(model, target, recipes, source="mimetic initialisation")
@@ -243,13 +239,21 @@ def project_from(
         >>> wi.project_from(ancestor, model) is model
         True
     """
-    plan, doubts = _planned(ancestor, target, method, calibration, generator, keep, rules)
-    plan.validate()
-    for doubt in doubts:  # before the first write, because a warning may be an error
+    plan = plan_projection(
+        ancestor,
+        target,
+        method=method,
+        calibration=calibration,
+        generator=generator,
+        keep=keep,
+        rules=rules,
+    ).validate()
+    for doubt in plan.doubts:  # before the first write, because a warning may be an error
         warnings.warn(f"project_from: {doubt}", stacklevel=2)
     return plan.commit()
 
 
+@plain_numerics()
 def plan_projection(
     ancestor: AncestorLike,
     target: nn.Module,
@@ -262,9 +266,6 @@ def plan_projection(
 ) -> Plan:
     """Return what :func:`project_from` would do, without doing it.
 
-    Takes the same arguments and raises the same errors, but for values that are not finite, which
-    :meth:`Plan.validate` finds.
-
     Examples:
         >>> import timm, weightinit as wi
         >>> ancestor = timm.create_model("vit_tiny_patch16_224", depth=3, num_classes=7)
@@ -272,36 +273,22 @@ def plan_projection(
         >>> wi.plan_projection(ancestor, model).report().counts["fresh"]
         0
     """
-    return _planned(ancestor, target, method, calibration, generator, keep, rules)[0]
-
-
-def _planned(
-    ancestor: AncestorLike,
-    target: nn.Module,
-    method: str | Method,
-    calibration: Iterable[Any] | None,
-    generator: torch.Generator | None,
-    keep: Iterable[str],
-    rules: Iterable[Rule],
-) -> tuple[Plan, list[str]]:
-    """Return the plan, and what makes one doubt that the pair was meant."""
     chosen = get_method(method)
-    if not isinstance(generator, torch.Generator | None):
-        raise ProjectionError(f"generator={generator!r}: pass a torch.Generator, or leave it out")
-    rules = tuple(rules)
+    rules = _checked(rules)
     seen = anatomy(target, rules=rules)
-    source, notes = folded(Ancestor.open(ancestor, rules=rules), seen)
+    opened = Ancestor.open(ancestor, rules=rules)
+    source, notes = folded(opened, seen)
     doubts = check_pair(source.anatomy, seen)
-    notes += doubts
     planned = chosen.plan(source, seen, seed=base_seed(generator), calibration=calibration)
-    plan = Plan(
+    return Plan(
         target,
         seen,
         keeping(seen, planned.recipes(seen), keep),
         source=f"ancestor {source.source}, by {chosen}",
+        readonly=opened.live,
+        doubts=doubts,
         notes=lambda: [*notes, *planned.notes],
     )
-    return plan, doubts
 
 
 def init_from_hypernet(
@@ -365,6 +352,7 @@ def init_from_hypernet(
     ).commit()
 
 
+@plain_numerics()
 def plan_hypernet(
     model: nn.Module,
     hypernet: HypernetLike,
@@ -376,12 +364,8 @@ def plan_hypernet(
     keep: Iterable[str] = (),
     rules: Iterable[Rule] = (),
 ) -> Plan:
-    """Return what :func:`init_from_hypernet` would do, without doing it.
-
-    Takes the same arguments and raises the same errors, but for values that are not finite, which
-    :meth:`Plan.validate` finds.
-    """
-    target = anatomy(model, rules=tuple(rules))
+    """Return what :func:`init_from_hypernet` would do, without doing it."""
+    target = anatomy(model, rules=_checked(rules))
     source = None if ancestor is None else Ancestor.open(ancestor)
     network, where = named_network(hypernet)
     pith = network.config.kind == "pith"
@@ -399,8 +383,16 @@ def plan_hypernet(
         target,
         keeping(target, planned.recipes(target), keep),
         source=f"{network.config.kind} {where}" + (f", {source.source}" if source else ""),
-        notes=lambda: doubts,
+        readonly=source.live if source else (),
+        doubts=doubts,
     )
+
+
+def _checked(rules: Iterable[Rule]) -> tuple[Rule, ...]:
+    found = tuple(rules) if isinstance(rules, Iterable) else (rules,)
+    if not all(isinstance(rule, Rule) for rule in found):
+        raise AnatomyError(f"rules={rules!r}: pass a list of weightinit.Rule")
+    return found
 
 
 def _exact_checkpoint(model: nn.Module) -> list[str]:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import re
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from weightinit.anatomy import Anatomy, ParamSpec, Piece
-from weightinit.errors import ProjectionError
+from weightinit.commit import overlapping, parameters_of, sharing, write
+from weightinit.errors import ProjectionError, WeightInitError
+from weightinit.numerics import plain_numerics
 from weightinit.report import Report, Row
+from weightinit.text import first
 
 __all__ = ["Action", "Inheritance", "Part", "Plan", "Recipe", "assemble", "joined", "keeping"]
 
@@ -131,10 +130,13 @@ class Plan:
         anatomy: of that module.
         recipes: one for each of its parameters, in any order.
         source: where the values come from, for the report.
+        readonly: tensors that the values are read from, which no written parameter may share.
+        doubts: what makes one doubt that the call was meant; the report begins its notes with it.
         notes: returns further lines for the report; called when one is made.
 
     Raises:
-        ProjectionError: if a parameter has no recipe, or cannot be kept because it is on meta.
+        ProjectionError: if a parameter has no recipe, cannot be kept because it is on meta, or
+            shares memory with another or with what is read.
 
     Examples:
         >>> import timm, weightinit as wi
@@ -153,14 +155,17 @@ class Plan:
         recipes: Sequence[Recipe],
         *,
         source: str,
+        readonly: Iterable[Tensor] = (),
+        doubts: Sequence[str] = (),
         notes: Callable[[], Sequence[str]] = tuple,
     ) -> None:
         self.model = model
         self.anatomy = anatomy
         self.recipes = {recipe.spec.name: recipe for recipe in recipes}
-        self._source, self._notes = source, notes
+        self.doubts, self._source, self._notes = tuple(doubts), source, notes
         self._values: dict[str, Tensor] | None = None
-        self._parameters = dict(model.named_parameters())
+        self._parameters = parameters_of(model)
+        self._made_of = {name: (p.shape, p.dtype) for name, p in self._parameters.items()}
         missing = [name for name in self._parameters if name not in self.recipes]
         if missing:
             raise ProjectionError(f"no recipe for {missing}: a method must cover every parameter")
@@ -174,6 +179,17 @@ class Plan:
                 f"cannot keep {meta}: on the meta device they have no values; build the model on "
                 "the CPU, or drop them from keep="
             )
+        written = {n: p for n, p in self._parameters.items() if self.recipes[n].fill is not None}
+        if shared := sharing(written, readonly):
+            raise ProjectionError(
+                f"{first(shared)} of the model share memory with the source, which is only read: "
+                "copy them first, as copy.deepcopy(block) does, or name them in keep="
+            )
+        if shared := overlapping(written):
+            raise ProjectionError(
+                f"{' and '.join(shared)} share memory and are two Parameters: make them one, as in "
+                "a.weight = b.weight, or clone one"
+            )
 
     def report(self) -> Report:
         """Return what becomes of every parameter; nothing is computed or written."""
@@ -181,8 +197,25 @@ class Plan:
             Row(r.spec.name, r.spec.role, r.spec.block, tuple(r.spec.shape), r.action, r.source)
             for r in (self.recipes[name] for name in self._parameters)
         ]
-        return Report(rows, source=self._source, notes=self._notes(), model=self.model)
+        notes = [*self.doubts, *self._notes()]
+        return Report(rows, source=self._source, notes=notes, model=self.model)
 
+    def _check_current(self) -> None:
+        """Raise ProjectionError unless the model's parameters are those that were planned for."""
+        now = parameters_of(self.model)
+        changed = [
+            name
+            for name in {**self._parameters, **now}
+            if now.get(name) is not self._parameters.get(name)
+            or self._made_of[name] != (now[name].shape, now[name].dtype)
+        ]
+        if changed:
+            raise ProjectionError(
+                f"the model is no longer what this plan was made for: {first(changed)} were "
+                "replaced, moved off meta, sharded or cast. Make a new plan of the model as it is"
+            )
+
+    @plain_numerics()
     def validate(self) -> Plan:
         """Compute every value and check it, without touching the model.
 
@@ -203,10 +236,18 @@ class Plan:
                 continue
             dtype = torch.float64 if parameter.dtype == torch.float64 else torch.float32
             value = torch.empty(parameter.shape, dtype=dtype)
-            with torch.no_grad():
-                if not recipe.whole:
-                    value.fill_(torch.nan)  # the check below finds what stays unwritten
-                recipe.fill(value)
+            try:
+                with torch.no_grad():
+                    if not recipe.whole:
+                        value.fill_(torch.nan)  # the check below finds what stays unwritten
+                    recipe.fill(value)
+            except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+                if isinstance(error, (WeightInitError, torch.OutOfMemoryError)):
+                    raise
+                raise ProjectionError(
+                    f"{name} ({recipe.spec.role}, {tuple(value.shape)}) cannot be made from "
+                    f"{recipe.source}: {error}. The model is as it was; pass another method="
+                ) from error
             if not _finite(value):
                 raise ProjectionError(
                     f"{name} ({recipe.spec.role}, {tuple(value.shape)}) would get values that are "
@@ -221,21 +262,20 @@ class Plan:
         self._values = values
         return self
 
+    @plain_numerics()
     def commit(self) -> nn.Module:
         """Write the values in place, all or nothing, and return the model.
 
-        A meta model is materialised on the CPU. After any exception, KeyboardInterrupt included,
-        the model is as it was, bit for bit.
+        A meta model is materialised on the CPU. After any exception the model is as it was, bit for
+        bit; a Ctrl-C that comes when all is written is raised with the model filled.
 
         Raises:
-            ProjectionError: see :meth:`validate`.
+            ProjectionError: see :meth:`validate`; or if the model is no longer the planned one.
         """
+        self._check_current()
         self.validate()
         values, self._values = self._values or {}, None
-        if any(isinstance(p, DTensor) for p in self._parameters.values()):
-            _commit_sharded(self.model, self._parameters, values)
-        else:
-            _commit(self.model, self._parameters, values)
+        write(self.model, self._parameters, values)
         for name in values:
             # transformers re-initialises whatever lacks this mark.
             self._parameters[name]._is_hf_initialized = True  # type: ignore[attr-defined]
@@ -249,7 +289,10 @@ def _finite(value: Tensor) -> bool:
 
 def keeping(target: Anatomy, recipes: list[Recipe], keep: Iterable[str]) -> list[Recipe]:
     """Replace the recipes of kept parameters; a name that keeps nothing is an error."""
-    keep = [keep] if isinstance(keep, str) else list(keep)
+    if isinstance(keep, str):
+        keep = [keep]
+    if not isinstance(keep, Iterable) or not all(isinstance(entry, str) for entry in keep):
+        raise ProjectionError(f"keep={keep!r}: pass a list of parameters' names or roles")
     kept: set[str] = set()
     for entry in keep:
         found = {
@@ -270,113 +313,3 @@ def keeping(target: Anatomy, recipes: list[Recipe], keep: Iterable[str]) -> list
     return [
         Recipe(r.spec, "kept", "kept by request") if r.spec.name in kept else r for r in recipes
     ]
-
-
-def _commit(
-    model: nn.Module, parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]
-) -> None:
-    meta = {name for name in values if parameters[name].is_meta}
-    backup: dict[str, Tensor] = {}
-    swapped: list[tuple[Tensor, Tensor]] = []
-    try:
-        with torch.no_grad(), _materialised_buffers(model, needed=bool(meta)):
-            for name, value in values.items():
-                parameter = parameters[name]
-                if name in meta:
-                    fresh = nn.Parameter(value.to(parameter.dtype), parameter.requires_grad)
-                    swapped.append((parameter, fresh))
-                    # The Parameter objects stay: references in optimizers and ties remain valid.
-                    torch.utils.swap_tensors(parameter, fresh)
-                else:
-                    backup[name] = parameter.detach().clone()
-                    parameter.copy_(value)
-    except BaseException:
-        with torch.no_grad():
-            for name, old in backup.items():
-                parameters[name].copy_(old)
-            for parameter, fresh in swapped:
-                if fresh.is_meta:
-                    torch.utils.swap_tensors(parameter, fresh)
-        raise
-
-
-@contextlib.contextmanager
-def _materialised_buffers(model: nn.Module, *, needed: bool, device: str = "cpu") -> Iterator[None]:
-    """Give the buffers of a meta model their values; on an exception they are as they were."""
-    if not needed:
-        yield
-        return
-    saved = [
-        (module, name, buffer)
-        for module in model.modules()
-        for name, buffer in module.named_buffers(recurse=False)
-        if buffer.is_meta
-    ]
-    try:
-        for module, name, buffer in saved:
-            module._buffers[name] = torch.empty_like(buffer, device=device)
-        for module in dict.fromkeys(module for module, _, _ in saved):
-            _reset_buffers(module)
-        yield
-    except BaseException:
-        for module, name, buffer in saved:
-            module._buffers[name] = buffer
-        raise
-
-
-def _reset_buffers(module: nn.Module) -> None:
-    """Fill a module's buffers through its own method."""
-    for method in ("init_non_persistent_buffers", "reset_running_stats"):
-        if callable(reset := getattr(module, method, None)):
-            reset()
-            return
-    names = [name for name, _ in module.named_buffers(recurse=False)]
-    raise ProjectionError(
-        f"{type(module).__name__} has buffers {names} on the meta device and no way to rebuild "
-        "them: build the model on the CPU"
-    )
-
-
-def _commit_sharded(
-    model: nn.Module, parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]
-) -> None:
-    """Write full tensors into a model with DTensor parameters: the same bits on every mesh."""
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
-
-    saved = [
-        (module, name, parameter, None if parameter.is_meta else _local(parameter).clone())
-        for module in model.modules()
-        for name, parameter in module.named_parameters(recurse=False)
-    ]
-    state: dict[str, Any] = {
-        _WRAPPERS.sub("", name): value.to(parameters[name].dtype) for name, value in values.items()
-    }
-    device = next(p.device_mesh.device_type for p in parameters.values() if isinstance(p, DTensor))
-    meta = any(parameters[name].is_meta for name in values)
-    try:
-        with _materialised_buffers(model, needed=meta, device=device):
-            options = StateDictOptions(full_state_dict=True, strict=False)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # torch warns of its own internals
-                unexpected = set_model_state_dict(model, state, options=options).unexpected_keys
-            if unexpected:
-                raise ProjectionError(
-                    f"torch.distributed does not know {unexpected}: initialise the model before "
-                    "wrapping it"
-                )
-    except BaseException:
-        with torch.no_grad():
-            for module, name, parameter, local in saved:
-                if local is not None:
-                    _local(parameter).copy_(local)
-                module._parameters[name] = parameter
-        raise
-
-
-_WRAPPERS = re.compile(r"\b(_orig_mod|module|_checkpoint_wrapped_module)\.")
-
-
-def _local(parameter: Tensor) -> Tensor:
-    """Return this rank's part of a parameter, without gradient."""
-    value = parameter.detach()
-    return value.to_local() if isinstance(value, DTensor) else value

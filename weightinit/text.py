@@ -8,9 +8,14 @@ __all__ = ["first", "some", "spans"]
 
 
 def first(names: Sequence[str], limit: int = 8) -> str:
-    """Return the first names as text, and how many more there are."""
+    """Return the first names, cut and escaped for a terminal, and how many more there are."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
+    return ", ".join(map(_plain, names[:limit])) + more
+
+
+def _plain(name: str) -> str:
+    cut = f"{name[:200]}..." if len(name) > 200 else name
+    return cut if cut.isprintable() else ascii(cut)
 
 
 def some(names: Iterable[str], limit: int = 5) -> str:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
 
 from torch import Tensor, nn
 
 from weightinit.anatomy.core import Anatomy, ParamSpec
 from weightinit.anatomy.layout import layout as layout_of
-from weightinit.anatomy.match import Match, family_of, match, match_user
+from weightinit.anatomy.match import Match, families_of, match, match_user, prefix_of
 from weightinit.anatomy.roles import facts
 from weightinit.anatomy.rules import Family, Rule
 from weightinit.anatomy.solver import HINT, Group, names, solve_all
-from weightinit.anatomy.source import ModelTensors, TensorInfo, read
+from weightinit.anatomy.source import TensorInfo, read, shorten, unwrap
 from weightinit.anatomy.traits import ModuleFacts, Traits, infer, inspect_module
 from weightinit.errors import AnatomyError
+from weightinit.text import first
 
 __all__ = ["anatomy"]
 
@@ -30,7 +33,8 @@ def anatomy(
 
     Args:
         model_or_state_dict: model or state dict on any device, meta included. A model may be
-            wrapped by DDP, torch.compile or FSDP2; head counts and the like are read from it.
+            wrapped by DDP, torch.compile or FSDP2, or stand inside another module; head counts and
+            the like are read from it.
         rules: the caller's rules, which are tried before the built-in ones.
         sizes: known axis sizes that neither shapes nor a module tell: ``{"h": 6}`` for the head
             count of a bare state dict.
@@ -54,43 +58,60 @@ def anatomy(
         (192, 192)
     """
     source = read(model_or_state_dict)
-    family = family_of(entry.key for entry in source.entries)
-    entries, matches = _explain(source, family, rules)
-    module_facts = ModuleFacts()
-    if source.module is not None and family is not None:
-        module_facts = inspect_module(source.module, family.library, family.note)
-    known = dict(module_facts.sizes)
+    families = families_of(entry.key for entry in source)
+    prefix = prefix_of(families)
+    family = families.get(prefix)
+    entries, matches = _explain(source, families, prefix, rules)
+    noted = ModuleFacts()
+    if isinstance(model_or_state_dict, nn.Module) and family is not None:
+        noted = inspect_module(unwrap(model_or_state_dict, prefix), family.library, family.note)
+    known = dict(noted.sizes)
     for label, size in (sizes or {}).items():
         if known.setdefault(label, size) != size:
             raise AnatomyError(
                 f"sizes[{label!r}] = {size}, but the module says {known[label]}: leave it out"
             )
-    flags = module_facts.flags | {
+    flags = noted.flags | {
         flag: any(re.fullmatch(name, entry.key) for entry in entries)
         for flag, name in (family.flags if family else ())
     }
     groups = solve_all(entries, matches, known, flags)
-    return _assemble(family, groups, entries, matches, known, module_facts)
+    specs = _specs(groups, entries, matches, known)
+    depths, main = _depths(specs, matches)
+    traits = {**noted.traits, "main_stacks": main, "depths": tuple(depths[s] for s in main)}
+    if family is not None:
+        traits = {"form": family.form, **traits, "proven": family.proven}
+    infer(traits, known, sum(x.shape[-2] for x in specs if facts(x.role).kind == "token"))
+    return Anatomy(
+        specs,
+        known,
+        sum(depths[stack] for stack in main),
+        family.name if family else "custom",
+        Traits.of(traits),
+        prefix,
+    )
 
 
 def _explain(
-    source: ModelTensors, family: Family | None, rules: Sequence[Rule]
+    source: Sequence[TensorInfo],
+    families: Mapping[str, Family],
+    prefix: str,
+    rules: Sequence[Rule],
 ) -> tuple[list[TensorInfo], list[Match]]:
     """Return the parameters and what may hold for each; raise if nothing does."""
-    entries, matches, unmatched, integers = [], [], [], []
-    buffers = re.compile(family.buffers) if family and source.module is None else None
-    for entry in source.entries:
-        matched = match_user(rules, entry.key) if rules else None
+    family = families.get(prefix)
+    entries, matches, unmatched = [], [], []
+    for entry in source:
+        key = shorten(entry.key, prefix)
+        matched = match_user(rules, (key, entry.key), entry.shape)
         if matched is None and family is not None:
-            matched = match(family, entry.key)
-        if matched is None:
-            if not (buffers and buffers.fullmatch(entry.key)):
-                unmatched.append(entry)
-            continue
-        entries.append(entry)
-        matches.append(matched)
-        if not entry.floating:
-            integers.append(entry)
+            matched = match(family, key)
+        if matched is not None:
+            entries.append(replace(entry, key=key))
+            matches.append(matched)
+        elif not (family and re.fullmatch(family.buffers, key)):
+            unmatched.append(entry)
+    integers = [entry for entry in entries if not entry.floating]
     if integers:
         raise AnatomyError(
             f"these are no floating-point weights: {names(integers)}. Load the model unquantized"
@@ -98,20 +119,18 @@ def _explain(
     if unmatched or not entries:
         library = f"a {family.library} {family.name}" if family else "any model known"
         raise AnatomyError(
-            f"{len(unmatched)} of {len(source.entries)} parameters are not those of {library}: "
+            f"{len(unmatched)} of {len(source)} parameters are not those of {library}: "
             f"{names(unmatched)}; {HINT}"
         )
     return entries, matches
 
 
-def _assemble(
-    family: Family | None,
-    groups: list[Group],
-    entries: list[TensorInfo],
-    matches: list[Match],
-    sizes: dict[str, int],
-    module_facts: ModuleFacts,
-) -> Anatomy:
+def _specs(
+    groups: Sequence[Group],
+    entries: Sequence[TensorInfo],
+    matches: Sequence[Match],
+    sizes: Mapping[str, int],
+) -> tuple[ParamSpec, ...]:
     specs: dict[int, ParamSpec] = {}
     for group in groups:
         rule = group.rules[0]
@@ -130,24 +149,7 @@ def _assemble(
                 entry.tied,
                 layout=layout,
             )
-    ordered = tuple(specs[i] for i in range(len(entries)))
-    depths, main = _depths(ordered, matches)
-    described = {
-        **module_facts.traits,
-        "main_stacks": main,
-        "depths": tuple(depths[s] for s in main),
-    }
-    if family is not None:
-        described = {"form": family.form, **described, "proven": family.proven}
-    rows = [spec.shape[-2] for spec in ordered if facts(spec.role).kind == "token"]
-    infer(described, sizes, sum(rows))
-    return Anatomy(
-        ordered,
-        sizes,
-        sum(depths[stack] for stack in main),
-        family.name if family else "custom",
-        Traits.of(described),
-    )
+    return tuple(specs[i] for i in range(len(entries)))
 
 
 def _depths(
@@ -162,17 +164,19 @@ def _depths(
             owner = owners.setdefault((spec.stack, spec.block, role), spec.name)
             if owner != spec.name:
                 raise AnatomyError(
-                    f"{owner} and {spec.name} are both {role}: tell them apart by "
-                    "rules=[Rule(match=r'...', role='...', pattern='...')]"
+                    f"{first([owner])} and {first([spec.name])} are both {role}: tell them apart "
+                    "by rules=[Rule(match=r'...', role='...', pattern='...')], or pass one model "
+                    "at a time"
                 )
         if spec.block is not None:
             blocks.setdefault(spec.stack, set()).add(spec.block)
             if matched.main:
                 main[spec.stack] = None
     for stack, present in blocks.items():
-        missing = sorted(set(range(max(present) + 1)) - present)
-        if missing:
+        if max(present) >= len(present):
+            missing = islice((i for i in range(max(present)) if i not in present), 8)
             raise AnatomyError(
-                f"blocks {missing} of {stack!r} have no parameters: pass the whole model"
+                f"blocks {list(missing)} of {stack!r} have no parameters, and block "
+                f"{max(present)} has: pass the whole model"
             )
     return {stack: len(present) for stack, present in blocks.items()}, tuple(main)

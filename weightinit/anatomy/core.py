@@ -12,6 +12,7 @@ from torch import Tensor
 from weightinit.anatomy.labels import Labels, label_of
 from weightinit.anatomy.layout import Layout, View
 from weightinit.anatomy.roles import Role, Side, facts
+from weightinit.anatomy.source import shorten, strip
 from weightinit.anatomy.traits import Traits
 from weightinit.errors import AnatomyError
 
@@ -88,6 +89,7 @@ class Anatomy:
         depth: number of blocks of the main stack.
         family: family of the model: ``vit``, ``convnext``, ``bert``, ``gpt2``.
         traits: what the model computes besides its weights; see :class:`Traits`.
+        prefix: what stands before the model's own names, such as ``"model.encoder."``.
     """
 
     specs: tuple[ParamSpec, ...]
@@ -95,6 +97,11 @@ class Anatomy:
     depth: int
     family: str
     traits: Traits
+    prefix: str = ""
+
+    def key(self, name: str) -> str:
+        """Return a name of a module like it without wrappers and without the prefix."""
+        return shorten(strip(name), self.prefix)
 
     @cached_property
     def _pieces(self) -> dict[str, list[dict[str, Piece]]]:
@@ -134,13 +141,12 @@ class Anatomy:
         """How many blocks each main stack has, in order: one number but for several widths."""
         return tuple(len(self._pieces[stack]) for stack in self.traits.main_stacks)
 
-    @cached_property
-    def _index(self) -> dict[str, int]:
-        return {p.spec.name: i for i, block in enumerate(self.blocks) for p in block.values()}
-
     def index(self, spec: ParamSpec) -> int | None:
         """Return the block of the main stack that a parameter belongs to; None elsewhere."""
-        return self._index.get(spec.name)
+        if spec.block is None or spec.stack not in self.traits.main_stacks:
+            return None
+        stack = self.traits.main_stacks.index(spec.stack)
+        return sum(self.stages[:stack]) + spec.block
 
     @cached_property
     def outside(self) -> Mapping[str, Piece]:
@@ -170,14 +176,7 @@ class Anatomy:
         return [block[role] for role in spec.parts]
 
     def split(self, spec: ParamSpec, tensor: Tensor) -> dict[str, Tensor]:
-        """Return the canonical parts of a parameter as writable views of ``tensor``.
-
-        Args:
-            spec: the parameter.
-            tensor: tensor of its stored shape.
-
-        Returns:
-            A view of :attr:`Piece.size` for each canonical role.
+        """Return the canonical parts of a parameter as writable views of a tensor, by role.
 
         Examples:
             >>> import torch, torchvision
@@ -209,11 +208,7 @@ class Anatomy:
     def reshaped(self, widths: Mapping[str, int], stages: Sequence[int]) -> Anatomy:
         """Return the anatomy of a model of other widths and depths; no such model is built.
 
-        Each canonical piece is a parameter of its own there.
-
-        Args:
-            widths: new sizes of channels; those left out stay.
-            stages: number of blocks of each main stack.
+        ``stages`` counts the blocks of each main stack; a piece is a parameter of its own there.
         """
         counts = {x: sum(stages) for x in self.sizes if label_of(x).kind == "block"}
         widths = {**widths, **counts}
@@ -230,19 +225,27 @@ class Anatomy:
         return replace(self, specs=tuple(specs), sizes=new, depth=sum(stages), traits=traits)
 
     def __str__(self) -> str:
-        return self.table()
-
-    def table(self) -> str:
         """Return a compact table: one line a role, pattern and shape, with the blocks' range."""
         from weightinit.anatomy.show import table
 
         return table(self)
 
     def to_dict(self) -> dict[str, object]:
-        """Return plain JSON values."""
-        from weightinit.anatomy.show import to_dict
-
-        return to_dict(self)
+        """Return plain JSON values: family, depth, sizes, traits and every parameter."""
+        return {
+            "family": self.family,
+            "depth": self.depth,
+            "sizes": dict(self.sizes),
+            "traits": self.traits.to_dict(),
+            "parameters": [
+                {
+                    name: list(value) if isinstance(value, tuple) else value
+                    for name, value in vars(spec).items()
+                    if name not in ("key", "layout")
+                }
+                for spec in self.specs
+            ],
+        }
 
 
 def _reshaped(

@@ -73,19 +73,15 @@ class Difference:
 
     def forbid_growth(self, method: str) -> None:
         """Raise ProjectionError if the target is larger anywhere; the message names ``method``."""
-        if self.grown:
-            raise ProjectionError(
-                f"{method} only shrinks, and the target is larger in {self.text(self.grown)}: use "
-                "method='auto', which grows too"
-            )
+        self._forbid(self.grown, f"{method} only shrinks, and the target is larger in", "grows")
 
     def forbid_shrinking(self, method: str) -> None:
         """Raise ProjectionError if the target is smaller anywhere; the message names ``method``."""
-        if self.shrunk:
-            raise ProjectionError(
-                f"{method} only grows, and the target is smaller in {self.text(self.shrunk)}: use "
-                "method='auto', which shrinks too"
-            )
+        self._forbid(self.shrunk, f"{method} only grows, and the target is smaller in", "shrinks")
+
+    def _forbid(self, sizes: Mapping[str, tuple[int, int]], why: str, other: str) -> None:
+        if sizes:
+            raise ProjectionError(f"{why} {self.text(sizes)}: use method='auto', which {other} too")
 
     @staticmethod
     def text(sizes: Mapping[str, tuple[int, int]]) -> str:

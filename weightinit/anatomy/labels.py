@@ -58,6 +58,7 @@ LABELS: dict[str, Label] = {
     "v": Label("vocabulary", "index"),
     "r": Label("tokens, or their types", "index", local=True),
     "n": Label("classes", "class"),
+    "l": Label("labels that a model is given, the last one for none", "class"),
     "p": Label("rows of a patch", "patch"),
     "q": Label("columns of a patch", "patch"),
     "y": Label("rows of a kernel", "kernel", local=True),
@@ -68,6 +69,8 @@ LABELS: dict[str, Label] = {
     "a": Label("hidden channels of a position MLP", "fixed"),
     "j": Label("half a head dim, one of two differential maps", "fixed"),
     "f": Label("rotary frequencies", "fixed"),
+    "s": Label("sines and cosines of a timestep", "fixed"),
+    "g": Label("numbers that a patch of the output holds", "fixed"),
 }
 #: Labels whose size is each parameter's own.
 LOCAL_LABELS = frozenset(name for name, label in LABELS.items() if label.local)

@@ -129,7 +129,6 @@ def _part(
     order = tuple([places[f].pop(0) for f in canonical] + ones)
     shape = tuple(math.prod(size[f] for f in group) for group in axes)
     lengths = [math.prod(size[f] for f in group) for group in stored]
-    in_order = order == tuple(range(len(flat)))
     return View(
         start=start,
         length=lengths[fused] if fused >= 0 else 0,
@@ -137,7 +136,7 @@ def _part(
         order=order,
         shape=shape,
         axes=tuple(map(Labels, axes)),
-        plain=in_order and tuple(lengths) == shape,
+        plain=order == tuple(range(len(flat))) and tuple(lengths) == shape,
         turned=len(stored) == 2 and axes == (stored[1], stored[0]),
     )
 
@@ -145,14 +144,10 @@ def _part(
 def layout(
     pattern: str, shape: Sequence[int], sizes: Mapping[str, int], parts: int = 1, to: str = ""
 ) -> Layout:
-    """Return the layout of a stored tensor, which is cached.
+    """Return the layout of a stored tensor of so many parts, which is cached.
 
-    Args:
-        pattern: pattern of the stored tensor.
-        shape: shape of the stored tensor.
-        sizes: sizes of the labels; those that the shape determines may be missing.
-        parts: number of parts along a fused axis.
-        to: canonical pattern of each part; by default the stored one without axes of length 1.
+    ``to`` is the canonical pattern of each part, by default the stored one without axes of length
+    1; ``sizes`` may lack what the shape determines.
     """
     labels = parse(pattern).labels
     known = tuple((f, sizes[f]) for f in sorted(labels) if f in sizes and f not in LOCAL_LABELS)

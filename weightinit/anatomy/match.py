@@ -1,15 +1,19 @@
-"""Which rules may hold for a parameter's name."""
+"""Which family names are of, and which rules may hold for each of them."""
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import cache, lru_cache
 
+from weightinit.anatomy.pattern import solve
 from weightinit.anatomy.rules import FAMILIES, Family, Rule, Stack
+from weightinit.errors import AnatomyError
+from weightinit.text import first
 
-__all__ = ["Match", "family_of", "match", "match_user"]
+__all__ = ["Match", "families_of", "match", "match_user", "prefix_of"]
 
 
 @dataclass(frozen=True)
@@ -22,14 +26,35 @@ class Match:
     rules: tuple[Rule, ...]
 
 
-def family_of(keys: Iterable[str]) -> Family | None:
-    """Return the family whose signature begins one of the names."""
-    keys = list(keys)
+@cache
+def _signature(family: Family) -> re.Pattern[str]:
+    return re.compile(rf"^((?:.+?\.)??)(?:{family.signature})", re.MULTILINE)
+
+
+def families_of(keys: Iterable[str]) -> dict[str, Family]:
+    """Return the family of each prefix that stands in front of a known signature."""
+    text = "\n".join(keys)
+    found: dict[str, Family] = {}
     for family in FAMILIES:
-        signature = re.compile(family.signature)
-        if any(map(signature.match, keys)):
-            return family
-    return None
+        for matched in _signature(family).finditer(text):
+            found.setdefault(matched[1], family)
+    return found
+
+
+def prefix_of(families: Mapping[str, Family]) -> str:
+    """Return the prefix of the one model that there is; raise if there are several."""
+    # Stages that look like models of a known family are parts of one that is not.
+    alike = Counter(re.sub(r"\d+", "0", prefix) for prefix in families)
+    found = [p for p in families if alike[re.sub(r"\d+", "0", p)] == 1]
+    if "" in found or not found:
+        return ""
+    if len(found) > 1:
+        models = [f"{p!r} (a {families[p].library} {families[p].name})" for p in found]
+        raise AnatomyError(
+            f"there are {len(found)} models, under the names {first(models)}: pass one of them, as "
+            f"model.get_submodule({found[0][:-1]!r}), or of a state dict the names with its prefix"
+        )
+    return found[0]
 
 
 # Names repeat from model to model, and their remainders from block to block.
@@ -40,41 +65,49 @@ def match(family: Family, key: str) -> Match | None:
         matched = re.match(stack.prefix, key)
         if matched:
             groups = matched.groupdict()
-            block = int(groups.pop("block"))
+            block = _number(groups.pop("block"))
             rules = _rules(family, stack, key[matched.end() :], tuple(groups.items()))
-            name = stack.name.format(**groups)
-            return Match(name, block, stack.main, rules) if rules else None
+            if block is None or not rules:
+                return None
+            return Match(stack.name.format(**groups), block, stack.main, rules)
     rules = _rules(family, None, key, ())
     return Match("", None, False, rules) if rules else None
 
 
-def match_user(rules: Sequence[Rule], key: str) -> Match | None:
-    """Return what the caller's own rules say of a name, or None."""
+def match_user(rules: Sequence[Rule], keys: Sequence[str], shape: Sequence[int]) -> Match | None:
+    """Return what the first of the caller's rules says that fits a shape and one of the names."""
     for rule in rules:
-        matched = re.fullmatch(rule.match, key)
-        if matched:
-            block = matched.groupdict().get("block")
-            stack = "" if block is None else matched.groupdict().get("stack") or "blocks"
-            place = (stack, None if block is None else int(block), stack == "blocks")
-            return Match(*place, _fill([rule], key, {}))
+        matched = next(filter(None, (re.fullmatch(rule.match, key) for key in keys)), None)
+        if matched is None:
+            continue
+        filled = _filled(rule, matched.groupdict())
+        if solve(filled.pattern, shape, {}) is None:
+            continue
+        groups = matched.groupdict()
+        block = None if groups.get("block") is None else _number(groups["block"])
+        stack = "" if block is None else groups.get("stack") or "blocks"
+        return Match(stack, block, stack == "blocks", (filled,))
     return None
+
+
+def _number(digits: str) -> int | None:
+    """Return the number of a block; None of what no model has."""
+    return int(digits) if len(digits) < 6 else None
 
 
 @lru_cache(maxsize=4096)
 def _rules(
     family: Family, stack: Stack | None, rest: str, groups: tuple[tuple[str, str], ...]
 ) -> tuple[Rule, ...]:
-    return _fill(stack.rules if stack else family.outside, rest, dict(groups))
+    found = (
+        (rule, re.fullmatch(rule.match, rest))
+        for rule in (stack.rules if stack else family.outside)
+    )
+    return tuple(_filled(rule, {**dict(groups), **m.groupdict()}) for rule, m in found if m)
 
 
-def _fill(rules: Iterable[Rule], name: str, groups: Mapping[str, str]) -> tuple[Rule, ...]:
-    filled = []
-    for rule in rules:
-        matched = re.fullmatch(rule.match, name)
-        if matched:
-            filling = {**groups, **matched.groupdict()}
-            texts = (rule.role, rule.pattern, rule.to)
-            role, pattern, to = (text.format(**filling) for text in texts)
-            parts = tuple(part.format(**filling) for part in rule.parts) or (role,)
-            filled.append(Rule(rule.match, role, pattern, parts, to, rule.when))
-    return tuple(filled)
+def _filled(rule: Rule, groups: Mapping[str, str]) -> Rule:
+    """Return a rule with its named groups filled in."""
+    role, pattern, to = (x.format(**groups) for x in (rule.role, rule.pattern, rule.to))
+    parts = tuple(part.format(**groups) for part in rule.parts) or (role,)
+    return replace(rule, role=role, pattern=pattern, parts=parts, to=to)

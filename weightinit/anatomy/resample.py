@@ -22,16 +22,8 @@ def resample_pos(
 ) -> Tensor:
     """Return position embeddings for another grid, by timm's antialiased bicubic resampling.
 
-    Args:
-        pos: embeddings ``[old_prefix + old_grid, d]``, the rows of prefix tokens first.
-        old_grid: rows and columns of patches that ``pos`` was made for.
-        new_grid: rows and columns wanted.
-        old_prefix: number of rows of prefix tokens.
-        new_prefix: number of such rows wanted. Missing ones are zeros, which leaves the tokens
-            where their own embedding puts them; further ones are dropped.
-
-    Raises:
-        ProjectionError: if ``pos`` has another number of rows.
+    ``pos`` is ``[old_prefix + old_grid, d]``, the rows of prefix tokens first. Missing prefix rows
+    are zeros, which leaves the tokens where their own embedding puts them.
     """
     if pos.ndim != 2 or pos.shape[0] != old_prefix + math.prod(old_grid):
         raise ProjectionError(
@@ -55,15 +47,8 @@ def resample_table(
 ) -> Tensor:
     """Return relative position biases for another window, as timm (and BEiT before it) does.
 
-    Args:
-        table: biases ``[(2 a - 1) (2 b - 1) + extra, h]`` for a window of a x b patches; the extra
-            rows at the end belong to the class token.
-        old_grid: rows and columns of its window; None assumes a square one.
-        new_grid: rows and columns of the window wanted.
-        rows: number of rows wanted. Extra rows are copied; missing ones are zeros.
-
-    Raises:
-        ProjectionError: if the table does not fit its window.
+    ``table`` is ``[(2 a - 1) (2 b - 1) + extra, h]`` for a window of a x b patches, which is square
+    where ``old_grid`` is None. The extra rows belong to the class token; missing ones are zeros.
     """
     old_size = _table_size(len(table), old_grid)
     new_size = _table_size(rows, new_grid)
@@ -106,16 +91,11 @@ def resample_axis(table: Tensor, rows: int) -> Tensor:
 
 
 def resample_patch(weight: Tensor, size: tuple[int, int], in_chans: int) -> Tensor:
-    """Return a patch embedding for another patch size and number of input channels.
+    """Return a patch embedding ``[d, c, p, q]`` for another patch size and number of channels.
 
-    Args:
-        weight: weight ``[d, c, p, q]``.
-        size: patch height and width wanted; resampled as FlexiViT does (Beyer et al. 2023, Eq. 4).
-        in_chans: number of channels wanted. Three become others by timm's ``adapt_input_conv``; any
-            other number is tiled or folded such that the sum, the answer to a grey image, stays.
-
-    Raises:
-        ProjectionError: if ``weight`` has not four axes, or a size is not positive.
+    Patches are resampled as FlexiViT does (Beyer et al. 2023, Eq. 4). Three channels become others
+    by timm's ``adapt_input_conv``; any other number is tiled or folded such that the sum, the
+    answer to a grey image, stays.
     """
     if weight.ndim != 4 or min(*size, in_chans) < 1:
         raise ProjectionError(

@@ -38,7 +38,7 @@ _PLACES: dict[str, Place] = {
     rf"(norm_pre|patch\.norm){_W}": "first norm",
     rf"(patch|stem\.(proj|\d+\.conv)){_W}|pos(\..*)?|(token|embed)\..*": "before",
     rf"(norm|fc_norm){_W}": "final norm",
-    rf"(head|head_dist|pre_logits|pool\.fc){_W}": "reads",
+    rf"(head|head_dist|pre_logits|pool\.fc|final){_W}": "reads",
 }
 _END = rf"(.+\.)?(proj|fc2){_W}"
 _ESSENTIAL = r"(patch|norm|embed\.token|stem\..+|down\.\d+)\.weight|pos|token\.cls"
@@ -47,8 +47,11 @@ _PROVEN = (
     rf"|(mlp|ffns\.\d+)\.(fc1|up|fc2|norm){_W}|(attns|ffns)\.\d+\.ls"
     rf"|attn\.(rel_table|(talk_[lw]|rel_pos\.fc[12]){_W})"
     rf"|patch{_W}|pos|token\.\w+|(norm_pre|norm|fc_norm|patch\.norm){_W}"
-    rf"|head(_dist)?{_W}|embed\.token\.weight|rope\.freqs"
+    rf"|head(_dist)?{_W}|embed\.(token|label)\.weight|rope\.freqs"
+    rf"|(final\.)?ada\.\w+{_W}|cond\.\w+{_W}|final{_W}"
 )
+#: What a condition makes of adaLN's shifts, scales and gates, and what ends such a network.
+_ADA = rf"(final\.)?ada\.\w+{_W}|final{_W}"
 #: ConvNeXt V2's response normalisation adds to the identity.
 _RESPONSE = rf"(.+\.)?grn{_W}"
 #: Talking heads, which mix the attention maps.
@@ -107,7 +110,7 @@ class Role:
         """How it is drawn where no source covers it."""
         if self.gain:
             return "ones"
-        if self.neutral == 0:
+        if self.neutral == 0 or re.fullmatch(_ADA, self.name):
             return "zeros"
         if re.fullmatch(_MIXING, self.name):
             return "identity"

@@ -1,4 +1,4 @@
-"""An anatomy as a table for people and as plain values for programs."""
+"""An anatomy as a table for people."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from weightinit.text import spans
 if TYPE_CHECKING:
     from weightinit.anatomy.core import Anatomy
 
-__all__ = ["table", "to_dict"]
+__all__ = ["table"]
 
 
 def table(anatomy: Anatomy) -> str:
@@ -39,26 +39,3 @@ def table(anatomy: Anatomy) -> str:
         if name not in hidden and value not in (False, "none")
     )
     return "\n".join([head, sizes, traits, "", *body])
-
-
-def to_dict(anatomy: Anatomy) -> dict[str, object]:
-    """Return plain JSON values: family, depth, sizes, traits and every parameter."""
-    return {
-        "family": anatomy.family,
-        "depth": anatomy.depth,
-        "sizes": dict(anatomy.sizes),
-        "traits": anatomy.traits.to_dict(),
-        "parameters": [
-            {
-                "name": spec.name,
-                "role": spec.role,
-                "pattern": spec.pattern,
-                "shape": list(spec.shape),
-                "stack": spec.stack,
-                "block": spec.block,
-                "parts": list(spec.parts),
-                "tied": list(spec.tied),
-            }
-            for spec in anatomy.specs
-        ],
-    }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -12,15 +12,11 @@ from torch.nn.parameter import is_lazy
 from weightinit.errors import AnatomyError
 from weightinit.text import first
 
-__all__ = ["ModelTensors", "TensorInfo", "read"]
+__all__ = ["TensorInfo", "read", "shorten", "strip", "unwrap"]
 
-# Wrappers that stand anywhere in a name, and attributes under which others keep a whole model.
-_INNER = ("_orig_mod.", "_checkpoint_wrapped_module.", "_fsdp_wrapped_module.")
-_OUTER = tuple(
-    "module _orig_mod model base_model backbone visual trunk timm_model net student teacher "
-    "vit deit bert roberta transformer".split()
-)
-_PREFIX = re.compile(rf"(?:(?:{'|'.join(_OUTER)})\.)+")
+_WRAPPERS = ("module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
+# DDP's "module" stands in front; peft keeps an adapted layer as its "base_layer".
+_WRAPPED = re.compile(rf"^(?:(?:module|_orig_mod)\.)+|\b(?:{'|'.join(_WRAPPERS[1:])}|base_layer)\.")
 _PACKED = ("_packed_params", "weight_g", "weight_v")
 _QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")
 
@@ -36,38 +32,43 @@ class TensorInfo:
     floating: bool
 
 
-@dataclass(frozen=True)
-class ModelTensors:
-    """The parameters of a model, and the module inside its wrappers (None for a state dict)."""
-
-    entries: tuple[TensorInfo, ...]
-    module: nn.Module | None
-
-
 def strip(name: str) -> str:
-    """Return a parameter's name without the prefixes of wrappers."""
-    for part in _INNER:
-        if part in name:
-            name = name.replace(part, "")
-    prefix = _PREFIX.match(name)
-    return name[prefix.end() :] if prefix else name
+    """Return a parameter's name without the names of wrappers: DDP, torch.compile, FSDP, peft."""
+    return _WRAPPED.sub("", name)
 
 
-def unwrap(module: nn.Module) -> nn.Module:
-    """Return the model inside wrappers such as DDP, torch.compile or a user's own class."""
+def shorten(name: str, prefix: str) -> str:
+    """Return a name without as much of a prefix as stands in front of it.
+
+    Examples:
+        >>> shorten("model.vit.norm.bias", "model.vit."), shorten("model.head.bias", "model.vit.")
+        ('norm.bias', 'head.bias')
+    """
+    for part in prefix.split(".")[:-1]:
+        if not name.startswith(f"{part}."):
+            break
+        name = name[len(part) + 1 :]
+    return name
+
+
+def unwrap(module: nn.Module, prefix: str = "") -> nn.Module:
+    """Return the module of a prefix such as ``"model.encoder."``, inside its wrappers."""
+    parts = prefix.split(".")[:-1]
     while True:
         children = module._modules
-        inner = next((children[name] for name in _OUTER if children.get(name) is not None), None)
-        if inner is None or not isinstance(inner, nn.Module):
+        if parts and parts[0] in children:
+            inner = children[parts.pop(0)]
+        else:
+            inner = next((x for x in map(children.get, _WRAPPERS) if x is not None), None)
+        if inner is None:
             return module
         module = inner
 
 
-def read(source: nn.Module | Mapping[str, Tensor]) -> ModelTensors:
+def read(source: nn.Module | Mapping[str, Tensor]) -> list[TensorInfo]:
     """Return the parameters of a module or state dict, each tensor once; raise on other weights."""
     if isinstance(source, nn.Module):
         named, refused = _walk(source)
-        module = unwrap(source)
         identity = id
     elif isinstance(source, Mapping):
         others = [str(name) for name, x in source.items() if not isinstance(x, Tensor)]
@@ -76,7 +77,6 @@ def read(source: nn.Module | Mapping[str, Tensor]) -> ModelTensors:
                 f"{first(others)}: no tensors; pass the state dict itself, not the file around it"
             )
         named, refused = [(str(name), x) for name, x in source.items()], []
-        module = None
         identity = _storage
     else:
         raise AnatomyError(
@@ -89,24 +89,21 @@ def read(source: nn.Module | Mapping[str, Tensor]) -> ModelTensors:
         same.append(name)
         if len(same) == 1:
             kept.append((tensor, same))
-    entries, seen = [], {}
+    entries = []
     for tensor, (name, *tied) in kept:
-        key = strip(name)
-        fault = _fault(name, tensor, module is not None)
+        fault = _fault(name, tensor, identity is id)
         if fault:
             refused.append(f"{name} ({fault})")
-        elif seen.setdefault(key, name) != name:
-            refused.append(f"{name} (of the same name as {seen[key]} but for its prefix)")
-        else:
-            floating = tensor.is_floating_point()
-            entries.append(TensorInfo(name, key, tuple(tensor.shape), tuple(tied), floating))
+            continue
+        floating = tensor.is_floating_point()
+        entries.append(TensorInfo(name, strip(name), tuple(tensor.shape), tuple(tied), floating))
     if refused:
         raise AnatomyError(
             f"these are no plain floating-point weights: {first(refused)}. Remove the "
             "parametrizations (torch.nn.utils.parametrize.remove_parametrizations), run lazy "
-            "modules once, load the model unquantized, or pass one model at a time"
+            "modules once, or load the model unquantized"
         )
-    return ModelTensors(tuple(entries), module)
+    return entries
 
 
 def _storage(tensor: Tensor) -> object:
@@ -117,30 +114,30 @@ def _storage(tensor: Tensor) -> object:
 
 
 def _walk(module: nn.Module) -> tuple[list[tuple[str, Tensor]], list[str]]:
-    """Return all named parameters, repeated ones included, and what is no plain weight.
-
-    It gives the names of ``named_parameters(remove_duplicate=False)`` in a third of its time.
-    """
+    """Return all named parameters, repeated ones included, and what is no plain weight."""
     named: list[tuple[str, Tensor]] = []
     refused: list[str] = []
-    pending: list[tuple[str, nn.Module]] = [("", module)]
-    while pending:
-        prefix, current = pending.pop()
-        for name, parameter in current._parameters.items():
-            if parameter is not None:
-                named.append((prefix + name, parameter))
+    for prefix, current in _modules(module, "", ()):
+        named += [(prefix + name, x) for name, x in current._parameters.items() if x is not None]
         if type(current).__module__.startswith(_QUANTIZED):
             refused.append(f"{prefix.rstrip('.')} ({type(current).__name__})")
-        children = current._modules
-        if children:
-            if "parametrizations" in children:
-                refused.append(f"{prefix}parametrizations")
-            pending.extend(
-                (f"{prefix}{name}.", child)
-                for name, child in reversed(children.items())
-                if child is not None
-            )
+        if "parametrizations" in current._modules:
+            refused.append(f"{prefix}parametrizations")
     return named, refused
+
+
+def _modules(
+    module: nn.Module, prefix: str, above: tuple[nn.Module, ...]
+) -> Iterator[tuple[str, nn.Module]]:
+    if module in above:
+        raise AnatomyError(
+            f"the module {prefix.rstrip('.')} contains itself: keep the reference outside of "
+            "torch's register, as in object.__setattr__(module, name, value)"
+        )
+    yield prefix, module
+    for name, child in module._modules.items():
+        if child is not None:
+            yield from _modules(child, f"{prefix}{name}.", (*above, module))
 
 
 def _fault(name: str, tensor: Tensor, is_parameter: bool) -> str:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import Any, Literal
 
-from torch import nn
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from weightinit.errors import AnatomyError
 
@@ -15,6 +18,7 @@ __all__ = [
     "Form",
     "ModuleFacts",
     "Traits",
+    "activation",
     "infer",
     "inspect_module",
     "note_config",
@@ -22,8 +26,23 @@ __all__ = [
     "type_name",
 ]
 
-#: Where the norms of a block are: ``x + f(norm(x))``, ``x + norm(f(x))``, ``norm(x + f(x))``.
-Form = Literal["pre_norm", "branch_norm", "post_norm"]
+#: Where the norms of a block are: ``x + f(norm(x))``, ``x + norm(f(x))``, ``norm(x + f(x))``, and
+#: ``x + gate * f((1 + scale) * norm(x) + shift)``, all three made from a condition.
+Form = Literal["pre_norm", "branch_norm", "post_norm", "adaLN"]
+#: An activation by value, and how else it is called, in small letters without "_" and "-".
+_ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
+    "gelu": (F.gelu, "gelupython"),
+    "gelu_tanh": (
+        partial(F.gelu, approximate="tanh"),
+        "gelutanh gelunew newgelu gelufast fastgelu gelupytorchtanh pytorchgelutanh "
+        "geluapproximate",
+    ),
+    "quick_gelu": (lambda x: x * torch.sigmoid(1.702 * x), "quickgelu"),
+    "silu": (F.silu, "swish"),
+    "relu": (F.relu, ""),
+    "relu_squared": (lambda x: F.relu(x).square(), "relu2 squaredrelu relusquared"),
+    "tanh": (torch.tanh, ""),
+}
 
 
 @dataclass(frozen=True)
@@ -40,7 +59,7 @@ class Traits:
         pos_prefix: number of them that have a row among the positions.
         no_embed_class: whether positions are added before the tokens are.
         pool: how tokens become features.
-        act: name of the activation.
+        act: name of the function that the activation computes, such as ``"gelu"``.
         norm: type of the norms.
         rope: type of the rotary embedding, ``"none"`` if there is none.
         glu: order of a gated MLP's halves, ``"none"`` if it is not gated.
@@ -69,6 +88,8 @@ class Traits:
         for name in (trait.name for trait in fields(cls) if trait.name in values):
             value = values[name]
             known[name] = tuple(value) if isinstance(value, list) else value
+        if isinstance(known.get("act"), str):
+            known["act"] = activation(known["act"])
         return cls(**known)
 
     def to_dict(self) -> dict[str, Any]:
@@ -143,8 +164,8 @@ def note_mlp(noted: ModuleFacts, mlp: Any) -> None:
         glu = "gate_last" if mlp.gate_last else "gate_first"
     elif hasattr(mlp, "fc1_g"):
         glu = "split"
-    act = type_name(getattr(mlp, "act", None) or getattr(mlp, "mlp_act", None))
-    noted.traits.update(act=act, glu=glu)
+    act = getattr(mlp, "act", None) or getattr(mlp, "mlp_act", None)
+    noted.traits.update(act=activation(act), glu=glu)
 
 
 def note_config(module: Any, noted: ModuleFacts) -> None:
@@ -154,7 +175,27 @@ def note_config(module: Any, noted: ModuleFacts) -> None:
     if heads:
         noted.sizes["h"] = int(heads)
     act = getattr(config, "hidden_act", None) or getattr(config, "activation_function", None)
-    noted.traits.update(act=act if isinstance(act, str) else type_name(act), glu="none")
+    noted.traits.update(act=activation(act), glu="none")
+
+
+def activation(act: Any) -> str | None:
+    """Return the name of the function that an activation computes, whoever wrote it.
+
+    Examples:
+        >>> activation(nn.GELU()), activation("gelu_new"), activation(nn.functional.relu)
+        ('gelu', 'gelu_tanh', 'relu')
+    """
+    if act is None or isinstance(act, str):
+        key = (act or "").lower().replace("_", "").replace("-", "").removesuffix("activation")
+        known = (x for x, (_, others) in _ACTIVATIONS.items() if key in (x, *others.split()))
+        return next(known, act)
+    probe = torch.linspace(-4, 4, 33, dtype=torch.float32, device="cpu")
+    try:
+        value = act(probe)
+    except Exception:  # whatever a user's module raises
+        value = probe.new_full((), torch.nan)
+    same = (x for x, (f, _) in _ACTIVATIONS.items() if torch.allclose(value, f(probe), atol=1e-5))
+    return next(same, None) or getattr(act, "__name__", None) or type_name(act)
 
 
 def type_name(module: object) -> str | None:

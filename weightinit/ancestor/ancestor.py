@@ -28,6 +28,7 @@ class Ancestor:
     Attributes:
         anatomy: anatomy of the network.
         source: where it came from, in words, with the resolved commit of a Hub repository.
+        live: the tensors of the user that it reads, if it came as a module or state dict.
 
     Examples:
         >>> import timm, weightinit as wi
@@ -47,11 +48,13 @@ class Ancestor:
         source: str,
         read: Callable[[str], Tensor],
         module: Callable[[], nn.Module],
+        live: Iterable[Tensor] = (),
     ) -> None:
         self.anatomy = anatomy
         self.source = source
         self._read = read
         self._module = module
+        self.live = tuple(live)
         self._last: tuple[str, Tensor] | None = None
 
     def __repr__(self) -> str:
@@ -74,7 +77,18 @@ class Ancestor:
         # The parts of a fused tensor are asked for one after the other.
         if self._last is None or self._last[0] != name:
             self._last = None  # let go of the old one before the new one is read
-            self._last = name, _checked(name, self._read(name), self.source)
+            tensor = self._read(name)
+            if tensor.dtype not in _DTYPES:
+                raise BundleError(
+                    f"{name} of {self.source} is {tensor.dtype}: pass it in one of {_DTYPES}"
+                )
+            # The sum is not finite if any value is not; the slow check tells overflow from NaN.
+            if not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():
+                raise BundleError(
+                    f"{name} of {self.source} holds NaN or infinity: take an ancestor whose "
+                    "training went well"
+                )
+            self._last = name, tensor
         return self._last[1]
 
     def part(self, piece: Piece) -> Tensor:
@@ -166,16 +180,3 @@ class Ancestor:
             f"a {type(ancestor).__name__} is no ancestor: pass a module, a state dict, a path, the "
             "name of a timm model, or 'org/name@revision' of the Hub"
         )
-
-
-def _checked(name: str, tensor: Tensor, source: str) -> Tensor:
-    if tensor.dtype not in _DTYPES:
-        raise BundleError(
-            f"{name} of {source} is {tensor.dtype}: pass it in one of {list(map(str, _DTYPES))}"
-        )
-    # The sum is not finite if any value is not; the slow check tells overflow from NaN.
-    if not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():
-        raise BundleError(
-            f"{name} of {source} holds NaN or infinity: take an ancestor whose training went well"
-        )
-    return tensor

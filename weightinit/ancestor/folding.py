@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from weightinit.anatomy import Anatomy, ParamSpec, Piece, scale_of
-from weightinit.anatomy.source import strip
 from weightinit.ancestor.ancestor import Ancestor
 
 __all__ = ["folded"]
@@ -69,7 +68,7 @@ class _Folding:
         if any(value.dtype in (torch.float16, torch.bfloat16) for value in module.parameters()):
             module = module.float()
         anatomy = self.ancestor.anatomy
-        parameters = {strip(name): value.data for name, value in module.named_parameters()}
+        parameters = {anatomy.key(name): value.data for name, value in module.named_parameters()}
         for spec in anatomy.specs:
             if spec.name in self.scales:
                 self._scale(spec, parameters[spec.key])

@@ -43,14 +43,24 @@ class Library(ABC):
     def _load(self) -> nn.Module:
         """Return the model on the CPU, its weights read and converted by the library."""
 
-    def module(self, weights: Weights, names: Mapping[str, str]) -> nn.Module:
-        """Return the model with its own weights; ``names`` maps names to those in the files."""
-        return self.loaded()
-
     def meta(self) -> nn.Module:
         """Return the model on the meta device, in eval mode: it costs next to nothing."""
         with self._explained("build"), torch.device("meta"):
             return self._build().eval()
+
+    def module(self, weights: Weights, names: Mapping[str, str]) -> nn.Module:
+        """Return the model with tensors read one by one; ``names`` are those in the files."""
+        with self._explained("build"), torch.random.fork_rng(devices=[]):
+            module = self._build().eval()
+        if any(weights.dtypes[name] == "F64" for name in names.values()):
+            module = module.double()
+        with torch.no_grad():
+            for name, tensor in module.named_parameters():
+                tensor.copy_(weights.read(names[name]))
+            for name, tensor in module.named_buffers():
+                if weights.shapes.get(name) == tuple(tensor.shape):
+                    tensor.copy_(weights.read(name))
+        return module
 
     def loaded(self) -> nn.Module:
         """Return the model with its weights, in eval mode; the global generator stays as it was."""
@@ -76,13 +86,7 @@ def _reason(error: Exception) -> str:
 
 @dataclass(frozen=True)
 class Timm(Library):
-    """A model of timm's own.
-
-    Args:
-        model: name of the model, or ``"local-dir:"`` and a folder with timm's config.json.
-        weights: safetensors of the model.
-        arguments: further arguments of ``timm.create_model``.
-    """
+    """A model of timm's own, by its name or ``"local-dir:"`` and a folder with a config.json."""
 
     model: str
     weights: Weights
@@ -113,20 +117,6 @@ class Timm(Library):
             raise BundleError(fault(drawn or ["a head of these classes"], [], []))
         return module
 
-    def module(self, weights: Weights, names: Mapping[str, str]) -> nn.Module:
-        """Return the model with tensors read one by one: timm reads one file of its own names."""
-        with self._explained("build"), torch.random.fork_rng(devices=[]):
-            module = self._build().eval()
-        if any(weights.dtypes[name] == "F64" for name in names.values()):
-            module = module.double()
-        with torch.no_grad():
-            for name, tensor in module.named_parameters():
-                tensor.copy_(weights.read(names[name]))
-            for name, tensor in module.named_buffers():
-                if weights.shapes.get(name) == tuple(tensor.shape):
-                    tensor.copy_(weights.read(name))
-        return module
-
 
 def _still(module: nn.Module, fresh: nn.Module) -> list[str]:
     """Return the parameters that are as they were drawn; constants are no draws."""
@@ -140,13 +130,7 @@ def _still(module: nn.Module, fresh: nn.Module) -> list[str]:
 
 @dataclass(frozen=True)
 class Transformers(Library):
-    """A model of transformers.
-
-    Args:
-        folder: folder with its config.json and safetensors.
-        config: the config, as transformers reads it.
-        model: class of the model, one of transformers' own.
-    """
+    """A model of transformers, one of its own classes, in a folder with its config.json."""
 
     folder: Path
     config: Any
@@ -253,19 +237,17 @@ def from_metadata(weights: Weights, what: str) -> Library | None:
 
     if not timm.is_model(architecture):
         return None
-    text = weights.metadata.get("model_args", "{}")
-    arguments = parse_json(text.encode(), f"model_args in the metadata of {what}", 10_000)
+    text = weights.metadata.get("model_args", "{}").encode()
+    arguments = parse_json(text, f"model_args in the metadata of {what}", 10_000)
     _check_arguments(arguments, weights, what)
     return Timm(architecture, weights, arguments)
 
 
 def _check_arguments(arguments: object, weights: Weights, where: str) -> None:
-    sound = isinstance(arguments, dict) and not _RESERVED & arguments.keys()
-    if not sound:
+    if not isinstance(arguments, dict) or _RESERVED & arguments.keys():
         raise BundleError(
             f"the model_args of {where} must be an object without {sorted(_RESERVED)}: correct it"
         )
-    assert isinstance(arguments, dict)
     _check_depth(arguments, weights, where)
 
 
@@ -274,8 +256,8 @@ def _check_depth(config: Mapping[str, Any], weights: Weights, where: str) -> Non
     for key in _DEPTHS:
         value = config.get(key)
         for depth in value if isinstance(value, list) else [value]:
-            if isinstance(depth, (int, float)) and depth > len(weights):
+            if isinstance(depth, (int, float)) and depth > len(weights.shapes):
                 raise BundleError(
-                    f"{where} has {key} {depth}, for {len(weights)} tensors: they are not of one "
-                    "model; correct it"
+                    f"{where} has {key} {depth}, for {len(weights.shapes)} tensors: they are not "
+                    "of one model; correct it"
                 )

@@ -5,11 +5,11 @@ from __future__ import annotations
 import copy
 import difflib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -17,66 +17,39 @@ from torch.distributed.tensor import DTensor
 from weightinit.anatomy import Anatomy, Rule, anatomy
 from weightinit.ancestor.models import Library, Timm, from_config, from_metadata
 from weightinit.ancestor.pair import pair
-from weightinit.ancestor.weights import (
-    ADVICE,
-    Weights,
-    download,
-    find_weights,
-    read_config,
-)
+from weightinit.ancestor.weights import ADVICE, Weights, download, find_weights, read_config
 from weightinit.errors import AnatomyError, BundleError, ProjectionError
 from weightinit.files import hub
 from weightinit.files.checks import PICKLE_SUFFIXES
 from weightinit.files.hub import CONFIG
 
-__all__ = ["Network", "Opener"]
+__all__ = ["Opener"]
 
 _HUB_PREFIXES = ("hf-hub:", "hf_hub:")
 _FILES = (".safetensors", *PICKLE_SUFFIXES)
 
 
-class Network(NamedTuple):
-    """What :class:`weightinit.Ancestor` is made of.
-
-    Args:
-        anatomy: anatomy of the network.
-        source: where it came from, in words.
-        read: returns a stored parameter by its name in the anatomy, contiguous and on the CPU.
-        module: returns a runnable copy.
-    """
-
-    anatomy: Anatomy
-    source: str
-    read: Callable[[str], Tensor]
-    module: Callable[[], nn.Module]
+#: The arguments of :class:`weightinit.Ancestor`: the anatomy, where the network is from, what
+#: returns a stored tensor by its name, contiguous and on the CPU, a runnable copy, and the tensors
+#: of the user's that it reads.
+Network = tuple[Anatomy, str, Callable[[str], Tensor], Callable[[], nn.Module], Iterable[Tensor]]
 
 
 @dataclass(frozen=True)
 class Opener:
-    """Opens ancestors; each method takes one kind.
+    """Opens ancestors, with the options of :meth:`weightinit.Ancestor.open`; a method a kind."""
 
-    Every method raises ProjectionError where there is no such ancestor, its head count is unknown
-    or it is on the meta device, and BundleError where files cannot be had or are not sound.
-
-    Args:
-        heads: number of attention heads, where nothing else says.
-        revision: branch, tag or commit of a Hub repository.
-        client: client of the Hub.
-        rules: rules for parameters that no other rule explains.
-    """
-
-    heads: int | None = None
-    revision: str | None = None
-    client: hub.Client = field(default_factory=hub.Client)
-    rules: Sequence[Rule] = ()
+    heads: int | None
+    revision: str | None
+    client: hub.Client
+    rules: Sequence[Rule]
 
     def __post_init__(self) -> None:
         """Check the head count."""
-        heads = self.heads
-        if heads is not None and (isinstance(heads, bool) or not isinstance(heads, int)):
-            raise ProjectionError(f"heads={heads!r}: pass a whole number, or leave it out")
-        if heads is not None and heads < 1:
-            raise ProjectionError(f"heads={heads}: pass a positive number, or leave it out")
+        if self.heads is not None and (type(self.heads) is not int or self.heads < 1):
+            raise ProjectionError(
+                f"heads={self.heads!r}: pass a positive whole number, or leave it out"
+            )
 
     def module(self, module: nn.Module, source: str | None = None) -> Network:
         """Open a module; ``source`` is where it is from, if it was not the user's."""
@@ -95,14 +68,15 @@ class Opener:
                 ) from error
 
         source = source or f"a {type(inner).__name__}"
-        return Network(seen, source, lambda name: _full(parameters[name]), copied)
+        return seen, source, lambda name: _full(parameters[name]), copied, parameters.values()
 
     def state(self, state: Mapping[str, Tensor]) -> Network:
         """Open a state dict."""
         seen = self._bare_anatomy(state, "state_dict")
         _check_values(seen, state)
         source = f"a state dict of {len(state)} tensors"
-        return Network(seen, source, lambda name: _full(state[name]), _no_module(source))
+        reading = partial(_no_module, source)
+        return seen, source, lambda name: _full(state[name]), reading, state.values()
 
     def named(self, ancestor: str | os.PathLike[str]) -> Network:
         """Open what has a path or a name."""
@@ -118,15 +92,24 @@ class Opener:
         if named and (found := self.timm_model(text)):
             return found
         if is_file or is_folder:
-            if self.revision is not None:
-                revision = self.revision
+            if (revision := self.revision) is not None:
                 raise ProjectionError(f"{text!r} is a path and has no {revision=}: leave it out")
             path = Path(expanded)
             source = str(path.resolve())
             return self.folder(path, source) if is_folder else self.file(Weights([path]), source)
         if named and hub.REPO.fullmatch(text):
             return self.repository(text)
-        raise _unknown(text)
+        import timm
+
+        known = timm.list_models(pretrained=True)
+        architectures = {name.partition(".")[0] for name in known}
+        close = difflib.get_close_matches(text, [*known, *architectures], n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise ProjectionError(
+            f"there is no ancestor {text[:200]!r}: {hint}pass a module, a state dict, an existing "
+            "safetensors file or folder, the name of a pretrained timm model "
+            "(timm.list_models(pretrained=True)), or 'org/name@revision' of the Hub"
+        )
 
     def timm_model(self, text: str) -> Network | None:
         """Open a pretrained model of timm; return None if the name is none of its architectures."""
@@ -135,8 +118,7 @@ class Opener:
         name, _, pinned = text.partition("@")
         if not timm.is_model(name):
             return None
-        revision = self.revision
-        if pinned and revision and pinned != revision:
+        if pinned and (revision := self.revision) and pinned != revision:
             raise ProjectionError(f"two revisions are given, in {text!r} and {revision=}: pass one")
         try:
             config = timm.get_pretrained_cfg(name)
@@ -150,7 +132,7 @@ class Opener:
                 "or pass the module with its weights"
             )
         if config.file:
-            if revision or pinned:
+            if self.revision or pinned:
                 raise ProjectionError(
                     f"timm has {name} as {config.file}, of no revision: leave it out"
                 )
@@ -158,8 +140,11 @@ class Opener:
             weights = find_weights(path, at) if path.is_dir() else Weights([path])
         elif config.hf_hub_id:
             repo, _, default = config.hf_hub_id.partition("@")
-            files = _safe_names(config.hf_hub_filename)
-            folder, at = download(self.client, repo, pinned or revision or default or None, files)
+            # The safetensors files that may stand for one of timm's.
+            stem = (config.hf_hub_filename or "").rpartition(".")[0]
+            files = [f"{name}.safetensors" for name in (stem, stem.replace("pytorch_", "")) if stem]
+            revision = pinned or self.revision or default or None
+            folder, at = download(self.client, repo, revision, files)
             found = [folder / file for file in files if (folder / file).exists()]
             weights = Weights(found[:1]) if files else find_weights(folder, at)
         else:
@@ -189,27 +174,23 @@ class Opener:
         if library is not None:
             return self._of_library(weights, library, source)
         seen = self._bare_anatomy(weights.meta(), repr(os.fspath(weights.paths[0])))
-        return Network(seen, source, weights.read, _no_module(source))
+        return seen, source, weights.read, partial(_no_module, source), ()
 
     def _of_library(self, weights: Weights, library: Library, source: str) -> Network:
         """Stream the weights of a model that a library builds, or let the library convert them."""
         meta = library.meta()
         seen = self._anatomy(meta)
         names, fault = pair(seen, meta, weights, library.name)
-        if names is None:
-            try:
-                module = library.loaded()
-            except BundleError as error:
-                raise BundleError(
-                    f"{source} does not hold the model that its config states: {fault}. Save or "
-                    f"download both again, or pass the module ({str(error)[:300]})"
-                ) from error
-            return self.module(module, source)
-
-        def read(name: str) -> Tensor:
-            return weights.read(names[name])
-
-        return Network(seen, source, read, lambda: library.module(weights, names))
+        if names:
+            module = partial(library.module, weights, names)
+            return seen, source, lambda name: weights.read(names[name]), module, ()
+        try:
+            return self.module(library.loaded(), source)
+        except BundleError as error:
+            raise BundleError(
+                f"{source} does not hold the model that its config states: {fault}. Save or "
+                f"download both again, or pass the module ({str(error)[:300]})"
+            ) from error
 
     def _anatomy(self, source: nn.Module | Mapping[str, Tensor]) -> Anatomy:
         sizes = None if self.heads is None else {"h": self.heads}
@@ -257,31 +238,8 @@ def _full(tensor: Tensor) -> Tensor:
     return tensor.cpu().contiguous()
 
 
-def _no_module(source: str) -> Callable[[], nn.Module]:
-    def module() -> nn.Module:
-        raise ProjectionError(
-            f"{source} cannot be run, which this needs: pass the module itself, a timm name, or a "
-            "folder with config.json"
-        )
-
-    return module
-
-
-def _unknown(text: str) -> ProjectionError:
-    import timm
-
-    names = timm.list_models(pretrained=True)
-    close = difflib.get_close_matches(text, [*names, *{n.partition(".")[0] for n in names}], n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    return ProjectionError(
-        f"there is no ancestor {text[:200]!r}: {hint}pass a module, a state dict, an existing "
-        "safetensors file or folder, the name of a pretrained timm model "
-        "(timm.list_models(pretrained=True)), or 'org/name@revision' of the Hub"
+def _no_module(source: str) -> nn.Module:
+    raise ProjectionError(
+        f"{source} cannot be run, which this needs: pass the module itself, a timm name, or a "
+        "folder with config.json"
     )
-
-
-def _safe_names(file: str | None) -> tuple[str, ...]:
-    """Return the safetensors files that may stand for a weights file of timm's."""
-    stem = (file or "").rpartition(".")[0]
-    names = (stem, stem.replace("pytorch_", ""))
-    return tuple(dict.fromkeys(f"{name}.safetensors" for name in names if name))

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from torch import nn
 
 from weightinit.anatomy import Anatomy, anatomy
-from weightinit.anatomy.match import family_of, match
-from weightinit.anatomy.source import strip
+from weightinit.anatomy.match import families_of, match, prefix_of
+from weightinit.anatomy.source import shorten, strip
 from weightinit.ancestor.weights import Weights
 from weightinit.errors import AnatomyError
 from weightinit.files.checks import some
@@ -18,9 +18,18 @@ __all__ = ["blocks_among", "fault", "pair"]
 
 def blocks_among(names: Iterable[str], like: Iterable[str]) -> list[str]:
     """Return the names that lie in blocks of the family that the names ``like`` are of."""
-    family = family_of(map(strip, like))
-    places = [(name, match(family, strip(name)) if family else None) for name in names]
-    return [name for name, place in places if place is not None and place.block is not None]
+    families = families_of(map(strip, like))
+    family = families.get(prefix_of(families))
+    places = _keys(names).items() if family else ()
+    matches = [(name, match(family, key)) for key, name in places if family]
+    return [name for name, place in matches if place is not None and place.block is not None]
+
+
+def _keys(names: Iterable[str]) -> dict[str, str]:
+    """Return each name by what it is without wrappers and prefix."""
+    keys = {strip(name): name for name in names}
+    prefix = prefix_of(families_of(keys))
+    return {shorten(key, prefix): name for key, name in keys.items()}
 
 
 def fault(missing: list[str], differing: list[str], stray: list[str]) -> str:
@@ -36,22 +45,8 @@ def fault(missing: list[str], differing: list[str], stray: list[str]) -> str:
 def pair(
     expected: Anatomy, module: nn.Module, weights: Weights, library: str
 ) -> tuple[dict[str, str] | None, str]:
-    """Return the name in the files of each parameter of a model, or None and what is wrong.
-
-    The model is on the meta device; its tensors that ``weights`` lacks, has in another shape or has
-    besides are what may be wrong.
-    """
-    names, text = _by_name(expected, module, weights, library)
-    if names is None and library == "transformers":
-        # transformers 5 renames the tensors that 4 and the files know by other names.
-        names = _by_role(expected, weights)
-    return names, "" if names else text
-
-
-def _by_name(
-    expected: Anatomy, module: nn.Module, weights: Weights, library: str
-) -> tuple[dict[str, str] | None, str]:
-    keys = {strip(name): name for name in weights.shapes}
+    """Return the name in the files of each parameter of a model, or None and what is wrong."""
+    keys = _keys(weights.shapes)
     names, missing, differing = {}, [], []
     used: set[str] = set()
     for spec in expected.specs:
@@ -64,18 +59,20 @@ def _by_name(
             differing.append(f"{name} {list(weights.shapes[name])} for {list(spec.shape)}")
         else:
             names[spec.name] = name
-    buffers = {strip(name) for name, _ in module.named_buffers()}
+    buffers = {expected.key(name) for name, _ in module.named_buffers()}
     stray = [
         name
         for name in weights.shapes.keys() - used
-        if strip(name) not in buffers and weights.floating(name)
+        if expected.key(name) not in buffers and weights.floating(name)
     ]
     if library == "transformers":
         # Its files often keep the head of the pretraining; a block too many is another model.
         stray = blocks_among(stray, [spec.key for spec in expected.specs])
-    if missing or differing or stray:
-        return None, fault(missing, differing, stray)
-    return names, ""
+    if not (missing or differing or stray):
+        return names, ""
+    # transformers 5 renames the tensors that 4 and the files know by other names.
+    renamed = _by_role(expected, weights) if library == "transformers" else None
+    return renamed, fault(missing, differing, stray)
 
 
 def _by_role(expected: Anatomy, weights: Weights) -> dict[str, str] | None:

@@ -56,9 +56,6 @@ class Weights:
         if not self.shapes:
             raise BundleError(f"{some(map(str, paths))} holds no tensors: save the model again")
 
-    def __len__(self) -> int:
-        return len(self.shapes)
-
     def meta(self) -> dict[str, Tensor]:
         """Return a state dict of the same names and shapes, on the meta device."""
         return {

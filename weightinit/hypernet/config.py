@@ -11,17 +11,12 @@ from weightinit.errors import BundleError
 __all__ = ["HyperConfig"]
 
 Kind = Literal["ghn3", "logah", "tal", "pith"]
-Expansion = Literal["none", "original", "both"]
-Pathway = Literal["dual", "shared"]
-Start = Literal["scratch", "rule"]
-Alignment = Literal["uniform", "first"]
-
 CHOICES: Mapping[str, tuple[Any, ...]] = {
     "kind": get_args(Kind),
-    "pathway": get_args(Pathway),
-    "expansion": get_args(Expansion),
-    "start": get_args(Start),
-    "alignment": get_args(Alignment),
+    "pathway": ("dual", "shared"),
+    "expansion": ("none", "original", "both"),
+    "start": ("scratch", "rule"),
+    "alignment": ("uniform", "first"),
     "primitives": (15, 18),
     **dict.fromkeys(("layernorm", "dead_layer", "separate", "softmax"), (True, False)),
 }
@@ -89,12 +84,12 @@ class HyperConfig:
     max_ck: int = 32768
     task_dim: int = 0
     dead_layer: bool = True
-    pathway: Pathway = "dual"
-    expansion: Expansion = "none"
+    pathway: Literal["dual", "shared"] = "dual"
+    expansion: Literal["none", "original", "both"] = "none"
     separate: bool = False
-    alignment: Alignment = "uniform"
+    alignment: Literal["uniform", "first"] = "uniform"
     softmax: bool = False
-    start: Start = "scratch"
+    start: Literal["scratch", "rule"] = "scratch"
 
     def __post_init__(self) -> None:
         """Check every field."""
@@ -138,7 +133,8 @@ class HyperConfig:
         Raises:
             BundleError: if a key is unknown, or a value is not sound.
         """
-        apart = values.get("heads_apart", False)
+        values = dict(values)
+        apart = values.pop("heads_apart", False)
         # Networks that start at the rule have this flag and never read it.
         unread = apart is False or (apart is True and values.get("start") == "rule")
         if not unread or values.get("alignment") == "learned":
@@ -147,7 +143,6 @@ class HyperConfig:
                 "measured worse than what PITH's paper states: use the version of weightinit that "
                 "trained this hypernetwork, or train it again"
             )
-        values = {name: value for name, value in values.items() if name != "heads_apart"}
         known = {field.name for field in fields(cls)}
         if unknown := sorted(set(values) - known):
             raise BundleError(f"unknown options {unknown[:5]}: use {sorted(known)}")

@@ -17,7 +17,7 @@ from torch import Tensor
 from weightinit.errors import BundleError
 from weightinit.files.checks import MAX_TENSORS, check_name, some
 from weightinit.hypernet.config import HyperConfig
-from weightinit.hypernet.infer import inferred
+from weightinit.hypernet.infer import Shapes, inferred
 from weightinit.hypernet.unpickle import MAX_BYTES, read_pickle
 
 __all__ = ["Converted", "convert"]
@@ -32,7 +32,7 @@ ALIAS = re.compile(r"(decoder(?:pq)?)\.seq\.(\d)\.(weight|bias)")
 
 @dataclass(frozen=True)
 class Converted:
-    """What was read, and what became of it.
+    """What was read from the file ``source``, and what became of it.
 
     Args:
         source: name of the file.
@@ -56,22 +56,21 @@ class Converted:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        lists = {name: list(getattr(self, name)) for name in ("assumed", "dropped", "ignored")}
-        return {**vars(self), "config": self.config.to_dict(), "moved": dict(self.moved), **lists}
+        return {**vars(self), "config": self.config.to_dict()}
 
     def __str__(self) -> str:
         sizes = ", ".join(f"{name} {value}" for name, value in self.config.to_dict().items())
-        lines = [f"{self.source}: {self.parameters:,} parameters; {sizes}"]
-        if self.assumed:
-            values = ", ".join(f"{name} {getattr(self.config, name)}" for name in self.assumed)
-            lines.append(f"not stated in the file, assumed: {values}")
-        if self.moved:
-            lines.append(f"renamed: {some(f'{old} to {new}' for old, new in self.moved.items())}")
-        if self.dropped:
-            lines.append(f"dropped, the same tensors again: {some(self.dropped, 16)}")
-        if self.ignored:
-            lines.append(f"not used: {some(self.ignored)}")
-        return "\n".join([*lines, f"written to {self.folder}"])
+        lines = {
+            self.source: f"{self.parameters:,} parameters; {sizes}",
+            "not stated in the file, assumed": ", ".join(
+                f"{name} {getattr(self.config, name)}" for name in self.assumed
+            ),
+            "renamed": some(f"{old} to {new}" for old, new in self.moved.items()),
+            "dropped, the same tensors again": some(self.dropped, 16),
+            "not used": some(self.ignored),
+        }
+        told = [f"{what}: {text}" for what, text in lines.items() if text]
+        return "\n".join([*told, f"written to {self.folder}"])
 
 
 def convert(
@@ -132,7 +131,7 @@ def convert(
         raise BundleError(f"{path} holds a hypernetwork of kind {config.kind!r}, not {kind!r}")
     with torch.device("meta"):
         network = GraphHyperNetwork(config)
-    _check(tensors, network.state_dict(), config)
+    _check(shapes, {name: tuple(t.shape) for name, t in network.state_dict().items()}, config)
     storages = {value.untyped_storage().data_ptr(): value for value in tensors.values()}
     held = sum(value.untyped_storage().nbytes() for value in storages.values())
     if sum(value.nbytes for value in tensors.values()) > held:
@@ -142,12 +141,8 @@ def convert(
     )
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         digest = hashlib.sha256(data).hexdigest()
-    provenance = {
-        "converted_from": path.name,
-        "sha256": digest,
-        "assumed": list(assumed),
-        "dropped": list(dropped),
-    }
+    names = {"assumed": list(assumed), "dropped": list(dropped)}
+    provenance = {"converted_from": path.name, "sha256": digest, **names}
     HyperNetwork.of(network, licence=licence, provenance=provenance).save_pretrained(folder)
     count = sum(value.numel() for value in tensors.values())
     return Converted(
@@ -209,21 +204,18 @@ def _named(
     return result, moved, tuple(dropped)
 
 
-def _check(
-    tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], config: HyperConfig
-) -> None:
+def _check(shapes: Shapes, expected: Shapes, config: HyperConfig) -> None:
     """Raise BundleError if these are not the tensors of the network."""
-    wrong = [
-        f"{name} {list(tensors[name].shape)} for {list(expected[name].shape)}"
-        for name in expected.keys() & tensors.keys()
-        if tensors[name].shape != expected[name].shape
-    ]
-    missing, unknown = expected.keys() - tensors.keys(), tensors.keys() - expected.keys()
-    text = "; ".join(
-        f"{what}: {some(names)}"
-        for what, names in (("missing", missing), ("unknown", unknown), ("of another shape", wrong))
-        if names
-    )
+    faults = {
+        "missing": expected.keys() - shapes.keys(),
+        "unknown": shapes.keys() - expected.keys(),
+        "of another shape": [
+            f"{name} {list(shapes[name])} for {list(expected[name])}"
+            for name in expected.keys() & shapes.keys()
+            if shapes[name] != expected[name]
+        ],
+    }
+    text = "; ".join(f"{what}: {some(names)}" for what, names in faults.items() if names)
     if text:
         raise BundleError(
             f"the tensors are not those of a {config.kind}, hid {config.hid}, {config.layers} "

@@ -20,20 +20,14 @@ __all__ = ["ConvDecoder", "Latents", "LowRank", "LowRankDecoder", "VectorDecoder
 
 
 class LowRank(NamedTuple):
-    """Matrices A B^T that are not multiplied out, plus a base if there is one.
-
-    Args:
-        a: A ``[..., rows, r]``.
-        b: B ``[..., columns, r]``.
-        base: ``[rows, columns]``, of one matrix only.
-    """
+    """Matrices A B^T ``[..., rows, columns]``, not multiplied out; of one matrix plus a base."""
 
     a: Tensor
     b: Tensor
     base: Tensor | None = None
 
     def dense(self) -> Tensor:
-        """Return the product ``[..., rows, columns]``, differentiable."""
+        """Return the product, differentiable."""
         if self.base is None:
             return self.a @ self.b.mT
         return torch.addmm(self.base, self.a, self.b.mT)
@@ -51,9 +45,8 @@ class _MLP(nn.Module):
 
     def __init__(self, *sizes: int) -> None:
         super().__init__()
-        layers: list[nn.Module] = []
-        for old, new in itertools.pairwise(sizes):
-            layers += [nn.Linear(old, new), nn.ReLU()]
+        pairs = itertools.pairwise(sizes)
+        layers = [layer for pair in pairs for layer in (nn.Linear(*pair), nn.ReLU())]
         self.fc = nn.Sequential(*layers[:-1])
 
 
@@ -64,16 +57,14 @@ class LowRankDecoder(nn.Module):
     j) of A is Y's entry of flat index i r + j, and B begins at latent row r. So few rows and
     columns need few latents, and only those are computed.
 
-    Args:
-        config: configuration of the hypernetwork.
-        expand: whether latents widen progressively, r to 2 r to 4 r (PITH).
-        heads: pairs of factors decoded from one MLP (PITH's shared pathway has two).
+    PITH's latents may ``expand`` progressively, r to 2 r to 4 r, and its shared pathway decodes
+    several ``heads``, pairs of factors, from one MLP.
     """
 
     def __init__(self, config: HyperConfig, *, expand: bool = False, heads: int = 1) -> None:
         super().__init__()
-        hid, self.rank, self.max_ck = config.hid, config.rank, config.max_ck
-        rank = self.rank
+        hid, rank = config.hid, config.rank
+        self.rank, self.max_ck = rank, config.max_ck
         self.mlp = _MLP(hid, 4 * hid, 8 * hid, 2 * rank * rank)
         self.names = [f"l2{'' if head == 0 else f'_{head}'}" for head in range(heads)]
         if config.dead_layer:
@@ -88,18 +79,6 @@ class LowRankDecoder(nn.Module):
             last = f"{name}_step{self.steps + 1}" if expand else name
             self.add_module(last, nn.Linear(wide, config.max_ck))
 
-    def factors(self, x: Tensor, rows: int, columns: int, head: int = 0) -> LowRank:
-        """Return A ``[N, rows, r]`` and B ``[N, columns, r]`` of node embeddings ``[N, hid]``.
-
-        Raises:
-            ProjectionError: if more rows or columns are asked for than the decoder has.
-        """
-        return Latents(self, x).factors(list(range(len(x))), rows, columns, head)
-
-    def forward(self, x: Tensor, rows: int, columns: int, head: int = 0) -> Tensor:
-        """Return A B^T ``[N, rows, columns]``."""
-        return self.factors(x, rows, columns, head).dense()
-
     def last(self, head: int = 0) -> nn.Linear:
         """Return the layer that latents end in."""
         name = self.names[head]
@@ -108,12 +87,9 @@ class LowRankDecoder(nn.Module):
         return layer
 
     def hidden(self, y: Tensor, which: slice, count: int) -> Tensor:
-        """Return latents before they widen, ``[N, factors, count, r]``.
+        """Return the first latents of A (0) or B (1), ``[N, factors, count, r]``, not yet widened.
 
-        Args:
-            y: output of the MLP before its last layer, ``[N, 8 hid]``.
-            which: factors: A is 0, B is 1.
-            count: number of first latents of each.
+        ``y`` ``[N, 8 hid]`` is what the last layer of the MLP is given.
         """
         layer, parts = self.mlp.fc[-1], (2, self.rank, self.rank)
         assert isinstance(layer, nn.Linear)
@@ -126,28 +102,23 @@ class LowRankDecoder(nn.Module):
         for step in range(self.steps):
             y = self.get_submodule(f"{self.names[head]}_step{step + 1}")(y).relu()
         last, found = self.last(head), []
-        at = begin
-        while at < end:
-            latent, column = divmod(at, self.max_ck)
-            whole = 1 if column else max(1, (end - at) // self.max_ck)
+        while begin < end:
+            latent, column = divmod(begin, self.max_ck)
+            # whole latents together, the rest of one on its own
+            whole = 1 if column else max(1, (end - begin) // self.max_ck)
             stop = min(end, (latent + whole) * self.max_ck)
-            part, some = y[:, latent : latent + whole], slice(column, column + stop - at)
-            full = column == 0 and stop - at >= self.max_ck
-            weight, bias = (
-                (last.weight, last.bias) if full else (last.weight[some], last.bias[some])
-            )
+            weight, bias = last.weight, last.bias
+            if column or stop - begin < self.max_ck:
+                some = slice(column, column + stop - begin)
+                weight, bias = weight[some], bias[some]
+            part = y[:, latent : latent + whole]
             found.append(functional.linear(part, weight, bias).flatten(1))
-            at = stop
+            begin = stop
         return found[0] if len(found) == 1 else torch.cat(found, 1)
 
 
 class Latents:
-    """The latents of all nodes of one pass; decoded are only those that somebody asks for.
-
-    Args:
-        decoder: the decoder whose latents they are.
-        x: embeddings of the nodes ``[n, hid]``.
-    """
+    """The latents of all nodes of one pass; decoded are only those that somebody asks for."""
 
     def __init__(self, decoder: LowRankDecoder, x: Tensor) -> None:
         self.decoder = decoder
@@ -157,11 +128,7 @@ class Latents:
     def factor(
         self, members: list[int], which: int, count: int, *, first: int = 0, head: int = 0
     ) -> Tensor:
-        """Return rows of A (``which`` 0) or B (1) of some nodes, ``[N, count, r]``.
-
-        Raises:
-            ProjectionError: if the decoder has fewer.
-        """
+        """Return rows of A (``which`` 0) or B (1) of some nodes, ``[N, count, r]``."""
         decoder = self.decoder
         rank, most = decoder.rank, decoder.max_ck
         if first + count > most:
@@ -181,17 +148,13 @@ class Latents:
         return decoder.entries(y, begin, end, head).unflatten(-1, (count, rank))
 
     def factors(self, members: list[int], rows: int, columns: int, head: int = 0) -> LowRank:
-        """Return both factors of some nodes."""
-        a, b = ((rows, 0), (columns, 1))
-        return LowRank(*(self.factor(members, i, n, head=head) for n, i in (a, b)))
+        """Return both factors of some nodes, ``[N, rows, r]`` and ``[N, columns, r]``."""
+        a = self.factor(members, 0, rows, head=head)
+        return LowRank(a, self.factor(members, 1, columns, head=head))
 
 
 class ConvDecoder(nn.Module):
-    """GHN-3's decoder of tensors of up to ``max_shape``, and of the classifier's weight.
-
-    Args:
-        config: configuration of the hypernetwork.
-    """
+    """GHN-3's decoder of tensors of up to ``max_shape``, and of the classifier's weight."""
 
     def __init__(self, config: HyperConfig) -> None:
         super().__init__()
@@ -238,11 +201,7 @@ class ConvDecoder(nn.Module):
 
 
 class VectorDecoder(nn.Module):
-    """GHN-3's decoder of vectors: row 0 is a weight, row 1 a bias.
-
-    Args:
-        config: configuration of the hypernetwork.
-    """
+    """GHN-3's decoder of vectors: row 0 is a weight, row 1 a bias."""
 
     def __init__(self, config: HyperConfig) -> None:
         super().__init__()

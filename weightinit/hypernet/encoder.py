@@ -20,11 +20,7 @@ DEGREES, DISTANCES, EDGES = 101, 1001, 257
 
 
 class ShapeEncoder(nn.Module):
-    """Embed the shapes of what nodes predict, each of four axes in a quarter of the width.
-
-    Args:
-        config: configuration of the hypernetwork; its ``num_classes`` and kernel size have bins.
-    """
+    """Embed the shapes of what nodes predict, each of four axes in a quarter of the width."""
 
     def __init__(self, config: HyperConfig) -> None:
         super().__init__()
@@ -39,13 +35,14 @@ class ShapeEncoder(nn.Module):
 
     def forward(self, graph: Graph) -> Tensor:
         """Return embeddings ``[nodes, hid]``."""
-        shapes = torch.tensor([node.shape or (-1,) * 4 for node in graph.nodes])
-        device = self.embed_channel.weight.device
+        shapes = torch.tensor([node.shape or (-1,) * 4 for node in graph.nodes]).T
         parts = [
-            table(_nearest(shapes[:, axis], bins).to(device))
-            for axis, (bins, table) in enumerate(
-                [(self.channels, self.embed_channel)] * 2 + [(self.spatial, self.embed_spatial)] * 2
+            table(_nearest(sizes, bins).to(table.weight.device))
+            for bins, table, pair in (
+                (self.channels, self.embed_channel, shapes[:2]),
+                (self.spatial, self.embed_spatial, shapes[2:]),
             )
+            for sizes in pair
         ]
         return torch.cat(parts, -1)
 
@@ -160,11 +157,7 @@ class Layer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """A graph to the embeddings of its nodes: what all four hypernetworks share.
-
-    Args:
-        config: configuration of the hypernetwork.
-    """
+    """A graph to the embeddings of its nodes: what all four hypernetworks share."""
 
     def __init__(self, config: HyperConfig) -> None:
         super().__init__()
@@ -177,17 +170,13 @@ class Encoder(nn.Module):
                 nn.init.trunc_normal_(module.weight, std=module.embedding_dim**-0.5)
 
     def encode(self, graph: Graph, task: Tensor | None = None) -> Tensor:
-        """Return the embeddings of a graph's nodes ``[n, hid]``.
-
-        Args:
-            graph: graph of the target.
-            task: TAL's task embedding ``[task_dim]``.
-        """
+        """Return the embeddings of a graph's nodes ``[n, hid]``, for TAL of a task."""
         device, first = self.embed.weight.device, self.gnn[0]
         assert isinstance(first, Layer)
         distances = graph.distances.to(device)
         x = self.embed(graph.types.to(device)) + self.shape_enc(graph) + first.place(distances)
         bias = first.attn.bias(distances)
+        task = None if task is None else task.to(x)
         for layer in self.gnn:
             x = layer(x, bias, task)
         return self.ln(x)

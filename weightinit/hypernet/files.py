@@ -19,25 +19,13 @@ __all__ = ["HyperNetwork"]
 MOST_ROWS = 384 * 16
 #: How the weights get into a model, by kind of hypernetwork.
 USES = {
-    "logah": "wi.init_from_hypernet(model, {name})",
     "tal": "wi.init_from_hypernet(model, {name}, task=images, ancestor=ancestor)",
     "pith": "wi.project_from(ancestor, model, method=wi.PITH({name}))  # any name, file or module",
 }
-
-
-def _model(config: HyperConfig) -> str:
-    """Return the Python that makes a model of a size that a hypernetwork can fill."""
-    if config.primitives == 18:
-        return (
-            "import transformers, weightinit as wi\n"
-            "model = transformers.GPT2LMHeadModel(transformers.GPT2Config(n_layer=9))"
-        )
-    size = "depth=9, num_classes=100"
-    if config.max_ck < MOST_ROWS:
-        size = "img_size=32, patch_size=8, embed_dim=96, num_heads=6, num_classes=10"
-    return (
-        f'import timm, weightinit as wi\nmodel = timm.create_model("vit_small_patch16_224", {size})'
-    )
+GPT = """import transformers, weightinit as wi
+model = transformers.GPT2LMHeadModel(transformers.GPT2Config(n_layer=9))"""
+VIT = """import timm, weightinit as wi
+model = timm.create_model("vit_small_patch16_224", {size})"""
 
 
 def _config(config: BundleConfig) -> HyperConfig:
@@ -127,10 +115,14 @@ class HyperNetwork(Bundle):
     @classmethod
     def about(cls, config: BundleConfig, name: str) -> tuple[str, str, str]:
         """Return the card's own words: the call that fills a model, by kind of hypernetwork."""
-        found = _config(config)
+        found, size = _config(config), "depth=9, num_classes=100"
+        if found.max_ck < MOST_ROWS:
+            size = "img_size=32, patch_size=8, embed_dim=96, num_heads=6, num_classes=10"
+        model = GPT if found.primitives == 18 else VIT.format(size=size)
+        use = USES.get(found.kind, "wi.init_from_hypernet(model, {name})").format(name=name)
         sizes = " ".join(f"{label}={size}" for label, size in config.sizes.items())
         return (
             f"Weight hypernetwork ({config.method})",
-            f"{_model(found)}\n{USES.get(found.kind, USES['logah']).format(name=name)}",
+            f"{model}\n{use}",
             f"A hypernetwork with an encoder of {config.depth} blocks, sizes {sizes}.",
         )

@@ -23,15 +23,7 @@ __all__ = ["Fusion"]
 class Fusion:
     """Fuses what a hypernetwork predicts with an ancestor's projected weights.
 
-    Args:
-        hypernet: a network of kind pith.
-        graph: graph of the target.
-        target: anatomy of the target.
-        source: the ancestor.
-        faithful: block i from block i, and positions one off, as the released code.
-
-    Raises:
-        ProjectionError: if the ancestor lacks what the target has.
+    ``faithful`` takes block i from block i, and positions one off, as the released code.
     """
 
     def __init__(
@@ -54,9 +46,10 @@ class Fusion:
             )
         if faithful or hypernet.config.alignment == "first":
             blocks = torch.arange(depth).clamp(max=own - 1)
+        elif depth <= own:
+            blocks = select_indices(own, depth)
         else:
-            spread = torch.arange(depth) * own // depth
-            blocks = select_indices(own, depth) if depth <= own else spread
+            blocks = torch.arange(depth) * own // depth
         #: The ancestor's block that each block inherits from.
         self.blocks: list[int] = blocks.tolist()
 
@@ -65,10 +58,10 @@ class Fusion:
         first = self.graph.nodes[members[0]]
         if first.head or (first.op == "pos_enc" and not first.on_grid):
             return values
-        parts = [self._stored(self.graph.nodes[index]) for index in members]
-        if not all(parts):
-            return values
+        parts = (self._stored(self.graph.nodes[index]) for index in members)
         stored = [[part.to(run.x) for part in found] for found in parts]
+        if not all(stored):
+            return values
         weight = self.hypernet.fusion_weight.sigmoid()
         if isinstance(values, LowRank):
             p, q = run.pair(
@@ -121,7 +114,6 @@ class Fusion:
         if node.on_grid:
             return [self._positions(parts[0], node)]
         if node.spatial:
-            assert node.shape is not None
             _, channels, height, width = node.shape
             if parts[0].shape[1:] != (channels, height, width):
                 return [resample_patch(parts[0], (height, width), channels)]
@@ -129,7 +121,6 @@ class Fusion:
 
     def _positions(self, value: Tensor, node: Node) -> Tensor:
         """Return the ancestor's positions on the target's grid ``[1, d, rows, columns]``."""
-        assert node.shape is not None
         rows, columns = node.shape[2:]
         if not self.faithful:
             before = _prefix(self.source.anatomy)

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -29,6 +30,12 @@ PRIMITIVES = (
 )  # fmt: skip
 #: Published cutoff of shortest paths: pairs farther apart are not connected.
 CUTOFF = 50
+#: Layers whose weights are stacked in one node.
+FUSED = {
+    "attn.qkv": ("attn.q", "attn.k", "attn.v"),
+    "pool.qkv": ("pool.q", "pool.k", "pool.v"),
+    "mlp.fc1": ("mlp.fc1", "mlp.up"),
+}
 #: Block, -1 outside the blocks, and canonical role.
 Key = tuple[int, str]
 
@@ -42,13 +49,13 @@ class Node:
         roles: canonical roles that it predicts, their rows stacked in this order; of a norm its
             weight and bias. Empty for an operation without parameters.
         block: index of its block, -1 outside.
-        shape: shape of what it predicts, for the shape embedding: out, in, height, width.
+        shape: shape of what it predicts: out, in, height, width; empty without parameters.
     """
 
     op: str
     roles: tuple[str, ...] = ()
     block: int = -1
-    shape: tuple[int, int, int, int] | None = None
+    shape: tuple[int, ...] = ()
 
     @property
     def head(self) -> bool:
@@ -63,18 +70,12 @@ class Node:
     @property
     def on_grid(self) -> bool:
         """Whether it predicts positions of patches, ``(1, d, rows, columns)``."""
-        return self.roles == ("pos",) and self.shape is not None and self.shape[0] == 1
+        return self.roles == ("pos",) and self.shape[0] == 1
 
 
 @dataclass(frozen=True)
 class Graph:
-    """Nodes in topological order, and the edges between them.
-
-    Args:
-        nodes: the first is the input.
-        edges: pairs of indices, each from a smaller one to a larger one.
-        cutoff: longest path that connects two nodes.
-    """
+    """Nodes in topological order, the first the input, and the edges between them, forwards."""
 
     nodes: tuple[Node, ...]
     edges: tuple[tuple[int, int], ...]
@@ -84,8 +85,7 @@ class Graph:
     def distances(self) -> Tensor:
         """Shortest paths ``[n, n]``, int64: 1 an edge, 0 none or farther than the cutoff."""
         n = len(self.nodes)
-        far = np.iinfo(np.int32).max // 2
-        found = np.full((n, n), far, dtype=np.int32)
+        found = np.full((n, n), np.iinfo(np.int32).max // 2, dtype=np.int32)
         after: list[list[int]] = [[] for _ in range(n)]
         for start, end in self.edges:
             after[start].append(end)
@@ -129,60 +129,50 @@ def graph_of(
         (152, 11473)
     """
     built = _Builder(target, softmax)
-    built.check()
     built.build(extra or {})
     return Graph(tuple(built.nodes), tuple(built.edges))
 
 
 class _Builder:
+    """Adds nodes in the order of a forward pass; what adds returns the index of the last one."""
+
     def __init__(self, target: Anatomy, softmax: bool) -> None:
         self.target, self.softmax = target, softmax
         self.nodes: list[Node] = []
         self.edges: list[tuple[int, int]] = []
-        self.used: set[Key] = set()
-
-    def check(self) -> None:
-        """Raise if attention or MLP are missing, or something is beside the blocks."""
-        target = self.target
-        lacking = {"attn.proj.weight", "mlp.fc1.weight", "mlp.fc2.weight"}
-        wrong = sorted({stack for stack, _ in target.extra_blocks})
-        for block in target.blocks:
-            wrong += [f"no {role}" for role in sorted(lacking - block.keys())]
-        if wrong:
-            raise ProjectionError(
-                f"the model has layers outside the hypernetworks' vocabulary: "
-                f"{', '.join(dict.fromkeys(wrong))}; use a plain ViT or GPT-2, or "
-                "wi.project_from(ancestor, model)"
-            )
 
     def build(self, extra: Mapping[str, tuple[int, int]]) -> None:
-        """Add every node; raise if a parameter has none and no rule."""
-        outside = self.target.outside
+        target, outside = self.target, self.target.outside
+        wrong = sorted({stack for stack, _ in target.extra_blocks})
+        for block in target.blocks:
+            lacking = {"attn.proj.weight", "mlp.fc1.weight", "mlp.fc2.weight"} - block.keys()
+            wrong += [f"no {role}" for role in sorted(lacking)]
+        if wrong:
+            _refuse("layers", dict.fromkeys(wrong))
         last = self._add(Node("input"), ())
         if "embed.token.weight" in outside:
-            joined = [self._param(last, outside, -1, "embed.token.weight", op="pos_enc")]
-            start = last
+            joined, start = [self._embedding(last, "embed.token.weight")], last
         else:
-            last = self._linear(last, outside, -1, "patch")
-            joined, start = [last], None
+            joined, start = [self._linear(last, outside, -1, "patch")], None
         if "pos" in outside:
-            joined.append(self._param(start, outside, -1, "pos", op="pos_enc"))
-            last = self._add(Node("sum"), joined)
+            last = self._add(Node("sum"), [*joined, self._embedding(start, "pos")])
         else:
             last = joined[0]
         last = self._norm(last, outside, -1, "norm_pre")
-        for index, block in enumerate(self.target.blocks):
+        for index, block in enumerate(target.blocks):
             last = self._block(last, block, index)
-        pooled = self.target.traits.pool == "avg"
         last = self._norm(last, outside, -1, "norm")
-        last = self._add(Node("glob_avg"), (last,)) if pooled else last
-        last = self._norm(last, outside, -1, "fc_norm")
-        last = self._pool(last)
+        if target.traits.pool == "avg":
+            last = self._add(Node("glob_avg"), (last,))
+        last = self._pool(self._norm(last, outside, -1, "fc_norm"))
         for head in ("head", "head_dist"):
             self._linear(last, outside, -1, head)
-        for role, (rows, columns) in extra.items():
-            self._add(Node("conv", (role,), -1, (rows, columns, 1, 1)), (last,))
-        self._complete()
+        for role, sizes in extra.items():
+            self._add(Node("conv", (role,), -1, (*sizes, 1, 1)), (last,))
+        used = {(node.block, role) for node in self.nodes for role in node.roles}
+        left = [p for key, p in keyed(target).items() if key not in used and not _ruled(p)]
+        if left:
+            _refuse("parameters", sorted(piece.spec.name for piece in left)[:6])
 
     def _block(self, last: int, block: Mapping[str, Piece], index: int) -> int:
         post = self.target.traits.form in ("branch_norm", "post_norm")
@@ -204,47 +194,33 @@ class _Builder:
         outside = self.target.outside
         if "pool.proj.weight" not in outside:
             return last
-        for layer in ("pool.qkv", "pool.proj"):
-            last = self._linear(last, outside, -1, layer)
+        last = self._linear(self._linear(last, outside, -1, "pool.qkv"), outside, -1, "pool.proj")
         at = self._norm(last, outside, -1, "pool.norm")
         for layer in ("pool.mlp.fc1", "pool.mlp.fc2"):
             at = self._linear(at, outside, -1, layer)
         return self._add(Node("sum"), (last, at))
 
     def _linear(self, last: int, pieces: Mapping[str, Piece], block: int, layer: str) -> int:
-        """Add weight and bias of a layer; q, k and v are one, and so are a gated MLP's two."""
-        fused = {
-            "attn.qkv": ("attn.q", "attn.k", "attn.v"),
-            "pool.qkv": ("pool.q", "pool.k", "pool.v"),
-            "mlp.fc1": ("mlp.fc1", "mlp.up"),
-        }
         for which, op in (("weight", "conv"), ("bias", "bias")):
-            roles = [f"{name}.{which}" for name in fused.get(layer, (layer,))]
-            last = self._param(last, pieces, block, *roles, op=op)
+            roles = [f"{name}.{which}" for name in FUSED.get(layer, (layer,))]
+            if found := [role for role in roles if role in pieces]:
+                sizes = [pieces[role].size for role in found]
+                shape = (sum(size[0] for size in sizes), *(*sizes[0][1:], 1, 1, 1)[:3])
+                last = self._add(Node(op, tuple(found), block, shape), (last,))
         return last
 
     def _norm(self, last: int, pieces: Mapping[str, Piece], block: int, norm: str) -> int:
-        return self._param(last, pieces, block, f"{norm}.weight", f"{norm}.bias", op="ln")
-
-    def _param(
-        self, last: int | None, pieces: Mapping[str, Piece], block: int, *roles: str, op: str
-    ) -> int:
-        """Add the node of parameters, if the model has them; return the node that is last then."""
-        found = [role for role in roles if role in pieces]
-        if not found:
-            assert last is not None
+        roles = [role for role in (f"{norm}.weight", f"{norm}.bias") if role in pieces]
+        if not roles:
             return last
-        self.used |= {(block, role) for role in found}
-        sizes = [pieces[role].size for role in found]
-        if op == "ln":
-            shape = (sizes[0][0], 1, 1, 1)
-        elif found == ["pos"] and "patch.weight" in pieces:
-            shape = (1, sizes[0][-1], *grid(self.target))
-        else:
-            rows = sum(size[0] for size in sizes)
-            columns, height, width = (*sizes[0][1:], 1, 1, 1)[:3]
-            shape = (rows, columns, height, width)
-        return self._add(Node(op, tuple(found), block, shape), () if last is None else (last,))
+        shape = (*pieces[roles[0]].size, 1, 1, 1)
+        return self._add(Node("ln", tuple(roles), block, shape), (last,))
+
+    def _embedding(self, last: int | None, role: str) -> int:
+        rows, width = self.target.outside[role].size
+        on_grid = role == "pos" and "patch.weight" in self.target.outside
+        shape = (1, width, *grid(self.target)) if on_grid else (rows, width, 1, 1)
+        return self._add(Node("pos_enc", (role,), -1, shape), () if last is None else (last,))
 
     def _add(self, node: Node, before: Iterable[int]) -> int:
         self.nodes.append(node)
@@ -252,16 +228,12 @@ class _Builder:
         self.edges += [(other, index) for other in sorted(before)]
         return index
 
-    def _complete(self) -> None:
-        every = keyed(self.target)
-        left = [every[key] for key in every.keys() - self.used]
-        left = [piece.spec.name for piece in left if not _ruled(piece)]
-        if left:
-            raise ProjectionError(
-                f"the model has parameters outside the hypernetworks' vocabulary: "
-                f"{', '.join(sorted(left)[:6])}; use a plain ViT or GPT-2, or "
-                "wi.project_from(ancestor, model)"
-            )
+
+def _refuse(what: str, names: Iterable[str]) -> NoReturn:
+    raise ProjectionError(
+        f"the model has {what} outside the hypernetworks' vocabulary: {', '.join(names)}; use a "
+        "plain ViT or GPT-2, or wi.project_from(ancestor, model)"
+    )
 
 
 def _ruled(piece: Piece) -> bool:
@@ -284,16 +256,9 @@ def keyed(target: Anatomy) -> dict[Key, Piece]:
 
 
 def grid(target: Anatomy) -> tuple[int, int]:
-    """Return rows and columns of the patches that have a position.
-
-    Examples:
-        >>> import timm, weightinit as wi
-        >>> grid(wi.anatomy(timm.create_model("vit_tiny_patch16_224", depth=1)))
-        (14, 14)
-    """
+    """Return rows and columns of the patches that have a position."""
     tokens = target.outside["pos"].size[0]
     found = target.traits.grid
     if found is not None and math.prod(found) <= tokens:
         return found
-    side = math.isqrt(tokens)
-    return side, side
+    return math.isqrt(tokens), math.isqrt(tokens)

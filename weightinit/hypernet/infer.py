@@ -9,13 +9,11 @@ from typing import Any
 from weightinit.errors import BundleError
 from weightinit.hypernet.config import HyperConfig, Kind
 
-__all__ = ["inferred"]
+__all__ = ["Shapes", "inferred"]
 
 Shapes = Mapping[str, tuple[int, ...]]
 #: Rows of the embedding of kernel sizes, by the largest kernel: of CIFAR-10 and of ImageNet.
 KERNELS = {9: 11, 11: 16}
-CLASSES = 1000
-LARGEST: dict[Kind, int] = {"pith": 4096}
 
 
 def inferred(
@@ -30,14 +28,8 @@ def inferred(
 
     The published loaders guess the number of heads from the width; the edge bias has it exactly.
     Of GHN-3 everything is in the weights; a low-rank decoder does not say which sizes it was
-    trained to predict (``max_shape``), nor an encoder alone the number of classes.
-
-    Args:
-        shapes: shapes of the tensors, by name.
-        stated: the ``config`` of the file, in the published code's words.
-        max_shape: rows and columns; else what is stated.
-        num_classes: else what is stated.
-        softmax: whether the graphs that it was trained on had softmax nodes, which nothing says.
+    trained to predict (``max_shape``), nor an encoder alone the number of classes. ``stated`` is
+    the ``config`` of the file, in the published code's words; arguments come before it.
 
     Raises:
         BundleError: if they are no hypernetwork's, or contradict what is asked for.
@@ -56,9 +48,9 @@ def inferred(
             "it was trained without weight_norm, or with use_1d_decoder, which no published "
             "setting does and weightinit does not support: use another checkpoint"
         )
+    task = "gnn.0.TEN.fc_gamma.weight"
     lowrank = "decoder.mlp.fc.4.weight" in shapes
-    task = "gnn.0.TEN.fc_gamma.weight" in shapes
-    kind: Kind = "ghn3" if not lowrank else "tal" if task else "logah"
+    kind: Kind = "ghn3" if not lowrank else "tal" if task in shapes else "logah"
     if "fusion_weight" in shapes:
         kind = "pith"
     primitives, hid = _matrix(shapes, "embed.weight")
@@ -70,38 +62,34 @@ def inferred(
         "heads": _matrix(shapes, "gnn.0.attn.proj_e.2.weight")[0],
         "layernorm": "ln.weight" in shapes,
         "softmax": softmax,
-        "task_dim": _matrix(shapes, "gnn.0.TEN.fc_gamma.weight")[1] if task else 0,
+        "task_dim": _matrix(shapes, task)[1] if task in shapes else 0,
     }
-    assumed: list[str] = []
-
-    def choose(name: str, given: Any, fallback: int) -> Any:
-        value = stated.get(name) if given is None else given
-        if value is None:
-            assumed.append(name)
-            return fallback
-        return value
-
+    given = {
+        "num_classes": stated.get("num_classes") if num_classes is None else num_classes,
+        "max_shape": stated.get("max_shape") if max_shape is None else max_shape,
+    }
     if lowrank:
-        facts |= _low_rank(shapes, kind)
-        facts["num_classes"] = choose("num_classes", num_classes, CLASSES)
-        rows = choose("max_shape", max_shape, LARGEST.get(kind, 2048))
-        facts["max_shape"] = _three(rows, shapes)
-    else:
-        facts |= _convolutional(shapes, hid)
-        asked = (("max_shape", max_shape, facts["max_shape"][0]),)
-        for name, given, fact in (*asked, ("num_classes", num_classes, facts["num_classes"])):
-            if given not in (None, fact):
-                raise BundleError(f"{name} {given} was asked for, and the weights say {fact}")
-    return HyperConfig(**facts), tuple(assumed)
+        usual = {"num_classes": 1000, "max_shape": 4096 if kind == "pith" else 2048}
+        chosen = {name: usual[name] if value is None else value for name, value in given.items()}
+        facts |= _low_rank(shapes, kind) | chosen
+        facts["max_shape"] = _three(chosen["max_shape"], shapes)
+        return HyperConfig(**facts), tuple(name for name in given if given[name] is None)
+    facts |= _convolutional(shapes, hid)
+    for name, asked, fact in (
+        ("max_shape", max_shape, facts["max_shape"][0]),
+        ("num_classes", num_classes, facts["num_classes"]),
+    ):
+        if asked not in (None, fact):
+            raise BundleError(f"{name} {asked} was asked for, and the weights say {fact}")
+    return HyperConfig(**facts), ()
 
 
 def _low_rank(shapes: Shapes, kind: Kind) -> dict[str, Any]:
     """Return what the low-rank decoders say."""
     wide = "decoder.l2_step1.weight" in shapes
-    rank = _matrix(shapes, "decoder.l2_step1.weight" if wide else "decoder.l2.weight")[1]
     facts: dict[str, Any] = {
-        "rank": rank,
-        "max_ck": _matrix(shapes, "decoder.l2_step3.weight" if wide else "decoder.l2.weight")[0],
+        "rank": _matrix(shapes, f"decoder.l2{'_step1' if wide else ''}.weight")[1],
+        "max_ck": _matrix(shapes, f"decoder.l2{'_step3' if wide else ''}.weight")[0],
         "dead_layer": "decoder.l1.weight" in shapes,
     }
     if kind == "pith":

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import UserDict
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,40 +20,23 @@ from weightinit.hypernet.decoders import (
 )
 from weightinit.hypernet.encoder import Encoder
 from weightinit.hypernet.graph import Graph, Key, Node
-from weightinit.hypernet.shapes import limited, scale_of, tiled, vector
+from weightinit.init.operators import repeat
 
 __all__ = ["Decoded", "GraphHyperNetwork", "Pass", "WeightMap"]
 
 Decoded = Tensor | LowRank
 
 
-class WeightMap(Mapping[Key, Tensor]):
-    """Canonical parts by block and role, multiplied out when read."""
-
-    def __init__(self, parts: Mapping[Key, Decoded]) -> None:
-        self.parts = dict(parts)
+class WeightMap(UserDict[Key, Any]):
+    """Canonical parts by block and role, multiplied out when read; ``data`` holds them as made."""
 
     def __getitem__(self, key: Key) -> Tensor:
-        value = self.parts[key]
+        value = self.data[key]
         return value.dense() if isinstance(value, LowRank) else value
-
-    def __contains__(self, key: object) -> bool:
-        return key in self.parts
-
-    def __iter__(self) -> Iterator[Key]:
-        return iter(self.parts)
-
-    def __len__(self) -> int:
-        return len(self.parts)
 
 
 class Pass:
-    """One run of a hypernetwork: the embeddings of all nodes, and what is decoded from them.
-
-    Args:
-        hypernet: the network that runs.
-        x: embeddings ``[n, hid]``.
-    """
+    """One run of a hypernetwork: embeddings ``[n, hid]`` of all nodes, and their latents."""
 
     def __init__(self, hypernet: GraphHyperNetwork, x: Tensor) -> None:
         self.hypernet, self.x = hypernet, x
@@ -66,13 +50,12 @@ class Pass:
         """Return PITH's P ``[N, *left]`` and Q ``[N, *right]`` of some nodes."""
         config, latents = self.hypernet.config, self._others
         assert latents is not None
-        first = int(config.pathway == "shared")
+        head = int(config.pathway == "shared")
         if config.separate:
-            p, q = (latents.factors(members, *s, first + i) for i, s in enumerate((left, right)))
-        else:
-            rows, columns = (max(sizes) for sizes in zip(left, right, strict=True))
-            a, b, _ = latents.factors(members, rows, columns, first)
-            p, q = (LowRank(a[:, : sizes[0]], b[:, : sizes[1]]) for sizes in (left, right))
+            return latents.factors(members, *left, head), latents.factors(members, *right, head + 1)
+        rows, columns = max(left[0], right[0]), max(left[1], right[1])
+        a, b, _ = latents.factors(members, rows, columns, head)
+        p, q = (LowRank(a[:, :m], b[:, :n]) for m, n in (left, right))
         return p, q
 
 
@@ -104,12 +87,12 @@ class GraphHyperNetwork(Encoder):
             self.bias_class = nn.Sequential(
                 nn.ReLU(), nn.Linear(self.decoder_1d.size, config.num_classes)
             )
-            for last in (
+            small: tuple[Any, ...] = (
                 self.decoder.conv[2],
                 self.decoder.class_layer_predictor[1],
                 self.decoder_1d.fc[2],
-            ):
-                assert isinstance(last, nn.Linear)
+            )
+            for last in small:
                 nn.init.zeros_(last.bias)
                 with torch.no_grad():
                     last.weight /= 5
@@ -141,7 +124,7 @@ class GraphHyperNetwork(Encoder):
         fuse: Fuse | None = None,
         faithful: bool = False,
     ) -> WeightMap:
-        """Return every weight that the graph has a node for, differentiable.
+        """Return every weight that the graph has a node for, fp32, differentiable.
 
         Args:
             graph: graph of the target.
@@ -149,41 +132,33 @@ class GraphHyperNetwork(Encoder):
             fuse: changes matrices before they are scaled.
             faithful: clip and tile as the published code does.
 
-        Returns:
-            Canonical parts, fp32.
-
         Raises:
             ProjectionError: if the task does not fit, or the target is larger than can be decoded.
         """
-        self.check_task(task)
-        x = self.encode(graph, task)
-        if faithful or self.config.kind == "ghn3":
-            limits = self.config.max_shape
-        else:
-            limits = None
+        self._check_task(task)
+        clipped = faithful or self.config.kind == "ghn3"
+        if not clipped:
             self._check_sizes(graph)
         groups: dict[Any, list[int]] = {}
         for index, node in enumerate(graph.nodes):
             if node.roles:
                 flat = node.op in ("bias", "ln")
-                kind = node.op if flat else node.roles
-                groups.setdefault((flat, node.shape, node.head, kind), []).append(index)
-        run, found = Pass(self, x), {}
+                key = (flat, node.shape, node.head, node.op if flat else node.roles)
+                groups.setdefault(key, []).append(index)
+        run, found = Pass(self, self.encode(graph, task)), {}
         # the largest first: their latents serve the others
         for (flat, *_), members in sorted(groups.items(), key=lambda item: -max(item[0][1])):
             node = graph.nodes[members[0]]
             if flat:
-                values: Decoded = self._vectors(run, members, node, limits)
+                values: Decoded = self._vectors(run, members, node, clipped)
             else:
-                values = self._matrices(run, members, node, limits)
-                values = values if fuse is None else fuse(run, members, values)
-                values = _scaled(values, node)
+                values = self._matrices(run, members, node, clipped)
+                values = _scaled(values if fuse is None else fuse(run, members, values), node)
             for place, index in enumerate(members):
                 found |= _parts(graph.nodes[index], values, place)
         return WeightMap(found)
 
-    def check_task(self, task: Tensor | None) -> None:
-        """Raise ProjectionError if a task embedding is missing, or of another length."""
+    def _check_task(self, task: Tensor | None) -> None:
         size = self.config.task_dim
         if task is None and size:
             raise ProjectionError(
@@ -199,48 +174,43 @@ class GraphHyperNetwork(Encoder):
     def _check_sizes(self, graph: Graph) -> None:
         rows, columns, _ = self.config.max_shape
         for node in graph.nodes:
-            shape = node.shape
-            if shape is None or node.head or node.op == "pos_enc":
+            if not node.roles or node.head or node.op == "pos_enc":
                 continue
-            if shape[0] > rows and shape[1] > columns:
+            if node.shape[0] > rows and node.shape[1] > columns:
                 raise ProjectionError(
-                    f"{node.roles[0]} of {shape[0]}x{shape[1]} is beyond what the hypernetwork "
-                    f"was made for in both axes, {rows}x{columns}: use a smaller target, or a "
-                    "hypernetwork with a larger max_shape"
+                    f"{node.roles[0]} of {node.shape[0]}x{node.shape[1]} is beyond what the "
+                    f"hypernetwork was made for in both axes, {rows}x{columns}: use a smaller "
+                    "target, or a hypernetwork with a larger max_shape"
                 )
 
-    def _vectors(
-        self, run: Pass, members: list[int], node: Node, limits: tuple[int, int, int] | None
-    ) -> Tensor:
+    def _vectors(self, run: Pass, members: list[int], node: Node, clipped: bool) -> Tensor:
         """Return weight and bias of norms ``[N, 2, n]``, or biases ``[N, 1, n]``."""
-        assert node.shape is not None
         size, rows = node.shape[0], (0, 1) if node.op == "ln" else (1,)
         if run.latents is None:
             values = self.decoder_1d(run.x[members])
             values = (self.bias_class(values) if node.head else values)[:, rows]
         else:
-            entries = limited(size, 0, self.config, limits)
+            entries = _entries(size, self.config, clipped)
             b = run.latents.factor(members, 1, 1)
             found = [
                 run.latents.factor(members, 0, min(size, entries), first=row * entries) @ b.mT
                 for row in rows
             ]
             values = torch.stack(found, 1)[..., 0]
-        values = tiled(values, (len(rows), size))
-        return torch.stack([vector(values[:, i], row) for i, row in enumerate(rows)], 1)
-
-    def _matrices(
-        self, run: Pass, members: list[int], node: Node, limits: tuple[int, int, int] | None
-    ) -> Decoded:
-        """Return tensors ``[N, out, in, height, width]`` or matrices, clipped and unscaled."""
-        assert node.shape is not None
-        rows, columns, height, width = node.shape
-        # The published code clips no positions.
-        clip = limits is not None and not (node.on_grid and run.latents is not None)
-        out, into = (
-            min(size, most) if clip else size
-            for size, most in zip((rows, columns), self.config.max_shape, strict=False)
+        values = _tiled(values, (len(rows), size))
+        # weights of norms lie in (0, 2), biases in (-1, 1)
+        bounded = (
+            torch.tanh(values[:, i] / 5) if row else 2 * torch.sigmoid(values[:, i] / 2)
+            for i, row in enumerate(rows)
         )
+        return torch.stack(list(bounded), 1)
+
+    def _matrices(self, run: Pass, members: list[int], node: Node, clipped: bool) -> Decoded:
+        """Return tensors ``[N, out, in, height, width]`` or matrices, clipped and unscaled."""
+        out, into, height, width = node.shape
+        # The published code clips no positions.
+        if clipped and not (node.on_grid and run.latents is not None):
+            out, into = min(out, self.config.max_shape[0]), min(into, self.config.max_shape[1])
         if run.latents is None:
             decoder, x = self.decoder, run.x[members]
             assert isinstance(decoder, ConvDecoder)
@@ -254,20 +224,42 @@ class GraphHyperNetwork(Encoder):
         return values.permute(0, 1, 3, 2, 4)
 
 
+def _entries(size: int, config: HyperConfig, clipped: bool) -> int:
+    """Return how many entries of a vector are decoded: published, rounded up to a few sizes.
+
+    The second half of a decoded vector is the bias, so the rounding decides where it begins.
+    """
+    most = config.max_shape[0]
+    if not clipped and size > most:
+        return size
+    size = min(size, most)
+    if config.kind == "pith":
+        return size
+    size = 4 * size // 3 if size % 3 == 0 else size
+    return most if size >= most / 2 else size
+
+
+def _tiled(values: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return values ``[N, *shape, ...]``: repeated along an axis that is too short, or cut."""
+    for dim, size in enumerate(shape, 1):
+        values = repeat(values, dim, size)
+    return values
+
+
 def _scaled(values: Decoded, node: Node) -> Decoded:
-    """Return what was clipped at its full size, and scaled; embeddings keep their scale."""
-    assert node.shape is not None
-    rows, columns = node.shape[:2]
-    scale = 1.0 if node.op == "pos_enc" else scale_of(node)
+    """Return what was clipped at its full size, times sqrt(beta / fan-in), but for embeddings."""
+    rows, columns, height, width = node.shape
+    beta = 1 if node.spatial and (columns == 1 or height < width) else 2
+    scale = 1.0 if node.op == "pos_enc" else (beta / (columns * height * width)) ** 0.5
     if isinstance(values, LowRank):
         # What repeats rows of the product repeats those of a factor.
-        return LowRank(tiled(values.a, (rows,)) * scale, tiled(values.b, (columns,)))
-    return tiled(values, (rows, columns)) * scale
+        return LowRank(_tiled(values.a, (rows,)) * scale, _tiled(values.b, (columns,)))
+    return _tiled(values, (rows, columns)) * scale
 
 
 def _parts(node: Node, values: Decoded, place: int) -> dict[Key, Decoded]:
     """Return the canonical parts of a node, whose value is one of several."""
-    parts: Iterable[Decoded]
+    parts: Sequence[Decoded] | Tensor
     if isinstance(values, LowRank):
         chunks = values.a[place].chunk(len(node.roles))
         parts = [LowRank(rows, values.b[place]) for rows in chunks]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,9 +64,7 @@ class PITH:
                 f"the hypernetwork is of kind {network.config.kind!r}, which inherits from no "
                 "ancestor: use wi.init_from_hypernet(model, hypernet)"
             )
-        return predicted(
-            network, target, task=None, ancestor=source, faithful=self.faithful, seed=seed
-        )
+        return predicted(network, target, ancestor=source, faithful=self.faithful, seed=seed)
 
 
 def named_network(hypernet: HypernetLike) -> tuple[GraphHyperNetwork, str]:
@@ -78,25 +77,9 @@ def named_network(hypernet: HypernetLike) -> tuple[GraphHyperNetwork, str]:
 
 
 @torch.no_grad()
-def predicted(
-    network: GraphHyperNetwork,
-    target: Anatomy,
-    *,
-    task: Tensor | None,
-    ancestor: Runnable | None,
-    faithful: bool,
-    seed: int,
-) -> Inheritance:
-    """Return what one prediction makes of a target."""
-    device = next(network.parameters()).device
-    return Prediction(
-        network,
-        target,
-        task=None if task is None else task.detach().to(device, torch.float32),
-        ancestor=ancestor,
-        faithful=faithful,
-        seed=seed,
-    ).plan()
+def predicted(network: GraphHyperNetwork, target: Anatomy, **options: Any) -> Inheritance:
+    """Return what one prediction makes of a target, by the options of :class:`Prediction`."""
+    return Prediction(network, target, **options).plan()
 
 
 @torch.no_grad()

@@ -56,10 +56,10 @@ class Prediction:
         graph = graph or graph_of(target, softmax=config.softmax)
         self._fusion: Fusion | None = None
         self._rule: ClosedForm | None = None
-        if config.kind == "pith" and ancestor is None:
-            raise ProjectionError("PITH inherits from an ancestor: pass ancestor=")
-        if ancestor is None or config.kind != "pith":
+        if config.kind != "pith":
             self.weights: WeightMap = hypernet(graph, task=task, faithful=faithful)
+        elif ancestor is None:
+            raise ProjectionError("PITH inherits from an ancestor: pass ancestor=")
         elif config.start == "rule":
             self._rule = rule or ClosedForm(target, ancestor, seed=seed)
             refinement = Refinement(hypernet, graph, self._rule)
@@ -84,16 +84,16 @@ class Prediction:
             known = any((block, role) in self.weights for role in piece.spec.parts)
             if self.faithful and not known:
                 parts[piece] = Part("kept", "as it was: the published graphs have no node for it")
-                continue
-            action, text, value = self._part(block, piece)
-            fill = value.write if isinstance(value, LowRank) else partial(_copy, value)
-            parts[piece] = Part(action, text, fill)
+            else:
+                action, text, value = self._part(block, piece)
+                fill = value.write if isinstance(value, LowRank) else partial(_copy, value)
+                parts[piece] = Part(action, text, fill)
         return Inheritance(parts)
 
     def _part(self, block: int, piece: Piece) -> tuple[Action, str, Decoded]:
         """Return what becomes of a canonical part, where it comes from, and its values."""
         role, size = piece.role, tuple(piece.size)
-        value = self.weights.parts.get((block, role))
+        value = self.weights.data.get((block, role))
         if value is None and (rows := self._rows(role, size)) is not None:
             return "written", f"{role}, projected", rows
         if value is None:

@@ -32,11 +32,7 @@ __all__ = ["ClosedForm", "Refinement"]
 class ClosedForm:
     """What the default rule makes of one ancestor and one target, and its two halves.
 
-    Args:
-        target: anatomy of the target.
-        source: the ancestor.
-        seed: base seed for what is fresh.
-        device: device that its tensors stay on, once they are made.
+    Its tensors stay on ``device``, once they are made; ``seed`` is that of what is fresh.
     """
 
     def __init__(
@@ -90,13 +86,7 @@ class ClosedForm:
 
 
 class Refinement:
-    """Adds what a hypernetwork generates to the weights of a rule.
-
-    Args:
-        hypernet: a network of kind pith that starts at the rule.
-        graph: graph of the target.
-        rule: the rule's weights for ancestor and target.
-    """
+    """Adds what a hypernetwork that starts at the rule generates to the weights of the rule."""
 
     def __init__(self, hypernet: GraphHyperNetwork, graph: Graph, rule: ClosedForm) -> None:
         self.hypernet, self.graph, self.rule = hypernet, graph, rule
@@ -135,7 +125,7 @@ class Refinement:
         """Return the sum of rule, changes of P and Q, and the original path's prediction."""
         gate = self.hypernet.gates[0]
         found: dict[Key, Decoded] = {k: v.to(gate) for k, v in self.rule.weights.items()}
-        for key, value in predicted.parts.items():
+        for key, value in predicted.data.items():
             base = found[key]
             assert isinstance(base, Tensor)
             if self.rule.parts[key].action == "fresh":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,8 +12,14 @@ from weightinit.errors import WeightInitError
 
 __all__ = ["SAMPLERS", "Sampler", "get_sampler", "micro", "sample"]
 
-Heads = Literal["divisors", "eight", "sixteenths"]
-Family = Literal["vit", "gpt2"]
+#: Numbers of heads that may go with a width.
+HEADS: Mapping[str, Callable[[int], tuple[int, ...]]] = {
+    "divisors": lambda width: next(
+        (heads for n, heads in ((12, (3, 6, 12)), (6, (3, 6)), (3, (3,))) if width % n == 0), (4, 8)
+    ),
+    "eight": lambda width: (8,),
+    "sixteenths": lambda width: (width // 16,),
+}
 
 
 @dataclass(frozen=True)
@@ -37,19 +43,10 @@ class Sampler:
 
     name: str
     widths: Mapping[int, tuple[int, ...]]
-    heads: Heads
+    heads: Literal["divisors", "eight", "sixteenths"]
     patches: Mapping[int, tuple[int, ...]]
-    family: Family = "vit"
+    family: Literal["vit", "gpt2"] = "vit"
     class_token: bool = True
-
-    def heads_of(self, width: int) -> tuple[int, ...]:
-        """Return the numbers of heads that may go with a width."""
-        if self.heads == "eight":
-            return (8,)
-        if self.heads == "sixteenths":
-            return (width // 16,)
-        rules = ((12, (3, 6, 12)), (6, (3, 6)), (3, (3,)))
-        return next((heads for divisor, heads in rules if not width % divisor), (4, 8))
 
     def kwargs(
         self, depth: int, width: int, heads: int, patch: int = 0, image_size: int = 0
@@ -58,9 +55,6 @@ class Sampler:
         if self.family == "gpt2":
             sizes = {"n_layer": depth, "n_embd": width, "n_head": heads}
             return sizes | {"tie_word_embeddings": False}
-        pool = {"class_token": self.class_token, "global_pool": "token"}
-        if not self.class_token:
-            pool |= {"global_pool": "avg", "fc_norm": False}
         return {
             "img_size": image_size,
             "patch_size": patch,
@@ -68,10 +62,13 @@ class Sampler:
             "depth": depth,
             "num_heads": heads,
             "mlp_ratio": 4.0,
-        } | pool
+            **({} if self.class_token else {"fc_norm": False}),
+            "class_token": self.class_token,
+            "global_pool": "token" if self.class_token else "avg",
+        }
 
 
-def _widths(*rows: tuple[Sequence[int], Sequence[int]]) -> dict[int, tuple[int, ...]]:
+def _widths(*rows: tuple[Iterable[int], Iterable[int]]) -> dict[int, tuple[int, ...]]:
     return {depth: tuple(widths) for depths, widths in rows for depth in depths}
 
 
@@ -148,7 +145,7 @@ def sample(
     found = get_sampler(name)
     depth = _one(tuple(found.widths), generator)
     width = _one(found.widths[depth], generator)
-    heads = _one(found.heads_of(width), generator)
+    heads = _one(HEADS[found.heads](width), generator)
     if found.family == "gpt2":
         return found.kwargs(depth, width, heads)
     if image_size not in found.patches:
@@ -161,15 +158,9 @@ def sample(
 
 
 def micro(width: int, depth: int, *, image_size: int = 32) -> dict[str, Any]:
-    """Return one architecture of the ``"micro"`` family, of any width in steps of 16.
-
-    Examples:
-        >>> micro(64, 6)["num_heads"]
-        4
-    """
+    """Return one architecture of the ``"micro"`` family, of any width in steps of 16."""
     found = SAMPLERS["micro"]
-    patch = found.patches[image_size][0]
-    return found.kwargs(depth, width, found.heads_of(width)[0], patch, image_size)
+    return found.kwargs(depth, width, width // 16, found.patches[image_size][0], image_size)
 
 
 def _one(choices: tuple[int, ...], generator: torch.Generator) -> int:

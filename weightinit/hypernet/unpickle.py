@@ -14,6 +14,7 @@ import mmap
 import os
 import pickle
 import pickletools
+import struct
 import zipfile
 import zlib
 from bz2 import BZ2Decompressor
@@ -50,17 +51,13 @@ HELP = (
     "its state dict alone, with torch.save"
 )
 STORAGES = {
-    "torch.DoubleStorage": torch.float64,
-    "torch.FloatStorage": torch.float32,
-    "torch.HalfStorage": torch.float16,
-    "torch.BFloat16Storage": torch.bfloat16,
-    "torch.LongStorage": torch.int64,
-    "torch.IntStorage": torch.int32,
-    "torch.ShortStorage": torch.int16,
-    "torch.CharStorage": torch.int8,
-    "torch.ByteStorage": torch.uint8,
-    "torch.BoolStorage": torch.bool,
-}
+    f"torch.{name}Storage": dtype
+    for name, dtype in (
+        ("Double", torch.float64), ("Float", torch.float32), ("Half", torch.float16),
+        ("BFloat16", torch.bfloat16), ("Long", torch.int64), ("Int", torch.int32),
+        ("Short", torch.int16), ("Char", torch.int8), ("Byte", torch.uint8), ("Bool", torch.bool),
+    )
+}  # fmt: skip
 ARRAYS = ("f8", "f4", "f2", "i8", "i4", "i2", "i1", "u1", "b1")
 
 
@@ -73,7 +70,7 @@ def read_pickle(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> 
 
     Returns:
         Dicts, lists, tuples, texts, numbers, bytes and None; a Namespace as a dict; tensors and
-        arrays as tensors, which may share memory with one another and with the file.
+        arrays as tensors, which may share memory with one another.
 
     Raises:
         BundleError: if the file names or does anything else, or is not sound.
@@ -99,8 +96,7 @@ def read_pickle(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> 
         )
     try:
         with path.open("rb") as file:
-            # Copied on writing: a tensor of the mapped bytes may be changed, the file is not.
-            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         archive = data[:4] == b"PK\x03\x04"
         return _plain(_archive(path, data) if archive else _stream(_unpacked(data, max_bytes)))
     except (BundleError, OSError) as error:
@@ -176,14 +172,7 @@ class _Built:
 
 
 class _Unpickler(pickle._Unpickler):
-    """Reads one pickle of data.
-
-    Args:
-        file: the bytes, from where the pickle begins.
-        budget: what is left to the file.
-        find: returns the numbers of a storage, by its name, dtype and length; None: the format has
-            no storages.
-    """
+    """Reads one pickle of data, from where it begins; ``find`` returns the numbers of a storage."""
 
     stack: list[Any]
     metastack: list[list[Any]]
@@ -203,11 +192,7 @@ class _Unpickler(pickle._Unpickler):
         self.storages: dict[str, _Storage] = {}
 
     def value(self) -> Any:
-        """Return the value of the pickle.
-
-        Raises:
-            BundleError: if it names or does anything that is not allowed, or is malformed.
-        """
+        """Return the value of the pickle."""
         try:
             value = self.load()
         except BundleError:
@@ -445,36 +430,12 @@ def _older(file: mmap.mmap | BytesIO, budget: _Budget) -> Any:
         data = file.read(numbers.nbytes)
         if len(data) < numbers.nbytes:
             raise BundleError("it is cut off")
-        if data:  # frombuffer refuses an empty buffer
-            numbers.copy_(torch.frombuffer(bytearray(data), dtype=numbers.dtype))
+        numbers.copy_(_numbers(data, numbers.dtype))
     return value
 
 
 def _archive(path: Path, data: mmap.mmap) -> Any:
-    """Return the value of a zip file of torch.save, whose storages stay views of the file."""
-    entries = _entries(path, data)
-    roots = [name.removesuffix("data.pkl") for name in entries if name.endswith("data.pkl")]
-    if len(roots) != 1 or f"{roots[0]}constants.pkl" in entries:
-        raise BundleError("it is a zip file, but not of torch.save's")
-    if bytes(entries.get(f"{roots[0]}byteorder", b"little")) != b"little":
-        raise BundleError("it is big-endian")
-
-    def find(name: str, dtype: torch.dtype, numel: int) -> Tensor:
-        if f"{roots[0]}data/{name}" not in entries:
-            raise BundleError(f"storage {name[:32]!r} is missing")
-        found = entries[f"{roots[0]}data/{name}"]
-        if found.nbytes != numel * dtype.itemsize:
-            raise BundleError(f"a storage of {numel} {dtype} takes {found.nbytes} bytes in it")
-        # frombuffer refuses an empty buffer
-        return torch.frombuffer(found, dtype=dtype) if numel else torch.empty(0, dtype=dtype)
-
-    pickled = bytes(entries[f"{roots[0]}data.pkl"])
-    budget = _Budget(MAX_STEPS, MAX_COPIES * len(pickled))
-    return _Unpickler(BytesIO(pickled), budget, find).value()
-
-
-def _entries(path: Path, data: mmap.mmap) -> dict[str, memoryview]:
-    """Return the bytes of every entry: stored as they are, and apart from each other."""
+    """Return the value of a zip file of torch.save, whose entries are stored as they are."""
     tail = data[-(2**16) :]
     end = tail.rfind(b"PK\x05\x06")
     size = int.from_bytes(tail[end + 12 : end + 16], "little")
@@ -486,25 +447,43 @@ def _entries(path: Path, data: mmap.mmap) -> dict[str, memoryview]:
         raise BundleError("it has no directory of a sane length")
     try:
         with zipfile.ZipFile(path) as archive:
-            listed = archive.infolist()
-    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+            return _stored(archive, len(data))
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError, struct.error) as error:
         raise BundleError(f"it is a damaged zip file ({error})") from error
-    if any(info.compress_type or info.flag_bits & 1 for info in listed):
+
+
+def _stored(archive: zipfile.ZipFile, most: int) -> Any:
+    """Return the value of an archive of at most so many bytes."""
+    entries = {info.filename: info for info in archive.infolist()}
+    if len(entries) < len(archive.infolist()):
+        raise BundleError("an entry is there twice")
+    if any(info.compress_type or info.flag_bits & 1 for info in entries.values()):
         raise BundleError("its entries are compressed or encrypted")
-    if sum(info.file_size for info in listed) > len(data):
+    if sum(info.file_size for info in entries.values()) > most:
         raise BundleError("its entries overlap or are cut off")
-    found: dict[str, memoryview] = {}
-    for info in listed:
-        if info.filename in found:
-            raise BundleError(f"entry {info.filename[:64]!r} is there twice")
-        start = info.header_offset + 30  # names and extra fields come before the bytes
-        begin = start + sum(
-            int.from_bytes(data[at : at + 2], "little") for at in (start - 4, start - 2)
-        )
-        found[info.filename] = memoryview(data)[begin : begin + info.file_size]
-        if zlib.crc32(found[info.filename]) != info.CRC:
-            raise BundleError(f"entry {info.filename[:64]!r} is damaged")
-    return found
+    roots = [name.removesuffix("data.pkl") for name in entries if name.endswith("data.pkl")]
+    if len(roots) != 1 or f"{roots[0]}constants.pkl" in entries:
+        raise BundleError("it is a zip file, but not of torch.save's")
+    order = f"{roots[0]}byteorder"
+    if order in entries and archive.read(order) != b"little":
+        raise BundleError("it is big-endian")
+
+    def find(name: str, dtype: torch.dtype, numel: int) -> Tensor:
+        entry = entries.get(f"{roots[0]}data/{name}")
+        if entry is None:
+            raise BundleError(f"storage {name[:32]!r} is missing")
+        if entry.file_size != numel * dtype.itemsize:
+            raise BundleError(f"a storage of {numel} {dtype} takes {entry.file_size} bytes in it")
+        return _numbers(archive.read(entry), dtype)
+
+    pickled = archive.read(f"{roots[0]}data.pkl")
+    budget = _Budget(MAX_STEPS, MAX_COPIES * len(pickled))
+    return _Unpickler(BytesIO(pickled), budget, find).value()
+
+
+def _numbers(data: bytes, dtype: torch.dtype) -> Tensor:
+    # frombuffer refuses an empty buffer
+    return torch.frombuffer(bytearray(data), dtype=dtype) if data else torch.empty(0, dtype=dtype)
 
 
 def _plain(value: Any) -> Any:

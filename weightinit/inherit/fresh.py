@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from weightinit.anatomy import Piece, facts
+from weightinit.errors import ProjectionError
 from weightinit.plan import Part
 
 __all__ = ["base_seed", "fresh_part", "fresh_rule", "sub_generator"]
@@ -21,6 +22,8 @@ def base_seed(generator: torch.Generator | None) -> int:
     """Return the seed of all draws of a call: one draw of the generator, or 0 without one."""
     if generator is None:
         return 0
+    if not isinstance(generator, torch.Generator):
+        raise ProjectionError(f"generator={generator!r}: pass a torch.Generator, or leave it out")
     draw = torch.empty((), dtype=torch.int64, device=generator.device)
     return int(draw.random_(generator=generator))
 

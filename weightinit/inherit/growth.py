@@ -191,6 +191,9 @@ class Growth:
         norm = self.new.traits.norm
         if over and norm is not None and norm not in PLAIN_NORMS:
             yield f"a {norm} over more channels is another function"
+        d, more = self.sizes.get("d", (1, 1))
+        if self.new.traits.form == "adaLN" and more % d:
+            yield "norms without a gain average over channels that are not copied equally often"
         wrong = [role for role, labels in over.items() if uneven(labels)]
         if wrong:
             yield f"{', '.join(wrong)} average over channels that are not copied equally often"

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from weightinit.anatomy import Anatomy, Piece, anatomy
-from weightinit.anatomy.source import strip
 from weightinit.errors import BundleError, ProjectionError
 from weightinit.inherit.calibration import calls_of
 from weightinit.inherit.transfer import Source
@@ -55,7 +54,7 @@ class Running:
         if getattr(config, "use_cache", False):
             config.use_cache = False  # a cache would remember the block that is run twice
         self._parameters = {
-            strip(name): parameter.data
+            self.anatomy.key(name): parameter.data
             for name, parameter in self.module.named_parameters(remove_duplicate=False)
         }
         for name, value in self._parameters.items():
@@ -66,7 +65,7 @@ class Running:
                     "training went well"
                 )
         self._owners = {
-            strip(f"{name}.x").removesuffix(".x"): module
+            self.anatomy.key(f"{name}.x").removesuffix(".x"): module
             for name, module in self.module.named_modules()
         }
         like = next(iter(self._parameters.values()))

@@ -9,14 +9,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-import torch
 from torch import Tensor
 
 from weightinit.anatomy import Anatomy, Labels, Piece, Role, facts
 from weightinit.errors import ProjectionError
 from weightinit.inherit.axis import Axis
 from weightinit.inherit.depth import Mix
-from weightinit.inherit.fresh import fresh_part, sub_generator
+from weightinit.inherit.fresh import fresh_part
 from weightinit.inherit.outside import carry, resampled
 from weightinit.inherit.source import Source, outside_of
 from weightinit.inherit.tables import resized
@@ -62,7 +61,6 @@ class Transfer:
         roles: mixes for single roles that differ from ``depth`` (LiGO).
         new: writes a parameter of a block that has no mix (an identity block, say) and returns
             True; where it returns False, or is None, the parameter is drawn by rule.
-        finish: adds noise to a composed part or scales it, in place.
     """
 
     axes: Axes
@@ -70,7 +68,6 @@ class Transfer:
     how: str
     roles: Mapping[str, list[Mix]] = field(default_factory=dict)
     new: Callable[[Place, Tensor], bool] | None = None
-    finish: Callable[[Place, Tensor, torch.Generator], None] | None = None
 
 
 def transfer_parts(
@@ -140,9 +137,6 @@ class _Transferral:
                     f"({transfer.how}): give the target the ancestor's size there"
                 )
             out.copy_(total)
-            if transfer.finish is not None:
-                generator = sub_generator(self.seed, f"{piece.spec.key}.{role}")
-                transfer.finish(Place(role, index, mix[0][0]), out, generator)
 
         where = ", ".join(f"{c:.2g} x block {i}" if c != 1 else f"block {i}" for i, c in mix[:3])
         more = ", ..." if len(mix) > 3 else ""

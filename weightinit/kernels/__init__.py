@@ -6,6 +6,7 @@
 
 import importlib
 import importlib.util
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from types import ModuleType
 from typing import Literal
@@ -139,23 +140,25 @@ def _triton() -> ModuleType | None:
     return importlib.import_module("weightinit.kernels.kron_triton")
 
 
-# Custom operators, so that torch.compile keeps the kernels whole and does not break its graph.
-@torch.library.custom_op("weightinit::kron_sum", mutates_args=())
+def _full_precision(device: torch.device) -> AbstractContextManager[object]:
+    on = torch.is_autocast_enabled(device.type)
+    return torch.autocast(device.type, enabled=False) if on else nullcontext()
+
+
+def _compose_meta(templates: Tensor, scalers: Tensor, order: str) -> Tensor:
+    (w1, w2), (layers, _, s1, s2) = templates.shape[1:], scalers.shape
+    return templates.new_empty(layers, s1 * w1, s2 * w2)
+
+
 def _compose(templates: Tensor, scalers: Tensor, order: str) -> Tensor:
     result = _compose_meta(templates, scalers, order)
     if result.numel() == 0:
         return result
     if order == "block":
-        with torch.autocast(templates.device.type, enabled=False):
-            return _backend(templates).forward(templates, scalers).view_as(result)
+        with _full_precision(templates.device):
+            return _backend(templates).forward(templates, scalers).view(result.shape)
     _compose_into(_matrices(result), templates, scalers, order)
     return result
-
-
-@_compose.register_fake
-def _compose_meta(templates: Tensor, scalers: Tensor, order: str) -> Tensor:
-    (w1, w2), (layers, _, s1, s2) = templates.shape[1:], scalers.shape
-    return templates.new_empty(layers, s1 * w1, s2 * w2)
 
 
 # The schema is spelled out because torch 2.6 cannot infer it from a list.
@@ -167,7 +170,7 @@ def _compose_meta(templates: Tensor, scalers: Tensor, order: str) -> Tensor:
 def _compose_into(out: list[Tensor], templates: Tensor, scalers: Tensor, order: str) -> None:
     w, s = templates.shape[1:], scalers.shape[2:]
     views = [kron.blocks(layer, w, s, order) for layer in out]
-    with torch.autocast(templates.device.type, enabled=False):
+    with _full_precision(templates.device):
         _backend(templates).forward_into(templates, scalers, views)
 
 
@@ -176,7 +179,6 @@ def _compose_into_meta(out: list[Tensor], templates: Tensor, scalers: Tensor, or
     """Nothing to compute: `out` has its shape already."""
 
 
-@torch.library.custom_op("weightinit::kron_sum_backward", mutates_args=())
 def _differentiate(
     grad: Tensor,
     templates: Tensor,
@@ -188,7 +190,7 @@ def _differentiate(
     if grad.numel() == 0:
         return torch.zeros_like(templates), torch.zeros_like(scalers)
     view = kron.blocks(grad, templates.shape[1:], scalers.shape[2:], order)
-    with torch.autocast(grad.device.type, enabled=False):
+    with _full_precision(grad.device):
         d_templates, d_scalers = _backend(templates).backward(
             view, templates, scalers, need_templates, need_scalers
         )
@@ -198,7 +200,6 @@ def _differentiate(
     )
 
 
-@_differentiate.register_fake
 def _differentiate_meta(
     grad: Tensor,
     templates: Tensor,
@@ -213,12 +214,29 @@ def _differentiate_meta(
     )
 
 
+# Operators, so that torch.compile keeps the kernels whole and breaks no graph; by the plain
+# registration, since that of `torch.library.custom_op` takes longer than the kernels on a GPU.
+_LIBRARY = torch.library.Library("weightinit", "FRAGMENT")
+for _schema, _operator, _fake in (
+    ("kron_sum(Tensor templates, Tensor scalers, str order) -> Tensor", _compose, _compose_meta),
+    (
+        "kron_sum_backward(Tensor grad, Tensor templates, Tensor scalers, str order, "
+        "bool need_templates, bool need_scalers) -> (Tensor, Tensor)",
+        _differentiate,
+        _differentiate_meta,
+    ),
+):
+    _name = _LIBRARY.define(_schema)
+    _LIBRARY.impl(_name, _operator, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"weightinit::{_name}", _fake, lib=_LIBRARY)
+
+
 class _KronSum(torch.autograd.Function):
     """The autograd rule, which `register_autograd` of custom operators hides from torch.func."""
 
     @staticmethod
     def forward(templates: Tensor, scalers: Tensor, order: str) -> Tensor:
-        return _compose(templates, scalers, order)
+        return torch.ops.weightinit.kron_sum(templates, scalers, order)
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
@@ -231,5 +249,6 @@ class _KronSum(torch.autograd.Function):
         ctx, *grads: Tensor
     ) -> tuple[Tensor | None, Tensor | None, None]:
         need = ctx.needs_input_grad[:2]
-        found = _differentiate(grads[0], *ctx.saved_tensors, ctx.order, *need)
+        differentiate = torch.ops.weightinit.kron_sum_backward
+        found = differentiate(grads[0], *ctx.saved_tensors, ctx.order, *need)
         return found[0] if need[0] else None, found[1] if need[1] else None, None

@@ -20,10 +20,10 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
 
 def blocks(matrix: Tensor, w: Sequence[int], s: Sequence[int], order: str) -> Tensor:
     """View ``[..., rows, columns]`` in either order as ``[..., s1, w1, s2, w2]``."""
+    lead = matrix.shape[:-2]
     if order == "block":
-        return matrix.unflatten(-1, (s[1], w[1])).unflatten(-3, (s[0], w[0]))
-    interleaved = matrix.unflatten(-1, (w[1], s[1])).unflatten(-3, (w[0], s[0]))
-    return interleaved.transpose(-1, -2).transpose(-3, -4)
+        return matrix.view(*lead, s[0], w[0], s[1], w[1])
+    return matrix.view(*lead, w[0], s[0], w[1], s[1]).transpose(-1, -2).transpose(-3, -4)
 
 
 def forward(templates: Tensor, scalers: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ the same traffic only where s2 is 1; elsewhere it needs a permuted copy of the w
 """
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -124,12 +125,13 @@ def backward(
 
 def _compose(templates: Tensor, mixing: Tensor, out: Tensor) -> None:
     n, w1, w2 = templates.shape
-    rows, (block, width, groups, group) = mixing[..., 0].numel(), _tiling(templates, mixing)
+    rows = mixing.numel() // n
+    block, width, groups, group = _tiling(n, w1 * w2, rows)
     # The axis along which the destination is contiguous is the inner one.
     axes = [(w1, w2, out.stride(2)), (w2, 1, out.stride(4))]
     outer, inner = axes if out.stride(4) <= out.stride(2) else axes[::-1]
     with _on_device(templates):
-        _forward[(triton.cdiv(w1 * w2, block), groups)](
+        _forward[(_cdiv(w1 * w2, block), groups)](
             templates, mixing, out, n, w1 * w2, inner[0],
             outer[1], inner[1], outer[2], inner[2], rows, *_strides(out),
             **_options(templates, N=width, BLOCK=block, GROUP=group),
@@ -139,10 +141,11 @@ def _compose(templates: Tensor, mixing: Tensor, out: Tensor) -> None:
 def _templates_of(grad: Tensor, templates: Tensor, scalers: Tensor) -> Tensor:
     n, w1, w2 = templates.shape
     mixing = _mixing(scalers)
-    rows, (block, width, groups, group) = mixing[..., 0].numel(), _tiling(templates, mixing)
+    rows = mixing.numel() // n
+    block, width, groups, group = _tiling(n, w1 * w2, rows)
     partial = templates.new_empty(groups, n, w1, w2, dtype=accumulator(templates.dtype))
     with _on_device(templates):
-        _grad_templates[(triton.cdiv(w1 * w2, block), groups)](
+        _grad_templates[(_cdiv(w1 * w2, block), groups)](
             grad, mixing, partial, n, w1 * w2, w2, grad.stride(2), grad.stride(4),
             rows, *_strides(grad), **_options(templates, N=width, BLOCK=block, GROUP=group),
         )  # fmt: skip
@@ -152,17 +155,14 @@ def _templates_of(grad: Tensor, templates: Tensor, scalers: Tensor) -> Tensor:
 def _scalers_of(grad: Tensor, templates: Tensor, scalers: Tensor) -> Tensor:
     n, w1, w2 = templates.shape
     layers, _, s1, s2 = scalers.shape
-    rows, width = layers * s1 * s2, triton.next_power_of_2(n)
-    blocks = triton.cdiv(rows, DOT)
-    spans = min(triton.cdiv(PROGRAMS, blocks), triton.cdiv(w1 * w2, STEP))
-    span = triton.cdiv(triton.cdiv(w1 * w2, spans), STEP) * STEP
-    spans = triton.cdiv(w1 * w2, span)
+    rows = layers * s1 * s2
+    blocks, spans, span = _spans(w1 * w2, rows)
     partial = templates.new_empty(spans, rows, n, dtype=torch.float32)
     with _on_device(templates):
         _grad_scalers[(blocks, spans)](
             grad, templates, partial, n, w1 * w2, w2, grad.stride(2), grad.stride(4),
             rows, *_strides(grad), span,
-            **_options(templates, N=max(DOT, width), BLOCK=STEP, ROWS=DOT),
+            **_options(templates, N=max(DOT, _power_of_2(n)), BLOCK=STEP, ROWS=DOT),
         )  # fmt: skip
     total = partial.sum(0).view(layers, s1, s2, n).permute(0, 3, 1, 2)
     return total.to(scalers.dtype).contiguous()
@@ -178,14 +178,31 @@ def _strides(blocks: Tensor) -> tuple[int, int, int, int, int]:
     return blocks.shape[1], blocks.shape[3], blocks.stride(0), blocks.stride(1), blocks.stride(3)
 
 
-def _tiling(templates: Tensor, mixing: Tensor) -> tuple[int, int, int, int]:
+# Plain arithmetic, and remembered: Triton's own cdiv takes longer than the kernels do.
+def _cdiv(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def _power_of_2(n: int) -> int:
+    """Return the power of two that is not below n."""
+    return 1 << (n - 1).bit_length()
+
+
+@cache
+def _tiling(n: int, size: int, rows: int) -> tuple[int, int, int, int]:
     """Return the tile of p, templates rounded up, groups of rows, rows in each."""
-    rows = mixing[..., 0].numel()
-    width = triton.next_power_of_2(templates.shape[0])
+    width = _power_of_2(n)
     block = min(1024, max(128, TILE // width))
-    tiles = triton.cdiv(templates[0].numel(), block)
-    group = triton.cdiv(rows, min(rows, triton.cdiv(PROGRAMS, tiles)))
-    return block, width, triton.cdiv(rows, group), group
+    group = _cdiv(rows, min(rows, _cdiv(PROGRAMS, _cdiv(size, block))))
+    return block, width, _cdiv(rows, group), group
+
+
+@cache
+def _spans(size: int, rows: int) -> tuple[int, int, int]:
+    """Return blocks of rows, parts of the template's values, values in each."""
+    blocks = _cdiv(rows, DOT)
+    span = _cdiv(_cdiv(size, min(_cdiv(PROGRAMS, blocks), _cdiv(size, STEP))), STEP) * STEP
+    return blocks, _cdiv(size, span), span
 
 
 def _options(templates: Tensor, **sizes: int) -> dict[str, Any]:

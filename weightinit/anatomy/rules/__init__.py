@@ -3,6 +3,7 @@
 from weightinit.anatomy.rules import (
     bert,
     convnext,
+    dit,
     gpt2,
     timm_vit,
     torch_encoder,
@@ -17,6 +18,7 @@ __all__ = ["FAMILIES", "Family", "Rule", "Stack"]
 FAMILIES: tuple[Family, ...] = tuple(
     family
     for module in (
+        dit,  # before the ViTs, whose names it has too
         timm_vit,
         convnext,
         torchvision_vit,

@@ -3,7 +3,7 @@
 from typing import Any
 
 from weightinit.anatomy.rules.rule import QKV, Family, Rule, Stack, W, linear
-from weightinit.anatomy.traits import ModuleFacts, type_name
+from weightinit.anatomy.traits import ModuleFacts, activation, type_name
 
 BLOCK = (
     *linear(r"self_attn\.in_proj", "attn.qkv", "(3 h k) d", QKV, join="_"),
@@ -21,10 +21,9 @@ STACKS = (Stack("layers", r"layers\.(?P<block>\d+)\.", BLOCK),)
 def _note(module: Any, noted: ModuleFacts) -> None:
     layer = module.layers[0]
     noted.sizes["h"] = layer.self_attn.num_heads
-    act = layer.activation
     noted.traits.update(
         form="pre_norm" if layer.norm_first else "post_norm",
-        act=getattr(act, "__name__", None) or type_name(act),
+        act=activation(layer.activation),
         glu="none",
         norm=type_name(layer.norm1),
     )

@@ -35,7 +35,7 @@ def _note(module: Any, noted: ModuleFacts) -> None:
         prefix_tokens=1,
         grid=(side, side),
         pool="token",
-        act="GELU",
+        act="gelu",
         glu="none",
     )
 

@@ -6,102 +6,31 @@ https://arxiv.org/abs/2409.19289: W_l = U diag(s_l) V^T, with U and V of one rol
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from functools import cache
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from weightinit.anatomy import Anatomy, Difference, Piece
 from weightinit.errors import ProjectionError
 from weightinit.files.operator import Operator, OperatorBundle
-from weightinit.inherit.depth import mixes
-from weightinit.inherit.transfer import Place, Source, Transfer, transfer_parts
-from weightinit.plan import Inheritance
+from weightinit.inherit.depth import Mix, mixes
+from weightinit.inherit.fitting import fit
+from weightinit.inherit.transfer import Source, Transfer, transfer_parts
+from weightinit.methods.fine.factors import Factors, factorize
+from weightinit.methods.learning import LearnedModel
+from weightinit.plan import Inheritance, Part
 
-__all__ = ["FINE", "Factors", "Spectra", "factorize", "matrices"]
+if TYPE_CHECKING:
+    from weightinit.api import AncestorLike
 
-SWEEPS = 50
-#: A sweep that explains less than this much more of the matrices is the last.
-GAIN = 1e-3
-#: Below this ratio of its least eigenvalue to its largest, a Gram matrix says too little.
-FULL = 1e-4
+__all__ = ["FINE", "fit_fine", "matrices"]
+
 #: What :class:`Factors` holds, in order.
 PARTS = ("left", "right", "spectra")
-
-
-@dataclass(frozen=True)
-class Factors:
-    """The matrices of one role in all blocks, W_l = left diag(spectra_l) right^T.
-
-    Args:
-        left: U ``[out, r]``, with orthonormal columns.
-        right: V ``[in, r]``, with orthonormal columns.
-        spectra: diagonals ``[depth, r]``, of either sign.
-        error: norm of what is left over, relative to that of the matrices.
-    """
-
-    left: Tensor
-    right: Tensor
-    spectra: Tensor
-    error: float = 0.0
-
-    def weight(self, spectrum: Tensor) -> Tensor:
-        """Return the matrix of one spectrum ``[..., r]``, as ``[..., out, in]``."""
-        return (self.left * spectrum[..., None, :]) @ self.right.mT
-
-
-def factorize(weights: Tensor, rank: int | None = None) -> Factors:
-    """Return shared singular vectors of several matrices, and a spectrum for each.
-
-    This is least squares over orthonormal U and V. They start as singular vectors of the matrices
-    side by side and on top of one another, or of the mean where these explain more, and are then
-    refined in turns: with V and the spectra fixed the best U is the polar factor of
-    sum_l W_l V diag(s_l), and likewise V; the spectra are the diagonals of U^T W_l V. Every turn
-    explains more of the matrices, the last sweep less than a thousandth more. Matrices that have
-    shared singular vectors are recovered.
-
-    Args:
-        weights: matrices ``[depth, out, in]``.
-        rank: r; None takes the smaller of out and in, which is the largest.
-    """
-    number = min(rank or min(weights.shape[1:]), *weights.shape[1:])
-    starts = [(left[:, :number], right[:, :number]) for left, right in _starts(weights)]
-    diagonals = [(left * (weights @ right)).sum(1) for left, right in starts]
-    best = max(range(len(starts)), key=lambda i: float(diagonals[i].square().sum()))
-    (left, right), spectra = starts[best], diagonals[best]
-    total, explained = float(weights.square().sum()), 0.0
-    for _ in range(SWEEPS):
-        across = weights @ right
-        left = _polar((across * (left * across).sum(1, keepdim=True)).sum(0))
-        along = weights.mT @ left
-        right = _polar((along * (right * along).sum(1, keepdim=True)).sum(0))
-        spectra = (right * along).sum(1)
-        before, explained = explained, float(spectra.square().sum())
-        if explained - before <= GAIN * total:
-            break
-    rest = weights - Factors(left, right, spectra).weight(spectra)
-    error = float(rest.norm()) / total**0.5 if total else 0.0
-    return Factors(left, right, spectra, error)
-
-
-def _starts(weights: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield singular vectors of the matrices stacked either way, and of their mean."""
-    squares = (weights @ weights.mT).sum(0), (weights.mT @ weights).sum(0)
-    left, right = (torch.linalg.eigh(square).eigenvectors.flip(1) for square in squares)
-    yield left, right
-    u, _, vh = torch.linalg.svd(weights.mean(0), full_matrices=False)
-    yield u, vh.mT
-
-
-def _polar(matrix: Tensor) -> Tensor:
-    """Return the nearest matrix with orthonormal columns."""
-    values, vectors = torch.linalg.eigh((matrix.mT @ matrix).double())
-    if values[0] > FULL * values[-1]:  # a third of the time of the decomposition below
-        return matrix @ (vectors * values.rsqrt() @ vectors.mT).to(matrix)
-    u, _, vh = torch.linalg.svd(matrix, full_matrices=False)
-    return u @ vh
 
 
 class FINEBundle(OperatorBundle):
@@ -154,15 +83,67 @@ class FINE(Operator):
         self, source: Source, target: Anatomy, *, seed: int = 0, calibration: object = None
     ) -> Inheritance:
         """Return a part for every piece of a target of the ancestor's widths."""
-        spectra = Spectra(self, source, target)
+        depth, factors, new = self._factors(source, target)
         fitted = "" if self.factors is None else ", fitted spectra"
-        transfer = Transfer(
-            lambda label, place: None,
-            spectra.depth,
-            f"shared singular vectors of rank {self.rank or 'all'}{fitted}",
-            finish=spectra.finish,
-        )
-        return Inheritance(transfer_parts(source, target, transfer, seed=seed))
+        how = f"shared singular vectors of rank {self.rank or 'all'}{fitted}"
+        transfer = Transfer(lambda labels, place: None, depth, how)
+        parts = transfer_parts(source, target, transfer, seed=seed)
+
+        def composed(part: Part, key: str, place: int) -> Part:
+            def fill(out: Tensor) -> None:
+                found = factors(key)
+                out.copy_(found.weight(found.spectra[place]))
+
+            return replace(part, fill=fill)
+
+        for key, members in new.items():
+            for place, piece in enumerate(members.values()):
+                parts[piece] = composed(parts[piece], key, place)
+        return Inheritance(parts)
+
+    def start(self, source: Source, target: Anatomy) -> FINE:
+        """Return these options with the factors that they hold, or with those of the ancestor."""
+        _, factors, new = self._factors(source, target)
+        return replace(self, factors={key: factors(key) for key in new})
+
+    def _factors(
+        self, source: Source, target: Anatomy
+    ) -> tuple[list[Mix], Callable[[str], Factors], dict[str, dict[int, Piece]]]:
+        """Return a mix for each block, the factors by key, and the target's matrices that have any.
+
+        Raises:
+            ProjectionError: if the two differ in more than depth, or the factors are of another
+                model.
+        """
+        depth = mixes("interpolate", source.anatomy, target)
+        old, new = matrices(source.anatomy), matrices(target)
+        if wider := Difference(source.anatomy, target).wider:
+            raise ProjectionError(
+                f"FINE changes depth only, and the target differs in {Difference.text(wider)}: use "
+                "a target of the ancestor's widths, or method='auto'"
+            )
+        for key, factors in (self.factors or {}).items():
+            members = new.get(key, {})
+            size = (len(factors.left), len(factors.right)), len(factors.spectra)
+            if any(size != (piece.size, len(members)) for piece in members.values()):
+                raise ProjectionError(
+                    f"the fitted factors of {key} are of size and depth {size}, and the model has "
+                    f"{len(members)} blocks of it: fit them for it with weightinit.fit_fine"
+                )
+
+        @cache
+        def of(key: str) -> Factors:
+            if held := (self.factors or {}).get(key):
+                return held
+            weights = torch.stack([source.part(piece) for piece in old[key].values()])
+            found = factorize(weights, self.rank)
+            blocks = {block: dict(depth[block]) for block in new[key]}
+            coefficients = [[mix.get(i, 0.0) for i in old[key]] for mix in blocks.values()]
+            return replace(
+                found, spectra=torch.tensor(coefficients).to(found.spectra) @ found.spectra
+            )
+
+        return depth, of, {key: members for key, members in new.items() if key in old}
 
     def contents(self) -> tuple[dict[str, Any], Mapping[str, Tensor], int]:
         """Return the rank and each matrix's error, the factors, and the depth of a stage."""
@@ -203,67 +184,69 @@ def matrices(anatomy: Anatomy) -> dict[str, dict[int, Piece]]:
     return pieces
 
 
-class Spectra:
-    """The factors of an ancestor's matrices, and each target block's spectrum.
+def fit_fine(
+    ancestor: AncestorLike,
+    target: nn.Module,
+    train_step: Callable[[nn.Module], Tensor],
+    *,
+    rank: int | None = None,
+    steps: int = 400,
+    lr: float = 0.2,
+    options: FINE | None = None,
+    progress: bool | None = None,
+) -> FINE:
+    """Fit FINE's spectra for a model's depth with AdamW, and return the options with the factors.
 
-    Attributes:
-        depth: a mix of the ancestor's blocks for each block of the target.
-        places: key of each matrix and index of its spectrum, by role and block of the target.
+    A copy of ``target`` is trained whose matrices follow from singular vectors that all blocks of
+    the ancestor share and from one spectrum a block. Only the spectra are trained, and a head that
+    the ancestor lacks (other classes), which is not kept. Neither the ancestor nor ``target``
+    changes; fill the target afterwards::
+
+        fitted = wi.fit_fine(ancestor, model, step)
+        wi.project_from(ancestor, model, method=fitted)
+
+    Args:
+        ancestor: anything that :func:`weightinit.project_from` takes.
+        target: a model of the ancestor's widths and any depth, on the device to train on; a meta
+            model is trained on the CPU.
+        train_step: maps the module to a scalar loss on a batch of its own choosing.
+        rank: rank of the factors; see :class:`weightinit.FINE`.
+        steps: number of optimizer steps.
+        lr: learning rate, relative to the size of a role's spectra; it falls to zero along half a
+            cosine.
+        options: options with fitted factors to go on from; None factorizes the ancestor.
+        progress: whether to show a bar; None shows it on a terminal.
+
+    Returns:
+        The options with factors of the target's depth, fp32 on the CPU.
 
     Raises:
-        ProjectionError: if the two differ in more than depth, or the factors are of another model.
+        AnatomyError: if a parameter of the target or the ancestor is not explained.
+        BundleError: if the ancestor cannot be had or is not sound.
+        ProjectionError: if the two differ in more than depth, or the loss is not finite.
+
+    Examples:
+        >>> import timm, torch, weightinit as wi
+        >>> sizes = {"img_size": 32, "embed_dim": 32, "num_heads": 2, "num_classes": 5}
+        >>> old, new = (
+        ...     timm.create_model("vit_tiny_patch16_224", depth=n, **sizes) for n in (2, 3))
+        >>> images, labels = torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 3])
+        >>> step = lambda m: torch.nn.functional.cross_entropy(m(images), labels)
+        >>> fitted = wi.fit_fine(old, new, step, steps=2)
+        >>> wi.project_from(old, new, method=fitted) is new
+        True
     """
-
-    def __init__(self, options: FINE, source: Source, target: Anatomy) -> None:
-        self.depth = mixes("interpolate", source.anatomy, target)
-        self._options, self._source = options, source
-        self._known: dict[str, Factors] = {}
-        self._old, self._new = matrices(source.anatomy), matrices(target)
-        self.places = {
-            (piece.role, index): (key, place)
-            for key, members in self._new.items()
-            for place, (index, piece) in enumerate(members.items())
-            if key in self._old
-        }
-        if wider := Difference(source.anatomy, target).wider:
-            raise ProjectionError(
-                f"FINE changes depth only, and the target differs in {Difference.text(wider)}: use "
-                "a target of the ancestor's widths, or method='auto'"
-            )
-        for key, factors in (options.factors or {}).items():
-            members = self._new.get(key, {})
-            size = (len(factors.left), len(factors.right)), len(factors.spectra)
-            if any(size != (piece.size, len(members)) for piece in members.values()):
-                raise ProjectionError(
-                    f"the fitted factors of {key} are of size and depth {size}, and the model has "
-                    f"{len(members)} blocks of it: fit them for it with weightinit.fit_fine"
-                )
-
-    def all(self) -> dict[str, Factors]:
-        """Return the factors of every matrix that the ancestor has, by :func:`matrices`' keys."""
-        return {key: self.of(key) for key in dict.fromkeys(key for key, _ in self.places.values())}
-
-    def of(self, key: str) -> Factors:
-        """Return the factors of one matrix, with the spectra of the target's blocks."""
-        if key not in self._known:
-            self._known[key] = (self._options.factors or {}).get(key) or self._interpolated(key)
-        return self._known[key]
-
-    def _interpolated(self, key: str) -> Factors:
-        members = self._old[key]
-        weights = torch.stack([self._source.part(piece) for piece in members.values()])
-        factors = factorize(weights, self._options.rank)
-        place = {index: i for i, index in enumerate(members)}
-        coefficients = torch.zeros(len(self._new[key]), len(members)).to(factors.spectra)
-        for row, index in enumerate(self._new[key]):
-            for i, coefficient in self.depth[index]:
-                if i in place:
-                    coefficients[row, place[i]] = coefficient
-        return replace(factors, spectra=coefficients @ factors.spectra)
-
-    def finish(self, place: Place, out: Tensor, _: torch.Generator) -> None:
-        """Write a matrix of the target's blocks; leave everything else as it was interpolated."""
-        if (place.role, place.target) in self.places:
-            key, index = self.places[place.role, place.target]
-            factors = self.of(key)
-            out.copy_(factors.weight(factors.spectra[index]))
+    if options is not None and rank not in (None, options.rank):
+        raise ProjectionError(f"{rank=} and options of rank {options.rank}: pass one of them")
+    options = options or FINE(rank)
+    model = LearnedModel(
+        ancestor, target, options.start, learns=lambda name: name.rpartition(".")[2] == PARTS[-1]
+    )
+    groups: list[dict[str, Any]] = [{"params": model.fresh}] if model.fresh else []
+    for spectra in model.learned.values():
+        size = float(spectra.detach().square().mean().sqrt()) or 1.0
+        groups.append({"params": [spectra], "lr": lr * size})
+    optimizer = torch.optim.AdamW(groups, lr=lr, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    fit(model, train_step, optimizer, schedule, steps=steps, progress=progress)
+    return model.options()

@@ -6,23 +6,21 @@ https://arxiv.org/abs/2303.00980 (Eq. 8): W'_l = B (sum_j w_lj W_j) A^T for ever
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, ClassVar
+from functools import cache
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from weightinit.anatomy import Anatomy, Piece
-from weightinit.errors import BundleError, ProjectionError
-from weightinit.files.bundle import copies
-from weightinit.files.checks import opened
+from weightinit.anatomy import Anatomy, Piece, facts
+from weightinit.errors import ProjectionError
 from weightinit.files.operator import Operator, OperatorBundle
-from weightinit.files.writing import atomic
+from weightinit.inherit.fitting import fit
+from weightinit.inherit.fresh import base_seed
 from weightinit.inherit.transfer import Source, Transfer, transfer_parts
+from weightinit.methods.learning import LearnedModel
 from weightinit.methods.ligo.operator import (
     DEPTH_INITS,
     WIDTH_INITS,
@@ -33,9 +31,10 @@ from weightinit.methods.ligo.operator import (
 )
 from weightinit.plan import Inheritance
 
-__all__ = ["LiGO", "Mixture"]
+if TYPE_CHECKING:
+    from weightinit.api import AncestorLike
 
-FORMAT = "weightinit-ligo-1"
+__all__ = ["LiGO", "fit_ligo"]
 
 
 class LiGOBundle(OperatorBundle):
@@ -119,12 +118,9 @@ class LiGO(Operator):
         self, source: Source, target: Anatomy, *, seed: int = 0, calibration: object = None
     ) -> Inheritance:
         """Return a part for every piece of a target that is no smaller in any way."""
-        started = self.start(source.anatomy, target, seed=seed)
-        return started.grown(Mixture(source, target, started.operator or {}), target, seed=seed)
-
-    def grown(self, mixture: Mixture, target: Anatomy, *, seed: int = 0) -> Inheritance:
-        """Return what the operator that is held makes of a target."""
-        axes = operator_axes(self.operator or {}, target, tied=self.tied)
+        operator = self.start(source.anatomy, target, seed=seed).operator or {}
+        mixture = Mixture(source, target, operator)
+        axes = operator_axes(operator, target, tied=self.tied)
         transfer = Transfer(axes, [((index, 1.0),) for index in range(target.depth)], "LiGO")
         parts = transfer_parts(mixture, target, transfer, seed=seed)
         for piece in (piece for block in target.blocks for piece in block.values()):
@@ -148,97 +144,122 @@ class LiGO(Operator):
         inits = own["depth_init"], own["width_init"]
         return cls(*inits, bool(own["tied"]), tensors, float(own["noise"]))
 
-    def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write options and operator into one file; :meth:`save_pretrained` writes a bundle.
-
-        Raises:
-            ProjectionError: if no operator is held.
-            BundleError: if the file cannot be written.
-        """
-        file, (fields, operator, _) = Path(path), self.contents()
-        options = {"format": FORMAT, **{name: str(value) for name, value in fields.items()}}
-        try:
-            with atomic(file) as part:
-                save_file(copies(operator), part, options)
-        except OSError as error:
-            raise BundleError(
-                f"cannot save the operator to {file} ({error}): choose a place that can be "
-                "written to"
-            ) from error
-        return file
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> LiGO:
-        """Return the options and the operator of a file that :meth:`save` wrote.
-
-        Raises:
-            BundleError: if it is not such a file.
-        """
-        try:
-            with opened(Path(path)) as file:
-                options = file.metadata() or {}
-                operator = {name: file.get_tensor(name) for name in file.keys()}
-            if options.get("format") != FORMAT:
-                raise ValueError(f"its format is {options.get('format')!r}")
-            tied, noise = {"True": True, "False": False}[options["tied"]], float(options["noise"])
-            return cls(options["depth_init"], options["width_init"], tied, operator, noise)
-        except (BundleError, KeyError, ValueError, ProjectionError) as error:
-            raise BundleError(
-                f"{path} holds no LiGO operator ({error}): pass a file that LiGO.save wrote"
-            ) from error
-
 
 class Mixture:
-    """An ancestor as deep as a target, each block a mixture of its own: LiGO's depth operator.
+    """An ancestor as deep as a target, each block a mixture of its own: LiGO's depth operator."""
 
-    Args:
-        source: source of the ancestor's weights.
-        target: anatomy of the target.
-        operator: LiGO's operator; ``depth.<block>.<role>`` is read whenever a part is asked for.
-        device: where parts are mixed and returned; None is where they are.
-        hold: whether to keep the ancestor's tensors once they are read, for training.
-    """
-
-    def __init__(
-        self,
-        source: Source,
-        target: Anatomy,
-        operator: Mapping[str, Tensor],
-        *,
-        device: torch.device | None = None,
-        hold: bool = False,
-    ) -> None:
-        self._source, self._operator, self._device = source, operator, device
-        self._held: dict[tuple[object, ...], Tensor] | None = {} if hold else None
-        old = source.anatomy
-        self._levels = levels(old, target)
-        self.anatomy = old.reshaped({}, target.stages)
+    def __init__(self, source: Source, target: Anatomy, operator: Mapping[str, Tensor]) -> None:
+        self._source, self._operator = source, operator
+        self._device = next(iter(operator.values())).device if operator else torch.device("cpu")
+        self._levels = levels(source.anatomy, target)
+        self.anatomy = source.anatomy.reshaped({}, target.stages)
         self._others = {
             (spec.stack, spec.block, piece.role): piece
-            for spec in old.specs
-            if old.index(spec) is None
-            for piece in old.pieces(spec)
+            for spec in source.anatomy.specs
+            if source.anatomy.index(spec) is None
+            for piece in source.anatomy.pieces(spec)
         }
+        self._stacked, self._other = cache(self._stack), cache(self._read)  # read once in training
 
     def part(self, piece: Piece) -> Tensor:
         """Return a canonical part of the mixture; it has a gradient where the operator has one."""
         block = self.anatomy.index(piece.spec)
         if block is None:
-            own = self._others[piece.spec.stack, piece.spec.block, piece.role]
-            return self._read((piece.spec.name, piece.role), lambda: self._source.part(own))
+            return self._other(self._others[piece.spec.stack, piece.spec.block, piece.role])
         level = self._levels[block]
-        stage = self._source.anatomy.blocks[level.first : level.first + level.old]
-        present = [i for i, other in enumerate(stage) if piece.role in other]
-        stacked = self._read(
-            (level.first, piece.role),
-            lambda: torch.stack([self._source.part(stage[i][piece.role]) for i in present]),
-        )
+        present, stacked = self._stacked(level.first, level.old, piece.role)
         weights = self._operator[f"depth.{block}.{piece.role}"].to(stacked)
         return torch.tensordot(weights[present], stacked, 1)
 
-    def _read(self, key: tuple[object, ...], read: Callable[[], Tensor]) -> Tensor:
-        if self._held is None:
-            return read().to(self._device)
-        if key not in self._held:
-            self._held[key] = read().detach().to(self._device)
-        return self._held[key]
+    def _stack(self, first: int, number: int, role: str) -> tuple[list[int], Tensor]:
+        """Return which blocks of a stage have a role, and their tensors of it."""
+        stage = self._source.anatomy.blocks[first : first + number]
+        present = [i for i, block in enumerate(stage) if role in block]
+        return present, torch.stack([self._read(stage[i][role]) for i in present])
+
+    def _read(self, piece: Piece) -> Tensor:
+        return self._source.part(piece).detach().to(self._device)
+
+
+def fit_ligo(
+    ancestor: AncestorLike,
+    target: nn.Module,
+    train_step: Callable[[nn.Module], Tensor],
+    *,
+    steps: int = 100,
+    lr: float = 2e-4,
+    weight_decay: float = 0.1,
+    options: LiGO | None = None,
+    generator: torch.Generator | None = None,
+    progress: bool | None = None,
+) -> LiGO:
+    """Train LiGO's operator between two models, and return its options with the trained operator.
+
+    The target's weights follow from the frozen ancestor and the operator at every forward. A head
+    that the ancestor lacks (other classes) is trained along and not kept. Neither the ancestor nor
+    ``target`` changes; fill the target afterwards::
+
+        operator = wi.fit_ligo(ancestor, model, step)
+        wi.project_from(ancestor, model, method=operator)
+
+    As in the published code, AdamW has an epsilon of 1e-6, gradients are clipped to a norm of 1,
+    and the learning rate falls linearly to zero. Depth weights of biases and norms have no weight
+    decay, as the published code intends (its name patterns match no operator, so it decays them).
+
+    Args:
+        ancestor: anything that :func:`weightinit.project_from` takes.
+        target: the larger model, on the device to train on; a meta model is trained on the CPU.
+        train_step: maps the module to a scalar loss on a batch of its own choosing.
+        steps: number of optimizer steps; the paper takes 100.
+        lr: learning rate at the start.
+        weight_decay: weight decay of the expansion matrices and the depth weights of matrices.
+        options: start and tying of the operator; or options with an operator to train further.
+        generator: source of all random draws; None is a fixed seed.
+        progress: whether to show a bar; None shows it on a terminal.
+
+    Returns:
+        The options with the trained operator, fp32 on the CPU.
+
+    Raises:
+        AnatomyError: if a parameter of the target or the ancestor is not explained.
+        BundleError: if the ancestor cannot be had or is not sound.
+        ProjectionError: if the two do not fit, the target is smaller in any way, or the loss is not
+            finite.
+
+    Examples:
+        >>> import timm, torch, weightinit as wi
+        >>> old, new = (
+        ...     timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=5,
+        ...                       depth=n, embed_dim=32 * n, num_heads=n) for n in (1, 2))
+        >>> images, labels = torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 3])
+        >>> step = lambda m: torch.nn.functional.cross_entropy(m(images), labels)
+        >>> operator = wi.fit_ligo(old, new, step, steps=2)
+        >>> wi.project_from(old, new, method=operator) is new
+        True
+    """
+    seed = base_seed(generator)
+    model = LearnedModel(
+        ancestor,
+        target,
+        lambda old, new: (options or LiGO()).start(old.anatomy, new, seed=seed),
+        seed=seed,
+    )
+    groups = [
+        {"params": [value for name, value in model.learned.items() if _decays(name)]},
+        {
+            "params": [value for name, value in model.learned.items() if not _decays(name)]
+            + model.fresh,
+            "weight_decay": 0.0,
+        },
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=lr, eps=1e-6, weight_decay=weight_decay)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / max(steps, 1))
+    fit(model, train_step, optimizer, schedule, steps=steps, max_norm=1.0, progress=progress)
+    return model.options()
+
+
+def _decays(name: str) -> bool:
+    """Return whether weight decay acts on a tensor of the operator."""
+    group, _, rest = name.partition(".")
+    role = facts(rest.partition(".")[2])
+    return group == "width" or not (role.bias or role.kind == "norm")

@@ -1,15 +1,18 @@
+import math
+from itertools import chain
+
 import pytest
 import timm
 import torch
 from helpers.inherit import fill, logits, small_vit
+from helpers.models import state_hash
 from sklearn.datasets import load_digits
 from torch.nn.functional import cross_entropy
 
 import weightinit as wi
 from weightinit.anatomy import anatomy
 from weightinit.errors import ProjectionError
-from weightinit.methods.ligo.fit import _decays, fit_ligo
-from weightinit.methods.ligo.method import LiGO
+from weightinit.methods.ligo.method import LiGO, _decays, fit_ligo
 
 DIGITS = {"img_size": 8, "patch_size": 2, "in_chans": 1, "num_classes": 10}
 
@@ -76,7 +79,7 @@ def test_the_loss_falls_and_the_model_trained_is_the_one_given(digits, ancestor)
     assert not any(v.requires_grad for v in chosen.operator.values())
     wi.project_from(ancestor, model, method=chosen)
     made = modules[-1].weights()
-    assert made.keys() == dict(model.named_parameters()).keys()
+    assert made.keys() | {"head.bias"} == dict(model.named_parameters()).keys()
     for name, value in made.items():
         assert torch.equal(model.get_parameter(name), value), name
     images = digits[0][:50]
@@ -117,12 +120,10 @@ def test_another_head_is_trained_along_and_not_kept(digits, ancestor):
     assert report.counts["fresh"] == 2
     wi.project_from(ancestor, model, method=chosen)
     trained = modules[-1]
-    assert trained.weights().keys() | {"head.weight", "head.bias"} == set(
-        dict(model.named_parameters())
-    )
+    own = {n for n, p in trained.model.named_parameters() if p.requires_grad}
+    assert own == {"head.weight", "head.bias"}
+    assert trained.weights().keys() | own == {n for n, _ in model.named_parameters()}
     assert not torch.equal(trained.model.head.weight, model.head.weight)
-    frozen = {n for n, p in trained.model.named_parameters() if not p.requires_grad}
-    assert frozen == set(trained.weights())
 
 
 def test_a_meta_target_is_trained_on_the_cpu(digits, ancestor):
@@ -183,3 +184,86 @@ def logits_of(model):
 def test_it_is_exported_lazily():
     assert wi.fit_ligo is fit_ligo and wi.LiGO is LiGO
     assert logits(small_vit()).shape == (3, 5)
+
+
+DRAW = torch.Generator().manual_seed(3)
+IMAGES = torch.randn(8, 3, 16, 16, generator=DRAW)
+LABELS = torch.randint(5, (8,), generator=DRAW)
+
+
+def fine_step(module):
+    return cross_entropy(module(IMAGES), LABELS)
+
+
+def test_spectra_are_fitted_and_used():
+    ancestor, model = small_vit(depth=2), small_vit(depth=3)
+    losses = []
+
+    def recorded(module):
+        losses.append(fine_step(module))
+        return losses[-1]
+
+    before, held = state_hash(model), state_hash(ancestor)
+    state = torch.get_rng_state()
+    fitted = wi.fit_fine(ancestor, model, recorded, steps=40)
+    assert state_hash(model) == before and state_hash(ancestor) == held
+    assert torch.equal(state, torch.get_rng_state())
+    assert float(losses[-1].detach()) < 0.8 * float(losses[0].detach())
+    with torch.no_grad():
+        start = float(fine_step(wi.project_from(ancestor, model, method="fine").train()))
+        end = float(fine_step(wi.project_from(ancestor, model, method=fitted).train()))
+    assert start == pytest.approx(float(losses[0].detach()), rel=1e-3)
+    assert end < 0.8 * start
+    assert {len(f.spectra) for f in fitted.factors.values()} == {3}
+
+
+def test_only_spectra_are_learned():
+    seen = {}
+
+    def watched(module):
+        held = module.model.named_parameters(), module.learned.items(), module.weights().items()
+        for name, value in chain(*held):
+            seen.setdefault(name, value.detach().clone())
+        seen["module"] = module
+        return fine_step(module)
+
+    started = wi.fit_fine(small_vit(), small_vit(depth=3), fine_step, steps=1, lr=0.0)
+    fitted = wi.fit_fine(small_vit(), small_vit(depth=3), watched, steps=3)
+    module = seen.pop("module")
+    assert all(torch.equal(value, seen[n]) for n, value in module.model.named_parameters())
+    assert {n.rpartition(".")[2] for n in module.learned} == {"spectra"}
+    assert not any(torch.equal(value, seen[n]) for n, value in module.learned.items())
+    made = module.weights()
+    assert len(made) == 3 * 4 and all(not torch.equal(v, seen[n]) for n, v in made.items())
+    for key, factors in fitted.factors.items():
+        assert torch.equal(factors.left, started.factors[key].left), key
+        assert not torch.equal(factors.spectra, started.factors[key].spectra), key
+
+
+def test_a_head_of_other_classes_is_trained_along_and_not_kept():
+    heads = []
+
+    def three(module):
+        heads.append(module.model.head.weight.detach().clone())
+        return cross_entropy(module(IMAGES), LABELS % 3)
+
+    fitted = wi.fit_fine(small_vit(), small_vit(num_classes=3), three, steps=3)
+    assert not torch.equal(heads[0], heads[-1])
+    again = wi.fit_fine(small_vit(), small_vit(num_classes=3), three, options=fitted, steps=1)
+    assert torch.equal(heads[-1], heads[0])
+    assert not torch.equal(
+        again.factors["mlp.fc1.weight"].spectra, fitted.factors["mlp.fc1.weight"].spectra
+    )
+
+
+def test_errors_of_fine_say_what_to_do():
+    ancestor = small_vit()
+    with pytest.raises(ProjectionError, match="use a lower lr than"):
+        wi.fit_fine(ancestor, small_vit(depth=3), lambda m: fine_step(m) * math.nan, steps=1)
+    with pytest.raises(ProjectionError, match="FINE changes depth only"):
+        wi.fit_fine(ancestor, small_vit(48, 6), fine_step, steps=1)
+    fitted = wi.fit_fine(ancestor, small_vit(depth=3), fine_step, steps=1, rank=4)
+    with pytest.raises(ProjectionError, match="blocks of it: fit them for it"):
+        wi.project_from(ancestor, small_vit(depth=4), method=fitted)
+    with pytest.raises(ProjectionError, match="pass one of them"):
+        wi.fit_fine(ancestor, small_vit(depth=3), fine_step, steps=1, rank=5, options=fitted)
