@@ -118,6 +118,25 @@ def test_a_state_dict_needs_its_heads(model, tmp_path):
     assert Ancestor.open(convnext.state_dict()).anatomy.family == "convnext"
 
 
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: torch.zeros(3, 3).to_sparse(), "sparse_coo"),
+        (lambda: torch.zeros(3, 3).to_mkldnn(), "_mkldnn"),
+        (lambda: torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)]), "nested"),
+        (nn.UninitializedParameter, "uninitialized"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_tensors_of_another_form_are_refused(make, words, model):
+    state = {**model.state_dict(), "blocks.0.norm1.weight": make()}
+    with pytest.raises(AnatomyError, match=rf"blocks\.0\.norm1\.weight \(.*{words}"):
+        Ancestor.open(state, heads=2)
+    # Beside the network they are left out as others are.
+    beside = {**model.state_dict(), "queue": make()}
+    assert Ancestor.open(beside, heads=2).anatomy.unexplained[0].name == "queue"
+
+
 def test_wrong_heads(model):
     with pytest.raises(AnatomyError):
         Ancestor.open(model.state_dict(), heads=3)

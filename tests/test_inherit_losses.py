@@ -37,12 +37,12 @@ def test_a_loss_is_noted_and_warned_about(old, new, words):
 def test_a_head_that_has_no_place_is_noted_alone():
     source, target = small_vit(), small_vit(num_classes=0)
     wi.project_from(source, target)  # no warning
-    assert "no place for the ancestor's head.bias, head.weight" in notes(source, target)[0]
+    assert "no place for the ancestor's head.bias, head.weight" in "".join(notes(source, target))
 
 
 def test_a_head_that_is_taken_over_is_noted():
     source, target = small_vit(), small_vit()
-    assert "the head is the ancestor's, as it has 5 classes too" in notes(source, target)[0]
+    assert "the head is the ancestor's, as it has 5 classes too" in "".join(notes(source, target))
     for note in (
         *notes(source, target, keep=["head"]),
         *notes(source, small_vit(num_classes=6)),
@@ -81,5 +81,13 @@ def test_nothing_is_said_where_nothing_is_lost():
 
 def test_words_that_are_left_out_are_noted():
     found = notes(lm(words=31, positions=16), lm(words=20, positions=12))
-    assert "11 of 31 rows of embed.token.weight, 4 of 16 rows of pos" in found[0]
+    assert "11 of 31 rows of embed.token.weight, 4 of 16 rows of pos" in "".join(found)
     wi.project_from(lm(words=31), lm(words=20))
+
+
+def test_where_the_positions_of_a_text_begin_is_assumed_aloud():
+    bert, more = lm(), lm()
+    roberta, target = (lm("Roberta", "ForMaskedLM", positions=18) for _ in "ab")
+    with pytest.warns(UserWarning, match="of the ancestor begin, .* begin in row 2 as the other's"):
+        wi.project_from(wi.Ancestor.open(roberta.state_dict(), heads=3), target)
+    assert "begin in" not in "".join(notes(wi.Ancestor.open(bert.state_dict(), heads=3), more))

@@ -97,6 +97,9 @@ def test_the_window_of_a_state_dict_is_square_or_unknown():
     with pytest.raises(ProjectionError, match=r"80 rows.*pass the ancestor as a module"):
         wi.project_from(wi.Ancestor.open(wide.state_dict(), heads=3), model)
     assert torch.equal(table_of(model), before)
+    wi.project_from(wi.Ancestor.open(wide.state_dict(), heads=3, grid=(4, 6)), model)
+    wi.project_from(wide, like)
+    assert torch.equal(table_of(model), table_of(like))
 
 
 def test_decomposed_tables_are_linear():

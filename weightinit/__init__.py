@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from weightinit.api import plan_projection as plan_projection
     from weightinit.api import plan_templates as plan_templates
     from weightinit.api import project_from as project_from
+    from weightinit.create import create_model as create_model
     from weightinit.hypernet.config import HyperConfig as HyperConfig
     from weightinit.hypernet.files import HyperNetwork as HyperNetwork
     from weightinit.hypernet.pith import PITH as PITH
@@ -76,6 +77,7 @@ _LAZY = {
         "ancestor.ancestor": "Ancestor",
         "api": "init_from_hypernet init_from_templates init_mimetic plan_hypernet plan_mimetic "
         "plan_projection plan_templates project_from",
+        "create": "create_model",
         "hypernet.config": "HyperConfig",
         "hypernet.files": "HyperNetwork",
         "hypernet.pith": "PITH",

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
+from typing import Literal
 
 from torch import Tensor, nn
 
 from weightinit.anatomy.core import Anatomy, ParamSpec
 from weightinit.anatomy.layout import layout as layout_of
-from weightinit.anatomy.match import Match, families_of, match, match_user, prefix_of
+from weightinit.anatomy.match import Match, block_of, families_of, match, match_user, prefix_of
+from weightinit.anatomy.pattern import parse
 from weightinit.anatomy.roles import facts
 from weightinit.anatomy.rules import Family, Rule
 from weightinit.anatomy.solver import HINT, Group, names, solve_all
-from weightinit.anatomy.source import TensorInfo, read, shorten, unwrap
+from weightinit.anatomy.source import TensorInfo, read, refuse, shorten, unwrap
 from weightinit.anatomy.traits import ModuleFacts, Traits, infer, inspect_module
 from weightinit.errors import AnatomyError
 from weightinit.text import first
@@ -28,6 +30,8 @@ def anatomy(
     *,
     rules: Sequence[Rule] = (),
     sizes: Mapping[str, int] | None = None,
+    keep: Sequence[str] = (),
+    unexplained: Literal["raise", "outside", "keep"] = "raise",
 ) -> Anatomy:
     """Explain every parameter of a model: its role, and what each of its axes means.
 
@@ -38,6 +42,9 @@ def anatomy(
         rules: the caller's rules, which are tried before the built-in ones.
         sizes: known axis sizes that neither shapes nor a module tell: ``{"h": 6}`` for the head
             count of a bare state dict.
+        keep: names of parameters, or the start of some, that need no explanation.
+        unexplained: ``"raise"`` on any other parameter that no rule explains, or ``"keep"`` it in
+            :attr:`Anatomy.unexplained`, or do so ``"outside"`` the blocks alone.
 
     Returns:
         A frozen description; it holds no tensors.
@@ -57,11 +64,15 @@ def anatomy(
         >>> seen.blocks[3]["attn.v.weight"].size
         (192, 192)
     """
-    source = read(model_or_state_dict)
-    families = families_of(entry.key for entry in source)
+    if unexplained not in (allowed := ("raise", "outside", "keep")):
+        raise AnatomyError(f"unexplained={unexplained!r}: use one of {allowed}")
+    source = read(model_or_state_dict, lenient=bool(keep) or unexplained != "raise")
+    kept = {entry.name for entry in source if _named(entry, keep)}
+    families = families_of(entry.key for entry in source if entry.name not in kept)
+    families = families or families_of(entry.key for entry in source)
     prefix = prefix_of(families)
     family = families.get(prefix)
-    entries, matches = _explain(source, families, prefix, rules)
+    entries, matches, spare = _explain(source, kept, families, prefix, rules, unexplained)
     noted = ModuleFacts()
     if isinstance(model_or_state_dict, nn.Module) and family is not None:
         noted = inspect_module(unwrap(model_or_state_dict, prefix), family.library, family.note)
@@ -75,7 +86,18 @@ def anatomy(
         flag: any(re.fullmatch(name, entry.key) for entry in entries)
         for flag, name in (family.flags if family else ())
     }
-    groups = solve_all(entries, matches, known, flags)
+    solved = dict(known)
+    try:
+        groups = solve_all(entries, matches, solved, flags)
+    except AnatomyError:
+        # What is kept may be of another shape than the rules say: it is left unexplained.
+        pairs = [(x, m) for x, m in zip(entries, matches, strict=True) if x.name not in kept]
+        if not pairs or len(pairs) == len(entries):
+            raise
+        spare += [(x, m.block) for x, m in zip(entries, matches, strict=True) if x.name in kept]
+        entries, matches = [x for x, _ in pairs], [m for _, m in pairs]
+        groups = solve_all(entries, matches, solved := dict(known), flags)
+    known = solved
     specs = _specs(groups, entries, matches, known)
     depths, main = _depths(specs, matches)
     traits = {**noted.traits, "main_stacks": main, "depths": tuple(depths[s] for s in main)}
@@ -89,28 +111,50 @@ def anatomy(
         family.name if family else "custom",
         Traits.of(traits),
         prefix,
+        tuple(ParamSpec.bare(x.name, x.key, x.shape, block, x.tied) for x, block in spare),
     )
+
+
+def _named(entry: TensorInfo, names: Sequence[str]) -> bool:
+    """Return whether a parameter is called by one of some names, or begins with it."""
+    own = (entry.name, entry.key)
+    return any(x == name or x.startswith(f"{name}.") for x in own for name in names)
 
 
 def _explain(
     source: Sequence[TensorInfo],
+    kept: Collection[str],
     families: Mapping[str, Family],
     prefix: str,
     rules: Sequence[Rule],
-) -> tuple[list[TensorInfo], list[Match]]:
-    """Return the parameters and what may hold for each; raise if nothing does."""
+    unexplained: str,
+) -> tuple[list[TensorInfo], list[Match], list[tuple[TensorInfo, int | None]]]:
+    """Return the parameters, what may hold for each, and what needs no explanation.
+
+    The last come with the number of their block, if they are in one.
+    """
     family = families.get(prefix)
-    entries, matches, unmatched = [], [], []
+    entries, matches, spare, unmatched, faults = [], [], [], [], []
     for entry in source:
         key = shorten(entry.key, prefix)
         matched = match_user(rules, (key, entry.key), entry.shape)
         if matched is None and family is not None:
             matched = match(family, key)
-        if matched is not None:
+        block = block_of(family, key) if family else None
+        free = entry.name in kept or unexplained == "keep"
+        free |= unexplained == "outside" and family is not None and block is None
+        ranks = [len(parse(rule.pattern).axes) for rule in matched.rules] if matched else []
+        if free and (entry.fault or len(entry.shape) not in ranks):
+            if not (family and re.fullmatch(family.buffers, key)):
+                spare.append((replace(entry, key=key), block))
+        elif entry.fault:
+            faults.append(f"{entry.name} ({entry.fault})")
+        elif matched is not None:
             entries.append(replace(entry, key=key))
             matches.append(matched)
         elif not (family and re.fullmatch(family.buffers, key)):
             unmatched.append(entry)
+    refuse(faults)
     integers = [entry for entry in entries if not entry.floating]
     if integers:
         raise AnatomyError(
@@ -118,11 +162,15 @@ def _explain(
         )
     if unmatched or not entries:
         library = f"a {family.library} {family.name}" if family else "any model known"
+        known = f". {prefix[:-1]!r} is {library}: pass that submodule" if prefix else ""
+        adapters = ". Merge adapters first (model.merge_and_unload()), or wrap the filled model"
+        lora = any("lora_" in entry.name for entry in unmatched)
         raise AnatomyError(
             f"{len(unmatched)} of {len(source)} parameters are not those of {library}: "
-            f"{names(unmatched)}; {HINT}"
+            f"{names(unmatched)}; keep them as they are by unexplained='keep' or keep=[names], "
+            f"{HINT}{known}{adapters if lora else ''}"
         )
-    return entries, matches
+    return entries, matches, spare
 
 
 def _specs(

@@ -13,7 +13,7 @@ from weightinit.anatomy.rules import FAMILIES, Family, Rule, Stack
 from weightinit.errors import AnatomyError
 from weightinit.text import first
 
-__all__ = ["Match", "families_of", "match", "match_user", "prefix_of"]
+__all__ = ["Match", "block_of", "families_of", "match", "match_user", "prefix_of"]
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,12 @@ def match(family: Family, key: str) -> Match | None:
             return Match(stack.name.format(**groups), block, stack.main, rules)
     rules = _rules(family, None, key, ())
     return Match("", None, False, rules) if rules else None
+
+
+def block_of(family: Family, key: str) -> int | None:
+    """Return the number of the block that a name lies in, explained or not; None outside."""
+    found = (re.match(stack.prefix, key) for stack in family.stacks)
+    return next((_number(matched["block"]) for matched in found if matched), None)
 
 
 def match_user(rules: Sequence[Rule], keys: Sequence[str], shape: Sequence[int]) -> Match | None:

@@ -56,7 +56,7 @@ def resample_table(
         raise ProjectionError(
             f"relative position biases of {len(table)} rows for a window of {old_grid} cannot be "
             f"resampled to {rows} rows for one of {new_grid}: build the target with the ancestor's "
-            "img_size and patch_size, or pass the ancestor as a module"
+            "img_size and patch_size, or pass the ancestor as a module or with grid="
         )
     inside, extra = table.split([old_size[0] * old_size[1], len(table) - math.prod(old_size)])
     if old_size != new_size:

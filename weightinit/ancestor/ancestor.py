@@ -159,7 +159,9 @@ class Ancestor:
             ProjectionError: if there is no such ancestor, or its head count is not known.
             BundleError: if files cannot be had, are damaged, pickles, or of another model than
                 their config says.
-            AnatomyError: if its parameters are not explained.
+            AnatomyError: if parameters of its blocks are not explained; what lies beside a known
+                network (mask tokens, decoders, losses) is left out, and listed in
+                ``anatomy.unexplained``.
         """
         client = Client(cache_dir, token, local_files_only)
         opener = Opener(heads, grid, revision, client, tuple(rules))

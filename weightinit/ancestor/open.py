@@ -15,7 +15,7 @@ from pathlib import Path
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from weightinit.anatomy import Anatomy, Rule, anatomy
+from weightinit.anatomy import Anatomy, ParamSpec, Rule, anatomy
 from weightinit.ancestor.models import Library, Timm, from_config, from_metadata
 from weightinit.ancestor.pair import pair
 from weightinit.ancestor.weights import ADVICE, Weights, download, find_weights, read_config
@@ -185,26 +185,34 @@ class Opener:
         """Stream the weights of a model that a library builds, or let the library convert them."""
         meta = library.meta()
         seen = self._anatomy(meta)
-        names, fault = pair(seen, meta, weights, library.name)
+        names, fault, extra = pair(seen, meta, weights, library.name)
         if names:
             module = partial(library.module, weights, names)
+            spare = tuple(ParamSpec.bare(name, name, weights.shapes[name]) for name in extra)
+            seen = replace(seen, unexplained=spare)
             return seen, source, lambda name: weights.read(names[name]), module, ()
+        wrong = f"{source} does not hold the model that its config states: {fault}. Save or "
+        wrong += "download both again, or pass the module"
+        # Conversions change shapes a little; a config alone must not fill the memory.
+        stated = sum(parameter.numel() for parameter in meta.parameters())
+        stored = sum(map(math.prod, weights.shapes.values()))
+        if stated > 4 * stored + 2**22:
+            raise BundleError(f"{wrong} (it has {stated} numbers, and the files {stored})")
         try:
             return self.module(library.loaded(), source)
         except BundleError as error:
-            raise BundleError(
-                f"{source} does not hold the model that its config states: {fault}. Save or "
-                f"download both again, or pass the module ({str(error)[:300]})"
-            ) from error
+            raise BundleError(f"{wrong} ({str(error)[:300]})") from error
 
     def _anatomy(self, source: nn.Module | Mapping[str, Tensor]) -> Anatomy:
         sizes = None if self.heads is None else {"h": self.heads}
-        seen = anatomy(source, rules=self.rules, sizes=sizes)
+        seen = anatomy(source, rules=self.rules, sizes=sizes, unexplained="outside")
         if self.grid is None:
             return seen
-        known, positions = seen.traits, seen.sizes.get("t", 0)
-        told, rows = bool(known.grid) and not known.grid_assumed, positions - math.prod(self.grid)
-        if (known.grid != self.grid) if told else rows < 0:
+        known, positions = seen.traits, seen.sizes.get("t")
+        told = bool(known.grid) and not known.grid_assumed
+        # Without positions, tables of relative ones may be resampled by the grid.
+        rows = None if positions is None else positions - math.prod(self.grid)
+        if (known.grid != self.grid) if told else (rows is not None and rows < 0):
             raise ProjectionError(
                 f"grid={self.grid} does not fit the ancestor, which has "
                 f"{f'one of {known.grid}' if told else f'{positions} positions'}: pass (rows, "

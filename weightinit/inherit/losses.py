@@ -6,8 +6,9 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from weightinit.anatomy import Anatomy, facts
 from weightinit.plan import Recipe
+from weightinit.text import first
 
-__all__ = ["drawn", "left_out", "lost", "taken_over"]
+__all__ = ["assumed", "drawn", "left_out", "lost", "neutral", "taken_over"]
 
 
 def lost(ancestor: Anatomy, target: Anatomy) -> list[str]:
@@ -21,18 +22,48 @@ def left_out(ancestor: Anatomy, target: Anatomy) -> list[str]:
     """Return what else the target has no place for, such as another head."""
     roles = [role for role in _homeless(ancestor, target) if facts(role).dispensable]
     roles += [words for role, words in _shortened(ancestor, target) if facts(role).kind != "token"]
-    return _sentence(roles, "")
+    notes = _sentence(roles, "")
+    if spare := [spec.name for spec in ancestor.unexplained]:
+        notes.append(f"left out of the ancestor, as no rule explains it: {first(spare)}")
+    return notes
 
 
-def drawn(recipes: Iterable[Recipe]) -> list[str]:
+def assumed(ancestor: Anatomy, target: Anatomy) -> list[str]:
+    """Return what nothing tells of a text's positions and is taken to be as in the other model."""
+    old, new = ancestor.traits.first_position, target.traits.first_position
+    piece = target.outside.get("pos")
+    if piece is None or "pos" not in ancestor.outside or not target.is_table(piece):
+        return []
+    unknown = "ancestor" if old is None else "target"
+    if None not in (old, new) or not (old or new):
+        return []
+    return [
+        f"nothing tells in which row the positions of the {unknown} begin, and they are taken to "
+        f"begin in row {old or new} as the other's: pass a module, or a folder with config.json"
+    ]
+
+
+def neutral(ancestor: Anatomy, target: Anatomy) -> list[str]:
+    """Return what of the target's blocks the ancestor lacks, and starts where it does nothing."""
+    old, new = ({role for block in seen.blocks for role in block} for seen in (ancestor, target))
+    roles = sorted(role for role in new - old if not facts(role).loose)
+    if not roles or any(facts(role).neutral is None for role in roles):
+        return []
+    text = f"{', '.join(roles)}, which the ancestor lacks, start where they do nothing"
+    if any(facts(role).kind == "table" for role in roles):
+        text += "; attention within windows, if the target has it, is another function still"
+    return [text]
+
+
+def drawn(recipes: Iterable[Recipe], source: str = "ancestor") -> list[str]:
     """Return which embeddings, positions and layers of the stem are fresh, on which all rests."""
     fresh = (recipe.spec.role for recipe in recipes if recipe.action == "fresh")
     roles = list(dict.fromkeys(role for role in fresh if facts(role).central))
     if not roles:
         return []
     return [
-        f"{', '.join(roles)} of the target cannot come from the ancestor and is drawn afresh: the "
-        "blocks expect another input, so train it first, or use an ancestor that has it"
+        f"{', '.join(roles)} of the target cannot come from the {source} and is drawn afresh: the "
+        f"blocks expect another input, so train it first, or take another {source}"
     ]
 
 

@@ -23,6 +23,7 @@ from weightinit.ancestor.ancestor import Ancestor
 from weightinit.errors import ProjectionError
 from weightinit.inherit.fresh import base_seed, sub_generator
 from weightinit.kernels import kron
+from weightinit.numerics import plain_numerics
 from weightinit.templates.bundle import TemplateBundle, as_bundle
 from weightinit.templates.compose import Composer
 from weightinit.templates.config import TemplateConfig
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["auto_lg", "extract_templates", "heur_lg"]
 
 
+@plain_numerics()
 def extract_templates(
     ancestor: AncestorLike,
     config: TemplateConfig | None = None,
