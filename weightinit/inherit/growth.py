@@ -213,11 +213,12 @@ class Growth:
     def _unproven(self) -> Iterator[str]:
         if not self.new.traits.proven or self.old.family != self.new.family:
             yield f"no test proves it for the family {self.new.family}"
+        deeper = self.reordered
         names = [
             piece.role
             for _, piece, inside in self._pairs
             if not piece.facts.proven
-            and ((inside and self.reordered) or any(map(self._grows, piece.axes)))
+            and ((inside and deeper) or any(map(self._grows, piece.axes)))
         ]
         if names:
             yield f"no test proves it for {_listed(names)}"

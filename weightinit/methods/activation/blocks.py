@@ -14,7 +14,7 @@ from weightinit.errors import ProjectionError
 from weightinit.inherit.running import Running, exact, watching
 from weightinit.methods.activation.keep import Keep
 from weightinit.methods.activation.leastsquares import Moments
-from weightinit.methods.activation.stream import Stream, normalise
+from weightinit.methods.activation.stream import Entry, Stream, normalise
 
 __all__ = ["Blocks", "Values", "absorbed"]
 
@@ -54,14 +54,19 @@ class Blocks:
 
     @torch.no_grad()
     def shrink(
-        self, groups: Sequence[Sequence[int]], streams: list[Tensor]
+        self,
+        groups: Sequence[Sequence[int]],
+        streams: list[Tensor],
+        entry: Entry | None = None,
     ) -> tuple[list[Values], list[Tensor]]:
         """Return the blocks of the target, and its stream after them in the ancestor's terms.
 
-        ``streams`` are those before the first block, one a batch ``[..., d]``.
+        ``streams`` are those before the first block, one a batch ``[..., d]``, and ``entry`` is the
+        norm before it, if there is one.
         """
         theirs = streams
-        ours = [(self.project(x) @ self.stream.read.T).to(x) for x in streams]
+        starts = (entry(exact(x), self.stream) if entry else self.project(x) for x in streams)
+        ours = [(y @ self.stream.read.T).to(x) for x, y in zip(streams, starts, strict=True)]
         values = []
         for index, group in enumerate(groups):
             block = _Group(self, index, group)

@@ -24,7 +24,14 @@ from weightinit.inherit.transfer import Place, Transfer, transfer_parts
 from weightinit.init.operators import along
 from weightinit.methods.activation.blocks import Blocks, Values
 from weightinit.methods.activation.head import fit_head, readers
-from weightinit.methods.activation.stream import Stream, centres, groups_of, normalise, principal
+from weightinit.methods.activation.stream import (
+    Entry,
+    Stream,
+    centres,
+    groups_of,
+    normalise,
+    principal,
+)
 from weightinit.methods.subcloning import check_shrinking
 from weightinit.plan import Inheritance, Part
 
@@ -94,6 +101,11 @@ class ActivationAware:
         def axes(labels: Labels, place: Place) -> Axis | None:
             if not labels.stream:
                 return None
+            if fit.entry is not None and place.facts.place == "before":
+                return Axis(_cast(fit.entry.write.cpu()), _cast(read))
+            if fit.entry is not None and place.facts.place == "first norm":
+                gain, bias = fit.entry.gain.cpu(), fit.entry.shift.cpu()
+                return Axis(_constant(bias), read, _constant(gain))
             if shift is not None and place.facts.place == "final norm":
                 return Axis(_constant(shift), read, _constant(torch.ones_like(shift)))
             return Axis(_cast(write), _cast(read)) if narrower else None
@@ -160,19 +172,22 @@ def _check(old: Anatomy, new: Anatomy) -> None:
         )
     if old.sizes["d"] == new.sizes["d"]:
         return
-    if wrong := _unfollowed(old):
+    if wrong := _unfollowed(old, new):
         raise ProjectionError(
             f"{', '.join(wrong)} cannot follow a rotation of the stream's channels: keep embed_dim "
             f"= {old.sizes['d']}, or use method='subcloning'"
         )
 
 
-def _unfollowed(old: Anatomy) -> list[str]:
+def _unfollowed(old: Anatomy, new: Anatomy) -> list[str]:
     """Return what touches the stream outside the blocks, and cannot follow a rotation of it."""
+    first = {"norm_pre.weight", "norm_pre.bias"} & new.outside.keys()
     return [
         role
         for role, piece in old.outside.items()
-        if any(labels.stream for labels in piece.axes) and piece.facts.place not in PLACES
+        if any(labels.stream for labels in piece.axes)
+        and piece.facts.place not in PLACES
+        and role not in first
     ] + [f"tied {role}" for role, piece in old.outside.items() if piece.spec.tied]
 
 
@@ -185,6 +200,7 @@ class _Fit:
     blocks: list[Values]
     head: Values  # values of what reads the stream after the blocks
     shift: Tensor | None  # the final norm's bias, its gain being 1; None leaves the norm alone
+    entry: Entry | None = None  # the norm before the blocks of a narrower target
 
 
 @torch.no_grad()
@@ -197,11 +213,25 @@ def _fit(running: Running, target: Anatomy, ridge: float) -> _Fit:
     stream = principal(running.check(observed.moment), width, centred=centres(norm))
     groups = groups_of(observed.similarity, depth)
     blocks = Blocks(running, target, stream, observed.calls, ridge)
-    values, after = blocks.shrink(groups, observed.streams)
-    if width == old.sizes["d"] and (not features or _unfollowed(old)):
+    entry = None if width == old.sizes["d"] else _entry(running, stream, observed.streams)
+    values, after = blocks.shrink(groups, observed.streams, entry)
+    if width == old.sizes["d"] and (not features or _unfollowed(old, target)):
         return _Fit(stream, groups, values, {}, None)  # the pool reads the final norm as it is
     head, shift = fit_head(running, target, stream, features, after, ridge=ridge)
-    return _Fit(stream, groups, values, head, shift)
+    return _Fit(stream, groups, values, head, shift, entry)
+
+
+def _entry(running: Running, stream: Stream, streams: list[Tensor]) -> Entry | None:
+    """Return the norm of the stream before the blocks, if the ancestor has one."""
+    outside = running.anatomy.outside
+    pieces = [piece for piece in outside.values() if piece.facts.place == "first norm"]
+    if not pieces:
+        return None
+    gain, bias = torch.ones_like(stream.write[0]), torch.zeros_like(stream.write[0])
+    for piece in pieces:
+        (bias if piece.facts.bias else gain).copy_(running.part(piece))
+    centred = centres(running.owner(pieces[0]))
+    return Entry.of(stream, gain, bias, streams, centred=centred)
 
 
 class _Observation:

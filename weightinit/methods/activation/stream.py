@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from weightinit.errors import ProjectionError
 
-__all__ = ["Stream", "centres", "groups_of", "normalise", "principal"]
+__all__ = ["Entry", "Stream", "centres", "groups_of", "normalise", "principal"]
 
 
 def centres(norm: nn.Module) -> bool:
@@ -73,6 +73,44 @@ def principal(moment: Tensor, size: int, *, centred: bool) -> Stream:
     if centred:
         write = write + 1 / (size * width) ** 0.5
     return Stream.of(write * (size / width) ** 0.5)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A norm of the whole stream before the blocks (CLIP's), which follows P nearly.
+
+    The ancestor's is g n(x) + b. The target's is given P g n(x) up to each token's size, normalises
+    it, and has one gain for all channels: the mean size. Only the sizes of tokens differ then.
+    """
+
+    write: Tensor  # P g (I - 1 1^T / d), [d', d], which multiplies what is written before the norm
+    gain: Tensor  # [d']
+    shift: Tensor  # P b, [d']
+    centred: bool
+
+    @classmethod
+    def of(
+        cls, stream: Stream, gain: Tensor, bias: Tensor, streams: Sequence[Tensor], *, centred: bool
+    ) -> Entry:
+        """Return the norm for the ancestor's streams after it, one a batch ``[..., d]``."""
+        eye = torch.eye(len(gain), dtype=gain.dtype, device=gain.device)
+        write = stream.write * gain @ (eye - 1 / len(gain) if centred else eye)
+        ones, shift = torch.ones_like(stream.write[:, 0]), stream.write @ bias
+        bare = cls(write, ones, shift, centred)
+        sizes = [bare._spread(x.to(gain), stream).flatten() for x in streams]
+        return cls(write, ones * torch.cat(sizes).mean(), shift, centred)
+
+    def __call__(self, x: Tensor, stream: Stream) -> Tensor:
+        """Return the target's stream ``[..., d']`` where the ancestor's is x ``[..., d]``."""
+        y = self._centred(x, stream)
+        return self.gain * y / self._spread(x, stream) + self.shift
+
+    def _centred(self, x: Tensor, stream: Stream) -> Tensor:
+        y = x @ stream.write.T - self.shift
+        return y - y.mean(-1, keepdim=True) if self.centred else y
+
+    def _spread(self, x: Tensor, stream: Stream) -> Tensor:
+        return self._centred(x, stream).square().mean(-1, keepdim=True).sqrt().clamp_min(1e-12)
 
 
 def _free(size: int, like: Tensor, centred: bool) -> Tensor:
