@@ -121,6 +121,10 @@ def _named(entry: TensorInfo, names: Sequence[str]) -> bool:
     return any(x == name or x.startswith(f"{name}.") for x in own for name in names)
 
 
+def _fits(matched: Match, entry: TensorInfo) -> bool:
+    return any(len(parse(rule.pattern).axes) == len(entry.shape) for rule in matched.rules)
+
+
 def _explain(
     source: Sequence[TensorInfo],
     kept: Collection[str],
@@ -140,11 +144,10 @@ def _explain(
         matched = match_user(rules, (key, entry.key), entry.shape)
         if matched is None and family is not None:
             matched = match(family, key)
-        block = block_of(family, key) if family else None
+        block = matched.block if matched else block_of(family, key) if family else None
         free = entry.name in kept or unexplained == "keep"
         free |= unexplained == "outside" and family is not None and block is None
-        ranks = [len(parse(rule.pattern).axes) for rule in matched.rules] if matched else []
-        if free and (entry.fault or len(entry.shape) not in ranks):
+        if free and (matched is None or entry.fault or not _fits(matched, entry)):
             if not (family and re.fullmatch(family.buffers, key)):
                 spare.append((replace(entry, key=key), block))
         elif entry.fault:
