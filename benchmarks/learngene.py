@@ -19,7 +19,7 @@ from trials.run import run
 from trials.scales import SCALES, smoke
 from trials.suites import SUITES, Case
 
-from weightinit.training.loop import accelerator
+from weightinit.training.fleet import accelerator
 
 
 def arguments() -> argparse.Namespace:

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from weightinit.errors import WeightInitError
@@ -51,7 +52,7 @@ def test_a_failed_write_leaves_the_last_checkpoint(tmp_path, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr(checkpoint, "save_file", broken)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(WeightInitError, match=r"cannot write .*disk full.*--resume"):
         save_checkpoint(path, module, optimizer, {"step": 2})
     assert load_checkpoint(path, module) == {"step": 1}
 
@@ -61,6 +62,47 @@ def test_another_model_is_refused(tmp_path):
     save_checkpoint(path, *trained(), {"step": 1})
     with pytest.raises(WeightInitError, match="not a checkpoint of this model"):
         load_checkpoint(path, nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("state", [[], 5, "x", None, {}, {"step": "3"}, {"step": True}])
+def test_a_state_of_another_form_is_refused(tmp_path, state):
+    path = tmp_path / "c.safetensors"
+    save_checkpoint(path, *trained(), state)
+    with pytest.raises(WeightInitError, match="not a checkpoint of this model"):
+        load_checkpoint(path, *trained())
+
+
+@pytest.mark.parametrize(
+    "moments",
+    [
+        {"optimizer.9.exp_avg": torch.zeros(3)},
+        {"optimizer.x.exp_avg": torch.zeros(3)},
+        {"optimizer.0.exp_avg": torch.zeros(7)},
+        {"optimizer.0.momentum": torch.zeros(3, 3)},
+        {"other.0": torch.zeros(3)},
+    ],
+)
+def test_moments_of_another_form_are_refused(tmp_path, moments):
+    path = tmp_path / "c.safetensors"
+    module, optimizer = trained()
+    weights = {f"model.{name}": t.clone() for name, t in module.state_dict().items()}
+    save_file(weights | moments, path, metadata={"state": '{"step": 1}'})
+    with pytest.raises(WeightInitError, match="not a checkpoint of this model"):
+        load_checkpoint(path, module, optimizer)
+
+
+def test_averages_come_back_and_stand_for_the_weights(tmp_path):
+    path = tmp_path / "c.safetensors"
+    module, optimizer = trained()
+    averages = {name: p.detach() + 1 for name, p in module.named_parameters()}
+    save_checkpoint(path, module, optimizer, {"step": 3}, averages)
+    other, blank = trained(steps=0)
+    found = {name: torch.zeros_like(value) for name, value in averages.items()}
+    load_checkpoint(path, other, blank, found)
+    assert all(torch.equal(found[name], value) for name, value in averages.items())
+    assert torch.equal(other.a.weight, module.a.weight)
+    load_checkpoint(path, other)
+    assert torch.equal(other.a.weight, averages["a.weight"])
 
 
 def test_what_is_no_checkpoint_is_refused(tmp_path):

@@ -134,6 +134,8 @@ def test_the_second_stage_trains_what_the_paper_trains(tasks):
 def test_bad_input_is_refused(digits, tasks):
     with pytest.raises(WeightInitError, match="pass ancestor="):
         meta_train(hypernet(), digits, replace(CONFIG, guide=0.2), sampler=VITS)
+    with pytest.raises(WeightInitError, match="PITH predicts no projection for a guide"):
+        meta_train(hypernet("pith"), digits, replace(CONFIG, guide=0.2), ancestor=vit())
     with pytest.raises(WeightInitError, match="bring them to one square shape"):
         meta_train(hypernet(), [tasks[0], tasks[1].in_shape(8)], CONFIG, sampler=VITS)
     with pytest.raises(WeightInitError, match="trains no vision transformers"):

@@ -23,6 +23,8 @@ def parameters(name):
         ("paper-logah", 21_412_794),
         ("paper-tal", 21_412_794),
         ("paper-pith", 50_528_133),
+        ("paper-tal-tasks", 22_388_924),
+        ("paper-pith-tasks", 51_512_453),
     ],
 )
 def test_papers_hypernetworks_have_the_published_sizes(name, count):

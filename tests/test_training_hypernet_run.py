@@ -7,14 +7,17 @@ from helpers.models import vit
 from helpers.training import LOGAH, SMALL, hypernet
 from safetensors.torch import load_file, save_file
 
+from weightinit.ancestor.ancestor import Ancestor
 from weightinit.errors import WeightInitError
 from weightinit.hypernet.config import HyperConfig
 from weightinit.hypernet.files import HyperNetwork
 from weightinit.hypernet.samplers import Sampler, micro
+from weightinit.training import hypernet_run
 from weightinit.training.config import TrainingConfig
 from weightinit.training.data import load_data
 from weightinit.training.hypernet_run import train_hypernet, warm_start
 from weightinit.training.targets import zero_shot
+from weightinit.training.tasks import task_embedding
 from weightinit.training.teacher import Network, get_ancestor
 from weightinit.training.text import TextData, load_text
 
@@ -154,10 +157,10 @@ def test_a_given_ancestor_of_texts_is_taken(tmp_path, texts):
     assert set(bundle.config.provenance["ancestor"]) == {"source"}
     few = {"n_embd": 32, "n_layer": 1, "n_head": 2, "vocab_size": 99, "n_positions": 16}
     with pytest.raises(WeightInitError, match="reads no texts of 256 tokens"):
-        run(tmp_path, preset, data=texts, ancestor=own.build(few))
+        run(tmp_path, preset, "few", data=texts, ancestor=own.build(few))
     one, two = (load_text(file, context=16) for file in texts)
     with pytest.raises(WeightInitError, match="load them with one tokenizer"):
-        run(tmp_path, preset, data=[one, replace(two, vocab=99)])
+        run(tmp_path, preset, "odd", data=[one, replace(two, vocab=99)])
 
 
 def test_an_ancestor_learns_every_text(tmp_path, texts):
@@ -179,6 +182,15 @@ def test_a_preset_without_data_asks_for_it(tmp_path):
         run(tmp_path, replace(TEXT, data=()))
 
 
+def test_what_is_wrong_is_found_before_the_ancestor_is_trained(tmp_path, monkeypatch):
+    monkeypatch.setattr(hypernet_run, "get_ancestor", lambda *_, **__: pytest.fail("trained"))
+    with pytest.raises(WeightInitError, match=r"batch_size 5000 \(--batch-size\) cannot be drawn"):
+        run(tmp_path, PITH, batch_size=5000)
+    with pytest.raises(WeightInitError, match="nowhere"):
+        run(tmp_path, TAL, start=tmp_path / "nowhere")
+    assert not (tmp_path / "out").exists()
+
+
 def test_images_are_no_texts(tmp_path, tasks, texts):
     with pytest.raises(WeightInitError, match="trains no vision transformers"):
         run(tmp_path, TEXT, data=tasks[:1])
@@ -198,14 +210,29 @@ def test_steps_scale_the_warm_up_and_a_run_resumes(tmp_path):
 
 def test_a_warm_start_copies_what_fits():
     old, new = hypernet(seed=1), hypernet("tal", task_dim=5)
-    found = warm_start(new, old)
+    found = warm_start(new, "old", old.state_dict())
     assert torch.equal(new.decoder.l2.weight, old.decoder.l2.weight)
     assert len(found["fresh"]) == 8 and found["copied"] == len(old.state_dict())
     with pytest.raises(WeightInitError, match="shares no weights"):
-        warm_start(hypernet(hid=32, rank=8, max_ck=512, num_classes=11, dead_layer=False), _Other())
+        warm_start(hypernet(), "other", {"alien": torch.zeros(3)})
 
 
-class _Other(type(hypernet())):
-    def __init__(self):
-        torch.nn.Module.__init__(self)
-        self.alien = torch.nn.Parameter(torch.zeros(3))
+def test_features_of_tasks_may_come_from_another_network(tmp_path, tasks, monkeypatch):
+    """PITH inherits from one published network, and another describes its tasks."""
+    named = {"large": vit(embed_dim=32, num_classes=10), "base": vit(embed_dim=16, num_classes=10)}
+    real = Ancestor.open
+    monkeypatch.setattr(
+        hypernet_run.Ancestor, "open", lambda given, **_: real(named.get(given, given))
+    )
+    preset = replace(
+        PITH,
+        config=HyperConfig("pith", task_dim=16, **SMALL),
+        ancestor=Network("large"),
+        features=Network("base"),
+    )
+    bundle = run(tmp_path, preset, data=tasks)
+    assert bundle.config.options["task_dim"] == 16
+    rows = load_file(tmp_path / "out" / "training" / "tasks.safetensors")
+    assert torch.equal(rows["part"], task_embedding(named["base"], tasks[1]))
+    given = run(tmp_path, preset, "given", data=tasks, ancestor=named["large"])
+    assert given.config.options["task_dim"] == 32

@@ -4,6 +4,8 @@ from dataclasses import replace
 import pytest
 import torch
 from helpers.processes import torchrun
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from weightinit.errors import WeightInitError
@@ -100,6 +102,33 @@ def test_another_config_is_not_resumed(digits, tmp_path):
         )
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"history": None}, {"history": {}}, {"history": {"config": {}, "rows": 3, "seconds": 0}},
+        {"history": {"config": {}, "rows": [4], "seconds": 0}}, {"scaler": 4}, {"recent": "x"},
+        {"recent": None}, {"step": -1}, {"step": 99},
+    ],
+)  # fmt: skip
+def test_a_checkpoint_of_another_form_is_not_resumed(digits, tmp_path, changes):
+    config, module = TrainingConfig(2, 32), classifier()
+    train(module, digits, config, out=tmp_path)
+    file = tmp_path / "checkpoint.safetensors"
+    with safe_open(file, "pt") as opened:
+        state = json.loads(opened.metadata()["state"])
+    save_file(load_file(file), file, metadata={"state": json.dumps(state | changes)})
+    with pytest.raises(WeightInitError, match=r"no checkpoint of this version.*--force"):
+        train(classifier(), digits, config, out=tmp_path, resume=True)
+
+
+def test_a_run_is_not_resumed_on_other_data(digits, tmp_path):
+    config = TrainingConfig(2, 32)
+    train(classifier(), digits, config, out=tmp_path)
+    other = replace(digits, name="other")
+    with pytest.raises(WeightInitError, match="another config \\(data"):
+        train(classifier(), other, config, out=tmp_path, resume=True)
+
+
 def test_the_global_generator_is_left_alone(digits):
     before = torch.get_rng_state()
     train(classifier(), digits, TrainingConfig(steps=2, batch_size=32))
@@ -190,7 +219,7 @@ def test_torchrun_is_seen_without_an_accelerator(tmp_path):
     worker = tmp_path / "worker.py"
     worker.write_text(
         "import os\n"
-        "from weightinit.training.loop import accelerator\n"
+        "from weightinit.training.fleet import accelerator\n"
         # one write, which the other process cannot come between
         "os.write(1, f'processes: {accelerator().num_processes}\\n'.encode())\n"
     )

@@ -19,9 +19,22 @@ def test_auxiliary_models_are_built_as_the_paper_says(name):
     assert model.embed_dim == preset.width and len(model.blocks) == depth
     assert isinstance(model.norm, nn.LayerNorm) and isinstance(model.fc_norm, nn.Identity)
     assert model.has_class_token == ("token" in preset.pools)
-    timm.create_model(
-        preset.ancestor.model, **preset.ancestor.kwargs
-    ) if preset.ancestor.training else timm.get_pretrained_cfg(preset.ancestor.model)
+    ancestor = preset.ancestor
+    if ancestor is None:
+        assert preset.method == "weit" and preset.training.loss == "ce"
+    elif ancestor.training:
+        timm.create_model(ancestor.model, **ancestor.kwargs)
+    else:
+        assert timm.get_pretrained_cfg(ancestor.model)
+
+
+@pytest.mark.parametrize("name", [n for n, preset in PRESETS.items() if preset.method == "weit"])
+def test_weit_presets_name_sizes_inside_the_model(name):
+    preset = get_preset(name)
+    kwargs = preset.auxiliary.kwargs
+    assert all(depth < kwargs["depth"] for depth in preset.depths)
+    heads = [kwargs["num_heads"] * width for width in preset.widths]
+    assert heads[0] == kwargs["num_heads"] and all(float(n).is_integer() for n in heads)
 
 
 def test_a_network_is_drawn_from_its_seed():

@@ -1,10 +1,13 @@
 import copy
+import json
 from dataclasses import replace
 
 import pytest
 import timm
 import torch
+from helpers.models import state_hash, vit
 from helpers.training import SIZE, TINY
+from safetensors.torch import save_file
 
 import weightinit as wi
 from weightinit.errors import WeightInitError
@@ -138,9 +141,110 @@ def test_a_pretrained_ancestor_brings_its_normalisation(digits):
     assert data.mean == (0.5, 0.5, 0.5) and model(torch.zeros(1, 3, 8, 8)).shape == (1, 10)
 
 
-def test_bad_input_is_refused(tmp_path, digits):
+def test_scalers_may_start_at_eq_b1(tmp_path, digits):
+    module = build_auxiliary(TINY, digits, "wave", 0, "linear")
+    scalers = module.scaler_values()["attn.proj.weight"]
+    assert torch.allclose(scalers.diff(dim=0)[0], scalers.diff(dim=0)[1], atol=1e-5)
+    found = run(tmp_path, scalers="linear", steps=2).config.provenance["auxiliary"]
+    assert found["scalers"] == "linear" and found["recipe"]["scaler_lr"] == 0.5
+    found = run(tmp_path, "own", scalers="linear", scaler_lr=0.1, steps=2).config.provenance
+    assert found["auxiliary"]["recipe"]["scaler_lr"] == 0.1
+    with pytest.raises(WeightInitError, match="with 'wave' 'linear'"):
+        build_auxiliary(TINY, digits, "weit", 0, "linear")
+
+
+def test_a_given_ancestor_is_learned_from(tmp_path, digits):
+    own = vit(embed_dim=16, num_classes=10)
+    before = state_hash(own)
+    bundle = run(tmp_path, ancestor=own, steps=2)
+    card = bundle.config.provenance["ancestor"]
+    assert card["source"] == "a VisionTransformer"
+    assert card["val"] == pytest.approx(digits.score(own), abs=0.01)
+    assert state_hash(own) == before
+    assert bundle.config.provenance["auxiliary"]["recipe"]["loss"] == "soft+ce"
+    file = tmp_path / "mine.safetensors"
+    save_file(own.state_dict(), file, metadata={
+        "format": "pt", "architecture": "vit_tiny_patch16_224", "model_args": json.dumps(
+            {"img_size": 8, "patch_size": 2, "in_chans": 1, "num_classes": 10, "embed_dim": 16,
+             "depth": 3, "num_heads": 2, "class_token": False, "global_pool": "avg",
+             "fc_norm": False})})  # fmt: skip
+    again = run(tmp_path, "again", ancestor=file, steps=2)
+    assert again.config.provenance["ancestor"]["source"] == "mine.safetensors"
+    assert all(torch.equal(t, again.tensors[n]) for n, t in bundle.tensors.items())
+    weit = run(tmp_path, "weit", method="weit", ancestor=own, steps=2).config
+    assert weit.provenance["auxiliary"]["recipe"]["loss"] == "soft+ce" and weit.method == "weit"
+
+
+@pytest.mark.parametrize(
+    ("ancestor", "message"),
+    [
+        (vit(embed_dim=16, num_classes=7), "has 7 classes, and digits 10: fine-tune"),
+        (vit(embed_dim=16, num_classes=10, in_chans=3), "does not run on images of"),
+        ("vit_tiny_patch16_224.no_such_tag", "no pretrained weights for"),
+        ("vit_base_patch32_plus_256", "no pretrained weights for"),
+        ("nothing/here/at/all", "there is no ancestor"),
+    ],
+)
+def test_an_ancestor_of_other_data_is_refused(tmp_path, ancestor, message):
+    with pytest.raises(WeightInitError, match=message):
+        run(tmp_path, ancestor=ancestor)
+    assert not (tmp_path / "out").exists()
+
+
+def test_weit_trains_smaller_networks_inside(tmp_path, digits):
+    preset = replace(TINY, method="weit", ancestor=None, depths=(1, 2), pools=("avg",))
+    bundle = run(tmp_path, preset=preset)
+    assert bundle.config.method == "weit"
+    assert bundle.config.traits["trained_depths"] == [1, 2, 3]
+    assert bundle.config.traits["trained_widths"] == [0.5, 1.0]
+    found = bundle.config.provenance
+    assert found["ancestor"] is None and found["auxiliary"]["recipe"]["loss"] == "ce"
+    scores = found["auxiliary"]["val"]
+    assert set(scores) == {"16x3", "16x1", "16x2", "8x3", "8x1", "8x2"}
+    # a target of a trained size is the network inside
+    for name, width, depth, heads in (("16x3", 16, 3, 2), ("8x2", 8, 2, 1)):
+        model = timm.create_model(
+            "vit_tiny_patch16_224", **SIZE | {"embed_dim": width, "num_heads": heads},
+            depth=depth, in_chans=1, num_classes=10, class_token=False, global_pool="avg",
+            fc_norm=False,
+        )  # fmt: skip
+        wi.init_from_templates(model, tmp_path / "out")
+        assert digits.score(model) == pytest.approx(scores[name], abs=0.6)
+
+
+def test_a_killed_weit_training_resumes_bit_for_bit(tmp_path, monkeypatch):
+    preset = replace(TINY, method="weit", ancestor=None, depths=(1, 2), pools=("avg",))
+    whole = run(tmp_path, "whole", preset)
+    real = templates.train
+
+    def killed(module, data, config, **options):
+        steps = [None] * 5
+        module.register_forward_pre_hook(lambda *_: steps.pop())
+        return real(module, data, config, **options)
+
+    monkeypatch.setattr(templates, "train", killed)
+    with pytest.raises(IndexError):
+        run(tmp_path, "cut", preset, checkpoint_every=3)
+    monkeypatch.setattr(templates, "train", real)
+    resumed = run(tmp_path, "cut", preset, checkpoint_every=3, resume=True)
+    for name, tensor in whole.tensors.items():
+        assert torch.equal(tensor, resumed.tensors[name]), name
+
+
+def test_bad_input_is_refused(tmp_path, digits, monkeypatch):
     with pytest.raises(WeightInitError, match="method 'ligo' trains no templates"):
         build_auxiliary(TINY, digits, "ligo", 0)
+    monkeypatch.setattr(templates, "get_ancestor", lambda *_, **__: pytest.fail("trained"))
+    for options, message in (
+        ({"method": "ligo"}, "trains no templates"),
+        ({"batch_size": 5000}, r"batch_size 5000 \(--batch-size\) cannot be drawn from the 1259"),
+        ({"resume": True, "force": True}, "pass one of them"),
+    ):
+        with pytest.raises(WeightInitError, match=message):
+            run(tmp_path, **options)
+    paper = replace(TINY, training=replace(TINY.training, augment="paper"))
+    with pytest.raises(WeightInitError, match="use augment 'light'"):
+        run(tmp_path, preset=paper)
     large = replace(TINY, auxiliary=Network("vit_tiny_patch16_224", {**SIZE, "img_size": 16}))
     with pytest.raises(WeightInitError, match=r"images of \(8, 8\) pixels"):
         run(tmp_path, preset=large)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -45,12 +45,13 @@ __all__ = [
 #: What ``templates=None`` takes: it ships in the package.
 DEFAULT_TEMPLATES = "cifar10-w64"
 
+M = TypeVar("M", bound=nn.Module)
 Unexplained = Literal["raise", "keep"]
 AncestorLike = str | os.PathLike[str] | nn.Module | Mapping[str, Tensor] | Ancestor
 
 
 def init_from_templates(
-    model: nn.Module,
+    model: M,
     templates: str | os.PathLike[str] | TemplateBundle | None = None,
     *,
     scalers: str | None = None,
@@ -58,7 +59,7 @@ def init_from_templates(
     keep: Iterable[str] = (),
     rules: Iterable[Rule] = (),
     unexplained: Unexplained = "raise",
-) -> nn.Module:
+) -> M:
     r"""Fill a model in place with weights composed from templates, and return it.
 
     Every block weight becomes :math:`W = \sum_t T_t \otimes S_t` (WAVE, Feng et al., CVPR 2025,
@@ -92,7 +93,7 @@ def init_from_templates(
         >>> wi.init_from_templates(model) is model
         True
     """
-    return plan_templates(
+    plan_templates(
         model,
         templates,
         scalers=scalers,
@@ -101,6 +102,7 @@ def init_from_templates(
         rules=rules,
         unexplained=unexplained,
     ).commit()
+    return model
 
 
 @plain_numerics()
@@ -136,19 +138,20 @@ def plan_templates(
         target,
         recipes,
         source=f"templates {bundle.source}",
+        seed=_seed(generator),
         notes=lambda: [*said, *drawn(recipes, "bundle"), *_exact_checkpoint(model)],
     )
 
 
 def init_mimetic(
-    model: nn.Module,
+    model: M,
     *,
     options: Mimetic | None = None,
     generator: torch.Generator | None = None,
     keep: Iterable[str] = (),
     rules: Iterable[Rule] = (),
     unexplained: Unexplained = "raise",
-) -> nn.Module:
+) -> M:
     r"""Fill a model in place so that its attention resembles a trained one's, and return it.
 
     No source is needed: in every layer :math:`W_Q W_K^\top \approx 0.7 Z + 0.7 I` for each head and
@@ -183,9 +186,10 @@ def init_mimetic(
         >>> -0.5 < value_to_output.diag().mean().item() < -0.3
         True
     """
-    return plan_mimetic(
+    plan_mimetic(
         model, options=options, generator=generator, keep=keep, rules=rules, unexplained=unexplained
     ).commit()
+    return model
 
 
 @plain_numerics()
@@ -209,12 +213,12 @@ def plan_mimetic(
     target = _seen(model, keep, rules, unexplained)
     planned = planned_mimetic(target, options, seed=base_seed(generator))
     recipes = keeping(target, planned.recipes(target), keep)
-    return Plan(model, target, recipes, source="mimetic initialisation")
+    return Plan(model, target, recipes, source="mimetic initialisation", seed=_seed(generator))
 
 
 def project_from(
     ancestor: AncestorLike,
-    target: nn.Module,
+    target: M,
     *,
     method: str | Method = "auto",
     calibration: Iterable[Any] | None = None,
@@ -222,7 +226,7 @@ def project_from(
     keep: Iterable[str] = (),
     rules: Iterable[Rule] = (),
     unexplained: Unexplained = "raise",
-) -> nn.Module:
+) -> M:
     """Fill a model in place with weights inherited from one pretrained ancestor, and return it.
 
     Narrower or wider, shallower or deeper, other heads, MLP ratio, patch and image size, all at
@@ -271,7 +275,8 @@ def project_from(
     ).validate()
     for doubt in plan.doubts:  # before the first write, because a warning may be an error
         warnings.warn(f"project_from: {doubt}", stacklevel=2)
-    return plan.commit()
+    plan.commit()
+    return target
 
 
 @plain_numerics()
@@ -311,6 +316,7 @@ def plan_projection(
         seen,
         recipes,
         source=f"ancestor {source.source}, by {chosen}",
+        seed=_seed(generator),
         readonly=opened.live,
         doubts=doubts,
         # What a method says of the function as a whole stands last.
@@ -319,17 +325,17 @@ def plan_projection(
 
 
 def init_from_hypernet(
-    model: nn.Module,
+    model: M,
     hypernet: HypernetLike,
     *,
     task: Tensor | Iterable[Tensor] | None = None,
     ancestor: AncestorLike | None = None,
-    faithful: bool = False,
+    faithful: bool | None = None,
     generator: torch.Generator | None = None,
     keep: Iterable[str] = (),
     rules: Iterable[Rule] = (),
     unexplained: Unexplained = "raise",
-) -> nn.Module:
+) -> M:
     """Fill a model in place with weights that a hypernetwork predicts for it, and return it.
 
     GHN-3 (Knyazev et al., ICML 2023), LoGAH (Zhou et al., 2024), TAL and PITH (Xu et al.). The
@@ -344,7 +350,9 @@ def init_from_hypernet(
             an iterable of batches as the ancestor takes them, whose mean feature it is.
         ancestor: that PITH inherits from, or that makes the task's embedding.
         faithful: to the released code: tensors beyond the decoder's size are clipped and tiled, the
-            positions of tokens are random, PITH's positions are one off.
+            positions of tokens are random, PITH's positions are one off, what has no node stays as
+            it was, a language model's matrices have the standard deviation of its initialiser.
+            None is the rules by which the hypernetwork was trained; the report notes them.
         generator: of every random draw; None is a fixed seed. The global one is never touched.
         keep: names or roles (``"head"``, ``"pos"``) that stay as they are.
         rules: for parameters of yours that no rule explains; see :func:`weightinit.anatomy`.
@@ -370,7 +378,7 @@ def init_from_hypernet(
         >>> wi.init_from_hypernet(model, logah) is model
         True
     """
-    return plan_hypernet(
+    plan_hypernet(
         model,
         hypernet,
         task=task,
@@ -381,6 +389,7 @@ def init_from_hypernet(
         rules=rules,
         unexplained=unexplained,
     ).commit()
+    return model
 
 
 @plain_numerics()
@@ -390,7 +399,7 @@ def plan_hypernet(
     *,
     task: Tensor | Iterable[Tensor] | None = None,
     ancestor: AncestorLike | None = None,
-    faithful: bool = False,
+    faithful: bool | None = None,
     generator: torch.Generator | None = None,
     keep: Iterable[str] = (),
     rules: Iterable[Rule] = (),
@@ -405,9 +414,10 @@ def plan_hypernet(
     planned = predicted(
         network,
         target,
-        task=None if task is None else embedding(task, source),
+        task=embedding(task, source, network.config),
         ancestor=source,
         faithful=faithful,
+        std=_initializer_range(model),
         seed=base_seed(generator),
     )
     return Plan(
@@ -415,9 +425,18 @@ def plan_hypernet(
         target,
         keeping(target, planned.recipes(target), keep),
         source=f"{network.config.kind} {where}" + (f", {source.source}" if source else ""),
+        seed=_seed(generator),
         readonly=source.live if source else (),
         doubts=doubts,
+        notes=lambda: planned.notes,
     )
+
+
+def _initializer_range(model: nn.Module) -> float:
+    """Return the standard deviation that a transformers model begins with; GPT-2's by default."""
+    configs = (getattr(module, "config", None) for module in model.modules())
+    found = (getattr(config, "initializer_range", None) for config in configs)
+    return next((value for value in found if isinstance(value, float)), 0.02)
 
 
 def _seen(
@@ -433,6 +452,10 @@ def _checked(rules: Iterable[Rule]) -> tuple[Rule, ...]:
     if not all(isinstance(rule, Rule) for rule in found):
         raise AnatomyError(f"rules={rules!r}: pass a list of weightinit.Rule")
     return found
+
+
+def _seed(generator: torch.Generator | None) -> int | None:
+    return None if generator is None else generator.initial_seed()
 
 
 def _exact_checkpoint(model: nn.Module) -> list[str]:

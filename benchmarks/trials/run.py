@@ -18,8 +18,9 @@ from torch import nn
 from trials.methods import METHODS, Target
 from trials.sources import Lab, Source, sized
 from trials.suites import Case
+from weightinit.training.fleet import accelerator
 from weightinit.training.images import ImageData, Split
-from weightinit.training.loop import accelerator, train
+from weightinit.training.loop import train
 
 
 @torch.no_grad()

@@ -65,16 +65,17 @@ def smoke(scale: Scale) -> Scale:
         replace(
             preset,
             training=replace(preset.training, steps=2, batch_size=4, warmup_steps=1),
-            ancestor=replace(
-                preset.ancestor,
-                training=preset.ancestor.training
-                and replace(preset.ancestor.training, steps=2, batch_size=4),
-            ),
+            ancestor=preset.ancestor and _quick(preset.ancestor),
         )
         for preset in scale.presets
     )
     short = replace(scale.short, steps=2, batch_size=4, warmup_steps=1)
     return replace(scale, presets=presets, short=short, fit_steps=2, seeds=scale.seeds[:1])
+
+
+def _quick(network: Network) -> Network:
+    training = network.training and replace(network.training, steps=2, batch_size=4)
+    return replace(network, training=training)
 
 
 def _plain(preset: Preset, name: str, config: TrainingConfig) -> Preset:

@@ -20,9 +20,10 @@ from weightinit.templates.config import TemplateConfig
 from weightinit.templates.constrain import ConstrainedModel, constrain
 from weightinit.training.checkpoint import load_checkpoint
 from weightinit.training.config import TrainingConfig
+from weightinit.training.fleet import accelerator
 from weightinit.training.images import ImageData, ImageFiles
-from weightinit.training.loop import accelerator, train
-from weightinit.training.teacher import Network, get_ancestor
+from weightinit.training.loop import train
+from weightinit.training.teacher import Network, get_ancestor, open_teacher
 from weightinit.training.templates import build_auxiliary
 
 
@@ -124,7 +125,12 @@ class Lab:
         file = self.folder / "sources" / f"ancestor-{size}.safetensors"
         if self.recall and file.exists():
             return remember(nn.Identity(), data, preset.training, file)
-        ancestor, described = get_ancestor(preset.ancestor, [data], cache_dir=self.cache_dir)
+        network = preset.ancestor
+        assert network is not None
+        if network.training is None:
+            ancestor, _, described = open_teacher(network.model, data)
+        else:
+            ancestor, described = get_ancestor(network, [data], cache_dir=self.cache_dir)
         file.parent.mkdir(parents=True, exist_ok=True)
         (file.parent / "ancestor.json").write_text(json.dumps(described))
         return remember(ancestor, data, preset.training, file) if self.recall else ancestor

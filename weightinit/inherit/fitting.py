@@ -70,6 +70,7 @@ def run(
     scaler: torch.amp.GradScaler | None = None,
     after: Callable[[int, Tensor], Mapping[str, float] | None] | None = None,
     progress: bool | None = None,
+    title: str | None = None,
 ) -> None:
     """Run an optimizer over the gradients of a step function.
 
@@ -81,6 +82,7 @@ def run(
         after: called with the number of finished steps and the last loss: schedules the learning
             rate, records, saves. What it returns is shown beside the bar.
         progress: whether to show a bar; None shows it on a terminal.
+        title: what the bar is of.
 
     Raises:
         ProjectionError: if the loss is not finite; the parameters are those of the step before.
@@ -88,7 +90,7 @@ def run(
     from tqdm import tqdm
 
     shown = sys.stderr.isatty() if progress is None else progress
-    bar = tqdm(total=steps.stop, initial=steps.start, disable=not shown, unit="step")
+    bar = tqdm(title, total=steps.stop, initial=steps.start, disable=not shown, unit="step")
     with bar:
         for index in steps:
             loss = step(index).detach()

@@ -140,7 +140,8 @@ class _Transferral:
         where = ", ".join(f"{c:.2g} x block {i}" if c != 1 else f"block {i}" for i, c in mix[:3])
         more = ", ..." if len(mix) > 3 else ""
         text = f"{role} of {where if index >= 0 else 'its place'}{more} ({transfer.how})"
-        return Part("written", text, inherit)
+        mixed = tuple(mix) if index >= 0 else ()
+        return Part("written", text, inherit, how=transfer.how, blocks=mixed)
 
     def _check(self, own: Piece, piece: Piece, place: Place) -> None:
         """Raise ProjectionError where an axis changes that nothing acts on."""
@@ -179,9 +180,10 @@ class _Transferral:
         if own is None or piece.facts.kind != "table":
             return None
         self._check(own, piece, place)
-        text = f"{place.role} of {own.size[0]} offsets ({self.transfer.how})"
+        how = self.transfer.how
         moved = partial(self._moved, own, piece, place)
-        return Part("written", text, lambda out: out.copy_(moved(out)))
+        text = f"{place.role} of {own.size[0]} offsets ({how})"
+        return Part("written", text, lambda out: out.copy_(moved(out)), how=how)
 
     def _carried(self, piece: Piece, place: Place) -> Part | None:
         """Return how any other tensor comes over, its channels acted on."""
@@ -194,4 +196,5 @@ class _Transferral:
 
         traits = self.source.anatomy.traits
         part = carry(piece, self.target, self.outside, traits, axes, self.seed)
-        return part and replace(part, text=f"{part.text} ({self.transfer.how})")
+        how = part and (part.how or part.text)
+        return part and replace(part, text=f"{part.text} ({self.transfer.how})", how=how)

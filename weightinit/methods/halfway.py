@@ -51,8 +51,14 @@ class ShrinkThenGrow:
         shrunk = self.shrink.plan(source, between, seed=seed, calibration=calibration)
         grown = self.grow.plan(ShrunkSource(between, shrunk.parts), target, seed=seed)
         name = type(self.shrink).__name__
+        same = between.stages == source.anatomy.stages
         parts = {
-            piece: replace(part, text=f"{part.text} of what {name} shrank")
+            piece: replace(
+                part,
+                text=f"{part.text} of what {name} shrank",
+                how=f"{part.how} of what {name} shrank" if part.how else "",
+                blocks=part.blocks if same else (),
+            )
             if part.action == "written"
             else part
             for piece, part in grown.parts.items()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,47 +40,120 @@ class History:
         """The last validation score, nan if none was measured."""
         return next((row["val"] for row in reversed(self.rows) if "val" in row), math.nan)
 
+    def resume(self, file: Path, state: Mapping[str, Any]) -> int:
+        """Take over the history of a checkpoint of the same config; return its step."""
+        match state:
+            case {
+                "step": int() as step,
+                "history": {"config": dict() as config, "rows": list() as rows, "seconds": seconds},
+                "scaler": dict(),
+                "recent": list() as recent,
+            } if (
+                0 <= step <= self.config["steps"]
+                and all(isinstance(row, dict) for row in rows)
+                and all(isinstance(value, (int, float)) for value in (seconds, *recent))
+            ):
+                pass
+            case _:
+                raise WeightInitError(
+                    f"{file} is no checkpoint of this version: start again without resume "
+                    "(--force), or in another folder"
+                )
+        names = sorted({k for k in {*config, *self.config} if config.get(k) != self.config.get(k)})
+        if names:
+            other = [f"{k} {config.get(k)!r:.80}, now {self.config.get(k)!r:.80}" for k in names]
+            raise WeightInitError(
+                f"{file} was trained by another config ({'; '.join(other)}): resume with the same "
+                "options, or start in another folder"
+            )
+        self.rows, self.seconds = rows, seconds
+        return step
+
     def save(self, path: Path) -> None:
         """Write the history as JSON."""
         path.write_text(json.dumps(asdict(self), indent=1) + "\n")
 
 
 def save_checkpoint(
-    path: Path, module: nn.Module, optimizer: Optimizer, state: dict[str, Any]
+    path: Path,
+    module: nn.Module,
+    optimizer: Optimizer,
+    state: dict[str, Any],
+    averages: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write ``model.<name>``, ``optimizer.<parameter>.<name>`` and ``state``, which is JSON."""
-    tensors = {f"model.{name}": t for name, t in module.state_dict().items()}
-    for index, entry in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{name}": t for name, t in entry.items()}
+    """Write weights, moments, averages and ``state``, which is JSON, whole or not at all."""
+    moments = {
+        f"{index}.{name}": value
+        for index, entry in optimizer.state_dict()["state"].items()
+        for name, value in entry.items()
+    }
+    parts = {"model": module.state_dict(), "optimizer": moments, "average": averages or {}}
     # clone: safetensors refuses tensors that share memory, which tied weights do
-    tensors = {name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic(path) as part:
-        save_file(tensors, part, metadata={"state": json.dumps(state)})
+    tensors = {
+        f"{part}.{name}": value.detach().cpu().clone().contiguous()
+        for part, values in parts.items()
+        for name, value in values.items()
+    }
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic(path) as file:
+            save_file(tensors, file, metadata={"state": json.dumps(state)})
+    except (SafetensorError, OSError) as error:
+        raise WeightInitError(
+            f"cannot write {path} ({error}): make room or use another folder; what was saved "
+            "before is as it was, and resume=True (--resume) goes on from it"
+        ) from error
 
 
 def load_checkpoint(
-    path: Path, module: nn.Module, optimizer: Optimizer | None = None
+    path: Path,
+    module: nn.Module,
+    optimizer: Optimizer | None = None,
+    averages: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Any]:
-    """Read :func:`save_checkpoint`'s file into ``module`` and ``optimizer``; return its state."""
-    weights: dict[str, Tensor] = {}
-    moments: dict[int, dict[str, Tensor]] = {}
+    """Read :func:`save_checkpoint`'s file, and return its state.
+
+    A module that is not trained on, without an optimizer, gets the averages where there are any.
+    """
+    parts: dict[str, dict[str, Any]] = {"model": {}, "optimizer": {}, "average": {}}
     try:
         with safe_open(path, framework="pt") as file:
             state = json.loads((file.metadata() or {})["state"])
             for key in file.keys():
                 part, _, name = key.partition(".")
-                if part == "model":
-                    weights[name] = file.get_tensor(key)
-                elif optimizer is not None:
-                    index, _, name = name.partition(".")
-                    moments.setdefault(int(index), {})[name] = file.get_tensor(key)
-        module.load_state_dict(weights)
-        if optimizer is not None:
-            optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
-    except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
+                parts[part][name] = file.get_tensor(key)
+        if not isinstance(state, dict) or type(state["step"]) is not int:
+            raise ValueError("its state is not of this form")
+        module.load_state_dict(parts["model"])
+        if optimizer is None:
+            module.load_state_dict({**module.state_dict(), **parts["average"]})
+        else:
+            _load_moments(optimizer, parts["optimizer"])
+        for name, value in (averages or {}).items():
+            _same_shape(name, parts["average"][name], value)
+            value.copy_(parts["average"][name])
+    except (SafetensorError, OSError, LookupError, TypeError, ValueError, RuntimeError) as error:
         raise WeightInitError(
             f"{path} is not a checkpoint of this model ({error}): remove it, or start without "
             "resuming"
         ) from error
     return state
+
+
+def _load_moments(optimizer: Optimizer, values: Mapping[str, Tensor]) -> None:
+    """Load the moments of AdamW, which have the shapes of the parameters."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    moments: dict[int, dict[str, Tensor]] = {}
+    for key, value in values.items():
+        index, _, name = key.partition(".")
+        if value.dim():
+            _same_shape(key, value, parameters[int(index)])
+        moments.setdefault(int(index), {})[name] = value
+    if any(entry.keys() != {"step", "exp_avg", "exp_avg_sq"} for entry in moments.values()):
+        raise ValueError("its optimizer is not AdamW")
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+
+
+def _same_shape(name: str, value: Tensor, like: Tensor) -> None:
+    if value.shape != like.shape:
+        raise ValueError(f"{name} is {tuple(value.shape)}, and not {tuple(like.shape)}")

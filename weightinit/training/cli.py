@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import shlex
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from weightinit.training.run import Run
+
 __all__ = ["add_hypernet_arguments", "add_train_arguments", "run", "run_hypernet"]
 
-#: Options of both commands that are passed on as they are.
-SHARED = ("out", "steps", "seed", "resume", "precision", "workers", "cache_dir")
+#: Options of both commands.
+SHARED = {option.name: option for option in fields(Run) if option.metadata}
 
 
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,7 +21,10 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     option = parser.add_argument
     option("--preset", required=True, help="digits-w32, cifar10-w64, imagenet-w192, ...")
     option("--data", help="digits, cifar10, a *.safetensors pack or its name, or image folder")
-    option("--method", default="wave", help="wave, tleg or share")
+    option("--method", help="wave, weit, tleg or share; default: the preset's")
+    option("--ancestor", metavar="NAME", help="timm name, file or folder of a classifier, or none")
+    option("--scalers", help="linear: WAVE's start at Eq. B.1; default: drawn")
+    option("--scaler-lr", type=float, help="rate of scalers over that of templates")
     option("--fp16", action="store_true", help="save tensors in half precision")
     _add_shared(parser)
 
@@ -45,40 +51,35 @@ def add_hypernet_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_shared(parser: argparse.ArgumentParser) -> None:
-    option = parser.add_argument
-    option("-o", "--out", required=True, type=Path, metavar="DIR", help="folder of the bundle")
-    option("--steps", type=int, help="number of steps; default: the preset's")
-    option("--seed", type=int, default=0, help="base seed for all random draws")
-    option("--resume", action="store_true", help="go on from the checkpoint in DIR")
-    option(
-        "--mixed-precision",
-        dest="precision",
-        metavar="P",
-        help="no, bf16 or fp16; default: the preset's",
-    )
-    option("--workers", type=int, default=0, help="processes that augment images")
-    option("--cache-dir", type=Path, help="folder of downloads and ancestors")
+    for name, option in SHARED.items():
+        how = dict(option.metadata)
+        flags = how.pop("flags", (f"--{name.replace('_', '-')}",))
+        parser.add_argument(*flags, dest=name, default=option.default, **how)
 
 
 def run(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]] | None:
     """Train a bundle; return what to print, as text and plain values, in the main process alone."""
     import torch
 
-    from weightinit.training.loop import accelerator
+    from weightinit.training.fleet import accelerator
     from weightinit.training.templates import train_templates
 
+    own = ("method", "ancestor", "scalers", "scaler_lr")
     bundle = train_templates(
         arguments.preset,
         arguments.data,
         method=arguments.method,
+        ancestor=arguments.ancestor,
+        scalers=arguments.scalers or "drawn",
+        scaler_lr=arguments.scaler_lr,
         dtype=torch.float16 if arguments.fp16 else torch.float32,
-        command=_command("train-templates", arguments, "preset", "data", "out", "method", "fp16"),
+        command=_command("train-templates", arguments, "preset", "data", "out", *own, "fp16"),
         **{name: getattr(arguments, name) for name in SHARED},
     )
     if not accelerator().is_main_process:
         return None
     found = bundle.config.provenance
-    rows = [("ancestor", "test", found["ancestor"]["test"])]
+    rows = [("ancestor", "test", found["ancestor"]["test"])] if found["ancestor"] else []
     rows += [("auxiliary", "test", found["auxiliary"]["test"])]
     rows += [("auxiliary", f"validation, {k}", v) for k, v in found["auxiliary"]["val"].items()]
     lines = [f"{arguments.out}: {len(bundle.tensors)} tensors; accuracy in percent"]
@@ -88,8 +89,8 @@ def run(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]] | None:
 
 def run_hypernet(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]] | None:
     """Train a hypernetwork; return what to print, in the main process alone."""
+    from weightinit.training.fleet import accelerator
     from weightinit.training.hypernet_run import train_hypernet
-    from weightinit.training.loop import accelerator
 
     names = ("preset", "data", "ancestor", "start", "out")
     bundle = train_hypernet(
@@ -111,12 +112,13 @@ def run_hypernet(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]] | 
 def _command(verb: str, arguments: argparse.Namespace, *names: str) -> str:
     """Return the command that makes the same bundle, without this machine's paths."""
     words = ["weightinit", verb]
-    for name in (*names, "steps", "precision", "seed"):
+    for name in (*names, "steps", "batch_size", "lr", "ancestor_steps", "precision", "seed"):
         value = getattr(arguments, name)
         values = value if isinstance(value, list) else [value]
         if values in ([], [None], [False]):
             continue
-        words.append("--mixed-precision" if name == "precision" else f"--{name}")
+        flag = "mixed-precision" if name == "precision" else name.replace("_", "-")
+        words.append(f"--{flag}")
         words += [_bare(one) for one in values if one is not True]
     return shlex.join(words)
 

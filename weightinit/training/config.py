@@ -1,29 +1,22 @@
-"""How to train: what a preset says, and what a user of both train commands may change."""
+"""How to train: what a preset says."""
 
 from __future__ import annotations
 
-import json
-import os
-import platform
+import math
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-import timm
 import torch
 from timm.optim import param_groups_weight_decay  # pyright: ignore[reportPrivateImportUsage]
 from timm.scheduler.cosine_lr import CosineLRScheduler
 from torch import nn
 
-from weightinit._version import __version__
 from weightinit.errors import WeightInitError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["MetaConfig", "Run", "TrainingConfig"]
-
-AnyConfig = TypeVar("AnyConfig", bound="TrainingConfig")
+__all__ = ["MetaConfig", "TrainingConfig"]
 
 LOSSES = ("ce", "soft+ce", "soft")
 PRECISIONS = ("no", "bf16", "fp16")
@@ -47,6 +40,8 @@ class TrainingConfig:
         augment: ``"none"``, ``"light"`` or ``"paper"``, of images.
         scaler_lr: rate of weight scalers over that of everything else.
         clip_grad: largest norm of the gradient; 0 for no limit.
+        ema: decay of the average of all trained parameters that is scored and returned in place of
+            the last ones; 0 for no average.
         precision: ``"no"`` (fp32), ``"bf16"`` or ``"fp16"``, mixed.
         seed: base seed for the order of the data, augmentation and drop path.
         task_temperature: T of the sampling of tasks, where there are several.
@@ -67,6 +62,7 @@ class TrainingConfig:
     augment: str = "light"
     scaler_lr: float = 1.0
     clip_grad: float = 0.0
+    ema: float = 0.0
     precision: str = "no"
     seed: int = 0
     task_temperature: float = 2.0
@@ -81,6 +77,11 @@ class TrainingConfig:
         if self.steps < 1 or self.batch_size < 1:
             raise WeightInitError(
                 f"steps={self.steps} and batch_size={self.batch_size} must be at least 1"
+            )
+        if not (0 < self.lr < math.inf and 0 <= self.scaler_lr < math.inf and 0 <= self.ema < 1):
+            raise WeightInitError(
+                f"lr={self.lr}, scaler_lr={self.scaler_lr} and ema={self.ema}: use more than 0, "
+                "at least 0, and at least 0 and less than 1"
             )
 
     def planned(self, **changes: Any) -> Self:
@@ -159,73 +160,3 @@ class MetaConfig(TrainingConfig):
                 f"architectures={self.architectures}, guide={self.guide} and guide_temperature="
                 f"{self.guide_temperature}: use at least 1, 0 to 1, and more than 0"
             )
-
-
-@dataclass(frozen=True)
-class Run:
-    """How a user runs a preset.
-
-    Args:
-        out: folder of the bundle; ``training/`` in it holds the checkpoint and the history.
-        steps: number of steps, the warm-up scaled along; None is the preset's.
-        seed: base seed for all random draws.
-        resume: go on from the checkpoint in ``out``.
-        precision: ``"no"``, ``"bf16"`` or ``"fp16"``; None is the preset's.
-        workers: number of processes that augment images.
-        cache_dir: folder of downloads and ancestors (default ``~/.cache/weightinit``).
-        command: command line, for the provenance.
-        progress: None shows bars on a terminal.
-    """
-
-    out: str | os.PathLike[str]
-    steps: int | None = None
-    seed: int = 0
-    resume: bool = False
-    precision: str | None = None
-    workers: int = 0
-    cache_dir: str | os.PathLike[str] | None = None
-    command: str = ""
-    progress: bool | None = None
-
-    @property
-    def folder(self) -> Path:
-        """The folder of the bundle."""
-        return Path(self.out).expanduser()
-
-    @property
-    def cache(self) -> Path:
-        """The folder of downloads and ancestors."""
-        return Path(self.cache_dir or "~/.cache/weightinit").expanduser()
-
-    @property
-    def ancestor_options(self) -> dict[str, Any]:
-        """Options of :func:`weightinit.training.teacher.get_ancestor`."""
-        return {"cache_dir": self.cache, "seed": self.seed, "progress": self.progress}
-
-    def config(self, preset: AnyConfig) -> AnyConfig:
-        """Return a preset's config with what the user asks for."""
-        return preset.planned(steps=self.steps, seed=self.seed, precision=self.precision)
-
-    def options(self, eval_every: int) -> dict[str, Any]:
-        """Return options of :func:`weightinit.training.loop.train`."""
-        return {
-            "out": self.folder / "training",
-            "resume": self.resume,
-            "eval_every": max(1, eval_every),
-            "workers": self.workers,
-            "progress": self.progress,
-        }
-
-    def provenance(self, preset: str, **more: Any) -> dict[str, Any]:
-        """Return what a bundle says of its training, as plain JSON values."""
-        import accelerate
-
-        versions = {
-            "weightinit": __version__,
-            "torch": torch.__version__,
-            "timm": timm.__version__,
-            "accelerate": accelerate.__version__,
-            "python": platform.python_version(),
-        }
-        found = {"command": self.command, "preset": preset, **more, "versions": versions}
-        return json.loads(json.dumps(found))

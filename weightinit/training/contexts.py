@@ -1,16 +1,19 @@
-"""What training runs within: generators seeded for one block, and evaluation mode."""
+"""What training runs within: seeded generators, evaluation mode, interrupts that wait."""
 
 from __future__ import annotations
 
 import random
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-__all__ = ["evaluating", "seeded", "subseed"]
+__all__ = ["evaluating", "postponed_interrupt", "seeded", "subseed"]
 
 
 def subseed(*parts: int) -> int:
@@ -50,3 +53,25 @@ def evaluating(module: nn.Module) -> Iterator[torch.device]:
     finally:
         for child, mode in modes:
             child.training = mode
+
+
+@contextmanager
+def postponed_interrupt(wanted: bool = True) -> Iterator[threading.Event]:
+    """Let the first Ctrl-C inside the block only set an event; the second interrupts at once."""
+    asked = threading.Event()
+
+    def note(*_: Any) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    own = signal.getsignal(signal.SIGINT)
+    ours = threading.current_thread() is threading.main_thread()
+    if not (wanted and ours and own is signal.default_int_handler):
+        yield asked
+        return
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, own)

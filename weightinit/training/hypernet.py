@@ -22,7 +22,8 @@ from weightinit.inherit.running import captured
 from weightinit.training.checkpoint import History
 from weightinit.training.config import MetaConfig
 from weightinit.training.contexts import subseed
-from weightinit.training.loop import accelerator, batches, follow
+from weightinit.training.fleet import accelerator
+from weightinit.training.loop import batches, follow
 from weightinit.training.targets import GUIDE, Target, Targets
 from weightinit.training.tasks import Data, check_tasks, image_size, task_embedding
 
@@ -75,6 +76,8 @@ def meta_train(
     tasks = data if isinstance(data, Sequence) else [data]
     fleet, sampler = accelerator(), get_sampler(sampler)
     check_tasks(tasks, sampler)
+    if config.guide and hypernet.config.kind == "pith":
+        raise WeightInitError("PITH predicts no projection for a guide: use guide=0")
     hypernet.to(fleet.device)
     size = image_size(tasks)
     sources = [Ancestor.open(one) for one in listed(ancestor)] or [None]
@@ -125,7 +128,7 @@ def meta_train(
             hypernet,
             lambda steps: (terms(*batch) for batch in batches(config, tasks, steps, workers)),
             score,
-            notes={"sampler": sampler.name},
+            notes={"sampler": sampler.name, "data": [f"{t.name}, {len(t.train)}" for t in tasks]},
             **options,
         )
 

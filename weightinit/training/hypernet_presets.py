@@ -29,6 +29,7 @@ class HyperPreset:
         channels: channels of the images, 3 brings grey ones to colour; 0 keeps theirs.
         context: tokens that a model of texts reads at once, bytes; 0 trains on images.
         ancestor: ancestor of PITH, and that TAL takes features from; None where none is needed.
+        features: published network whose features describe the tasks; None is the ancestor.
         stage1: preset of the training that this one goes on from.
         watch: architectures whose zero-shot validation accuracy is measured on the way.
     """
@@ -42,6 +43,7 @@ class HyperPreset:
     channels: int = 0
     context: int = 0
     ancestor: Network | None = None
+    features: Network | None = None
     stage1: str = ""
     watch: tuple[Mapping[str, Any], ...] = field(default=())
 
@@ -158,14 +160,17 @@ HYPERNET_PRESETS: dict[str, HyperPreset] = {
             training=_GUIDE, ancestor=_TEACHER,
         ),
         _paper(
-            "tal-tasks", HyperConfig("tal", task_dim=768), 100, training=_FROZEN,
-            stage1="paper-tal", ancestor=_TEACHER, **_NINE,
+            "tal-tasks", HyperConfig("tal", task_dim=768, dead_layer=False), 100,
+            training=_FROZEN, stage1="paper-tal", ancestor=_TEACHER, **_NINE,
         ),
         _paper("pith", HyperConfig.pith(), 200, ancestor=_LARGE),
         _paper(
             "pith-full", HyperConfig.pith(separate=True, expansion="both"), 200, ancestor=_LARGE
         ),
-        _paper("pith-tasks", HyperConfig.pith(task_dim=1024), 100, ancestor=_LARGE, **_NINE),
+        _paper(
+            "pith-tasks", HyperConfig.pith(task_dim=768), 100, ancestor=_LARGE,
+            features=_TEACHER, **_NINE,
+        ),
     )
 }  # fmt: skip
 

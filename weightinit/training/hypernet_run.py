@@ -17,13 +17,13 @@ from weightinit.errors import WeightInitError
 from weightinit.hypernet.files import HyperNetwork
 from weightinit.hypernet.network import GraphHyperNetwork
 from weightinit.hypernet.samplers import get_sampler
-from weightinit.training.config import Run
 from weightinit.training.contexts import seeded
 from weightinit.training.data import load_data
+from weightinit.training.fleet import accelerator
 from weightinit.training.hypernet import listed, meta_train
 from weightinit.training.hypernet_presets import HyperPreset, get_hypernet_preset
 from weightinit.training.images import ImageData
-from weightinit.training.loop import accelerator
+from weightinit.training.run import Run
 from weightinit.training.tasks import Data, check_tasks, task_embedding
 from weightinit.training.teacher import as_published, get_ancestor, is_path, name_of
 from weightinit.training.text import TextData, load_text
@@ -51,7 +51,7 @@ def train_hypernet(
         ancestor: whatever :func:`weightinit.project_from` takes; None trains or downloads the
             preset's own, if it has one. Several, a list or tuple, are all learned from.
         start: the hypernetwork to go on from: TAL's first stage for its second.
-        **run: see :class:`weightinit.training.config.Run`; ``out``, the folder, is required. Its
+        **run: see :class:`weightinit.training.run.Run`; ``out``, the folder, is required. Its
             ``training/`` also holds the embeddings of the tasks where there are any.
 
     Returns:
@@ -79,6 +79,11 @@ def train_hypernet(
         raise WeightInitError(f"two tasks have one name ({names}): rename a folder or file")
     sampler, config = get_sampler(preset.sampler), given.config(preset.training)
     check_tasks(tasks, sampler)
+    for task in tasks:
+        task.check(config.batch_size, config.augment, accelerator().num_processes)
+    begun = None if start is None else _weights(start)
+    if accelerator().is_main_process:
+        given.prepare()
     ancestors = listed(ancestor)
     teacher = _teacher(preset, ancestors[0] if ancestors else None, tasks, given)
     sources = [teacher.source, *map(Ancestor.open, ancestors[1:])] if teacher.source else []
@@ -90,7 +95,7 @@ def train_hypernet(
         sizes = replace(sizes, task_dim=embeddings.shape[1])
     with seeded(given.seed):
         hypernet = GraphHyperNetwork(sizes)
-    card: dict[str, Any] = {} if start is None else {"start": warm_start(hypernet, start)}
+    card: dict[str, Any] = {} if begun is None else {"start": warm_start(hypernet, *begun)}
     history = meta_train(
         hypernet,
         teacher.tasks,
@@ -100,7 +105,7 @@ def train_hypernet(
         teacher=teacher.module,
         embeddings=embeddings,
         watch=preset.watch,
-        **given.options(config.steps // 4),
+        **given.options("hypernetwork", config.steps // 4),
     )
     hypernet.cpu()
     if sources[1:]:
@@ -126,15 +131,19 @@ def train_hypernet(
     return bundle
 
 
+def _weights(
+    start: str | os.PathLike[str] | GraphHyperNetwork,
+) -> tuple[str, Mapping[str, Tensor]]:
+    """Return the name and weights of a hypernetwork to go on from."""
+    if isinstance(start, GraphHyperNetwork):
+        return "memory", start.state_dict()
+    return Path(start).name, HyperNetwork.from_pretrained(start).module().state_dict()
+
+
 def warm_start(
-    hypernet: GraphHyperNetwork, start: str | os.PathLike[str] | GraphHyperNetwork
+    hypernet: GraphHyperNetwork, name: str, given: Mapping[str, Tensor]
 ) -> dict[str, Any]:
     """Copy the weights of equal name and shape into ``hypernet``, in place; return which."""
-    if isinstance(start, GraphHyperNetwork):
-        name, given = "memory", start.state_dict()
-    else:
-        name = Path(start).name
-        given: Mapping[str, Tensor] = HyperNetwork.from_pretrained(start).module().state_dict()
     own = hypernet.state_dict()
     fits = {k: value for k, value in given.items() if k in own and own[k].shape == value.shape}
     if not fits:
@@ -178,10 +187,11 @@ def _teacher(
         data = tasks if vocabulary else tasks[:1]
         model, card = get_ancestor(network, data, **run.ancestor_options)
         return Teacher(Ancestor.open(model), model, card, tasks)
-    given = network.model if given is None else given
+    own, given = given is None, network.model if given is None else given
     source = Ancestor.open(given)
     needed = preset.training.guide or preset.config.task_dim
-    module = source.module() if needed else None
+    described = Ancestor.open(preset.features.model) if own and preset.features else source
+    module = described.module() if needed else None
     table = source.anatomy.outside.get("embed.token.weight")
     if vocabulary and (table is None or table.size[0] < vocabulary):
         raise WeightInitError(

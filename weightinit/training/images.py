@@ -154,6 +154,22 @@ class ImageData:
         for index in torch.arange(len(self.train)).split(batch_size):
             yield self.normalise(self.train.images[index])
 
+    def check(self, batch_size: int, augment: str, world: int = 1) -> None:
+        """Raise WeightInitError where no such batches can be drawn."""
+        if augment not in AUGMENTS:
+            raise WeightInitError(f"augment {augment!r} is unknown: use one of {AUGMENTS}")
+        if batch_size % world or batch_size > len(self.train):
+            raise WeightInitError(
+                f"batch_size {batch_size} (--batch-size) cannot be drawn from the {len(self.train)}"
+                f" training images of {self.name} by {world} processes: use a multiple of {world} "
+                "that is no larger than the data"
+            )
+        if augment == "paper" and len(self.mean) != 3:
+            raise WeightInitError(
+                f"augment 'paper' needs colour images, and {self.name} has {len(self.mean)} "
+                "channel: use augment 'light'"
+            )
+
     def batches(
         self,
         steps: range,
@@ -173,19 +189,8 @@ class ImageData:
         batch is shared by ``world`` processes, of which this is number ``rank``; ``workers``
         processes augment images for ``"paper"``.
         """
+        self.check(batch_size, augment, world)
         count = len(self.train)
-        if augment not in AUGMENTS:
-            raise WeightInitError(f"augment {augment!r} is unknown: use one of {AUGMENTS}")
-        if batch_size % world or batch_size > count:
-            raise WeightInitError(
-                f"batch_size {batch_size} cannot be drawn from {count} training images by "
-                f"{world} processes: use a multiple of {world} that is no larger than the data"
-            )
-        if augment == "paper" and len(self.mean) != 3:
-            raise WeightInitError(
-                f"augment 'paper' needs colour images, and {self.name} has {len(self.mean)} "
-                "channel: use augment 'light'"
-            )
 
         def rows(step: int) -> Tensor:
             epoch, batch = divmod(step, count // batch_size)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,10 +18,14 @@ from weightinit.errors import WeightInitError
 from weightinit.inherit.fitting import run
 from weightinit.training.checkpoint import History, load_checkpoint, save_checkpoint
 from weightinit.training.config import TrainingConfig
-from weightinit.training.contexts import seeded, subseed
+from weightinit.training.contexts import postponed_interrupt, seeded, subseed
+from weightinit.training.fleet import accelerator, average_gradients, share
 from weightinit.training.tasks import Data, task_batches
 
-__all__ = ["accelerator", "batches", "distillation_loss", "follow", "train"]
+__all__ = ["batches", "distillation_loss", "follow", "train"]
+
+#: Seconds between two lines of a log.
+LINE_SECONDS = 30.0
 
 
 def train(
@@ -67,8 +73,7 @@ def train(
             with seeded(subseed(config.seed, 4, step, fleet.process_index), cuda):
                 with config.autocast(fleet.device):
                     with torch.no_grad():
-                        soft = None if config.loss == "ce" else ancestor
-                        teacher = soft(inputs) if soft is not None else None
+                        teacher = ancestor(inputs) if ancestor and config.loss != "ce" else None
                     out = module(inputs)
                 if teacher is None:
                     loss = tasks[task].loss(out, targets, config.label_smoothing)
@@ -79,7 +84,8 @@ def train(
     def score() -> dict[str, float]:
         return {"val": sum(task.score(module) for task in tasks) / len(tasks)}
 
-    return follow(config, module, losses, score, **options)
+    notes = {"data": [f"{task.name}, {len(task.train)}" for task in tasks]}
+    return follow(config, module, losses, score, notes=notes, **options)
 
 
 def distillation_loss(kind: str, logits: Tensor, targets: Tensor, teacher: Tensor) -> Tensor:
@@ -128,8 +134,11 @@ def follow(
     save_every: int = 500,
     eval_every: int = 0,
     progress: bool | None = None,
+    title: str = "training",
 ) -> History:
     """Follow a config: the steps of the optimizer, checkpoints and the history.
+
+    The first Ctrl-C finishes the step and saves it, if there is a folder to save to.
 
     Args:
         config: how to train.
@@ -142,43 +151,46 @@ def follow(
         resume: go on from the checkpoint in ``out``, if there is one, bit for bit.
         save_every: steps between checkpoints.
         eval_every: steps between validations; 0 validates at the end alone.
-        progress: whether to show a bar; None shows it on a terminal.
+        progress: True shows a bar, False nothing, None a bar on a terminal and elsewhere a line now
+            and then.
+        title: what is trained, in words.
 
     Returns:
         The history, whose last row has the scores.
 
     Raises:
         WeightInitError: if the checkpoint is of another config or model, or the loss is not finite.
+        KeyboardInterrupt: after Ctrl-C; it says how to go on.
     """
     fleet = accelerator()
-    parameters = [p for p in module.parameters() if p.requires_grad]
+    named = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    parameters = list(named.values())
+    averages = {name: p.detach().clone() for name, p in named.items()} if config.ema else {}
     optimizer = config.optimizer(module)
     schedule = config.schedule(optimizer)
     scaler = torch.amp.GradScaler(fleet.device.type, enabled=config.precision == "fp16")
     history, start = History(asdict(config) | dict(notes or {})), 0
+    recent: list[Tensor] = []
     file = out / "checkpoint.safetensors" if out else None
     if file and resume and file.exists():
-        state = load_checkpoint(file, module, optimizer)
-        if state["history"]["config"] != history.config:
-            raise WeightInitError(
-                f"{file} was trained by another config ({state['history']['config']}): resume with "
-                "the same options, or start in another folder"
-            )
+        state = load_checkpoint(file, module, optimizer, averages)
+        start = history.resume(file, state)
         scaler.load_state_dict(state["scaler"])
-        history, start = History(**state["history"]), state["step"]
+        recent += torch.tensor(state["recent"], device=fleet.device).unbind()
         schedule.step_update(start)
-    _share(module, fleet)
+    share(module, fleet)
     steps = range(start, config.steps)
     terms = losses(steps)
     report = max(1, min(50, config.steps // 20))
-    began, recent = time.monotonic() - history.seconds, []
+    began = time.monotonic() - history.seconds
+    log = _Log(title, steps, progress is None and fleet.is_main_process)
 
     def step(_: int) -> Tensor:
         total = torch.zeros((), device=fleet.device)
         for loss in next(terms):
             scaler.scale(loss).backward()
             total += loss.detach()
-        _average(parameters, fleet)
+        average_gradients(parameters, fleet)
         if config.clip_grad:
             scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_(parameters, config.clip_grad)
@@ -187,56 +199,83 @@ def follow(
     def after(done: int, loss: Tensor) -> dict[str, float]:
         recent.append(loss)
         row: dict[str, float] = {}
+        for name, value in averages.items():
+            value.lerp_(named[name].detach(), 1 - config.ema)
         scored = done == config.steps or (eval_every and not done % eval_every)
         if scored or not done % report:
             row = {"step": done, "lr": optimizer.param_groups[0]["lr"]}
             row["loss"] = float(torch.stack(recent).mean())
-            row |= score() if scored else {}
+            if scored:
+                with _averaged(named, averages):
+                    row |= score()
             history.rows.append(row)
             recent.clear()
         schedule.step_update(done)
         history.seconds = time.monotonic() - began
-        if file and fleet.is_main_process and (done == config.steps or not done % save_every):
+        note = ""
+        due = asked.is_set() or done == config.steps or not done % save_every
+        if file and due and fleet.is_main_process:
+            note = f"checkpoint in {file}"
             record = {"step": done, "history": asdict(history), "scaler": scaler.state_dict()}
-            save_checkpoint(file, module, optimizer, record)
+            record["recent"] = [float(loss) for loss in recent]
+            save_checkpoint(file, module, optimizer, record, averages)
             history.save(file.with_name("history.json"))
-        return {name: value for name, value in row.items() if name in ("lr", "loss", "val")}
+        shown = {name: value for name, value in row.items() if name in ("lr", "loss", "val")}
+        log(done, shown, note)
+        if asked.is_set():
+            raise KeyboardInterrupt(
+                f"{title} stopped after step {done} of {config.steps}, which {file} holds: the "
+                "same command with --resume (resume=True) goes on"
+            )
+        return shown
 
-    progress = progress if fleet.is_main_process else False
-    run(steps, step, optimizer, scaler=scaler, after=after, progress=progress)
+    with postponed_interrupt(file is not None and fleet.num_processes == 1) as asked:
+        shown = progress if fleet.is_main_process else False
+        run(steps, step, optimizer, scaler=scaler, after=after, progress=shown, title=title)
+    _swap(named, averages)
     fleet.wait_for_everyone()
     return history
 
 
-def accelerator() -> Any:
-    """Return accelerate's view of processes and devices, as torchrun or its launcher set it."""
-    try:
-        from accelerate import Accelerator
-    except ImportError as error:
-        raise WeightInitError(
-            "training needs accelerate: install it with pip install 'weightinit[train]'"
-        ) from error
-    # accelerate overlooks torchrun on a machine without accelerators unless it is told
-    return Accelerator(cpu=not torch.accelerator.is_available())
+class _Log:
+    """Lines on stderr, where no bar is seen: at checkpoints, and now and then.
+
+    Args:
+        title: what is trained.
+        steps: the steps to do.
+        wanted: whether lines are printed if there is no terminal.
+    """
+
+    def __init__(self, title: str, steps: range, wanted: bool) -> None:
+        self.title, self.steps, self.wanted = title, steps, wanted and not sys.stderr.isatty()
+        self.began = self.last = time.monotonic()
+
+    def __call__(self, done: int, row: Mapping[str, float], note: str) -> None:
+        """Print what is known after a step, unless a line was printed a moment ago."""
+        now = time.monotonic()
+        if not self.wanted or not (note or (row and now - self.last > LINE_SECONDS)):
+            return
+        self.last, whole = now, self.steps.stop
+        left = (now - self.began) / (done - self.steps.start) * (whole - done)
+        values = [f"{name} {value:.4g}" for name, value in row.items()]
+        parts = [f"{self.title}: step {done} of {whole}", *values, f"{left:.0f} s left", note]
+        print(", ".join(filter(None, parts)), file=sys.stderr, flush=True)
 
 
 @torch.no_grad()
-def _share(module: nn.Module, fleet: Any) -> None:
-    """Give every process the weights of the first."""
-    if fleet.num_processes > 1:
-        from accelerate.utils import broadcast
+def _swap(parameters: Mapping[str, Tensor], averages: Mapping[str, Tensor]) -> None:
+    """Exchange parameters and their averages, where there are any."""
+    for name, value in averages.items():
+        held = parameters[name].clone()
+        parameters[name].copy_(value)
+        value.copy_(held)
 
-        for value in module.state_dict().values():
-            value.copy_(broadcast(value.clone()))
 
-
-def _average(parameters: Sequence[nn.Parameter], fleet: Any) -> None:
-    """Average gradients over processes; a hypernetwork's architectures differ among them."""
-    if fleet.num_processes == 1:
-        return
-    for p in parameters:
-        p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-    grads = [p.grad for p in parameters if p.grad is not None]
-    flat = fleet.reduce(torch.cat([grad.flatten() for grad in grads]), "mean")
-    for grad, mean in zip(grads, flat.split([grad.numel() for grad in grads]), strict=True):
-        grad.copy_(mean.view_as(grad))
+@contextmanager
+def _averaged(parameters: Mapping[str, Tensor], averages: Mapping[str, Tensor]) -> Iterator[None]:
+    """Put the averages in the place of the parameters inside the block."""
+    _swap(parameters, averages)
+    try:
+        yield
+    finally:
+        _swap(parameters, averages)

@@ -21,32 +21,38 @@ class Preset:
         data: what ``load_data`` takes by default.
         auxiliary: the model whose blocks are composed of templates: norm, then average pooling, as
             in WAVE's code family; no contextual position encoding (timm has none).
-        ancestor: the model whose soft labels it learns.
-        training: config of the distillation.
+        training: config of its training.
+        ancestor: the model whose soft labels it learns; None for labels alone.
+        method: ``"wave"``, or ``"weit"``, which trains smaller networks inside it.
         pools: how the auxiliary model pools, all at each step; it has a class token if
             ``"token"`` is among them. The first is the one that is scored.
-        depths: numbers of blocks to train at, one at random every other step, the scalers
-            interpolated over depth; none trains at the auxiliary model's depth alone.
+        depths: numbers of blocks to train at, one at random every other step; none trains at the
+            auxiliary model's depth alone. WAVE's scalers are interpolated over depth, and WeiT
+            takes the first blocks, of those that are not deeper than the auxiliary model.
+        widths: fractions of the width that WeiT trains at.
     """
 
     name: str
     data: str
     auxiliary: Network
-    ancestor: Network
     training: TrainingConfig
+    ancestor: Network | None = None
+    method: str = "wave"
     pools: tuple[str, ...] = ("avg",)
     depths: tuple[int, ...] = ()
+    widths: tuple[float, ...] = (1, 0.5)
 
     @property
     def width(self) -> int:
         """The embed_dim of the auxiliary model, and of its templates."""
         return self.auxiliary.kwargs["embed_dim"]
 
-    def auxiliary_at(self, depth: int) -> Network:
-        """Return the auxiliary model with another number of blocks."""
+    def auxiliary_at(self, depth: int, **changes: Any) -> Network:
+        """Return the auxiliary model with another number of blocks, or another width."""
         token = "token" in self.pools
         given = {"class_token": token, "global_pool": self.pools[0], "fc_norm": False}
-        return replace(self.auxiliary, kwargs={**self.auxiliary.kwargs, **given, "depth": depth})
+        changes |= {**given, "depth": depth}
+        return replace(self.auxiliary, kwargs={**self.auxiliary.kwargs, **changes})
 
 
 def _vit(img: int, patch: int, width: int, heads: int, depth: int, **kwargs: Any) -> Network:
@@ -77,6 +83,8 @@ def _imagenet(width: int, heads: int, batch_size: int, lr: float) -> Preset:
 
 _MIXED: dict[str, Any] = {"pools": ("avg", "token"), "depths": (4, 5, 7, 8)}
 _SMOOTH: dict[str, Any] = {"lr": 4e-3, "label_smoothing": 0.1}
+#: Without an ancestor: the constrained model wants a high rate, and then clipping.
+_LABELS: dict[str, Any] = {"label_smoothing": 0.1, "clip_grad": 1.0}
 
 PRESETS: dict[str, Preset] = {
     preset.name: preset
@@ -102,6 +110,24 @@ PRESETS: dict[str, Preset] = {
             ),
             training=TrainingConfig(10_000, lr=3e-3, warmup_steps=500, loss="soft+ce"),
             **_MIXED,
+        ),
+        Preset(
+            "digits-weit",
+            "digits",
+            auxiliary=_vit(8, 2, 64, 4, 6),
+            training=TrainingConfig(6000, 64, 3e-3, warmup_steps=600, **_LABELS),
+            method="weit",
+            depths=(3, 4, 5),
+            widths=(1, 0.75, 0.5, 0.25),
+        ),
+        Preset(
+            "cifar10-weit",
+            "cifar10",
+            auxiliary=_vit(32, 8, 64, 4, 6),
+            training=TrainingConfig(10_000, lr=3e-3, warmup_steps=500, **_LABELS),
+            method="weit",
+            depths=(3, 4, 5),
+            widths=(1, 0.75, 0.5),
         ),
         Preset(
             "cifar10-w192",

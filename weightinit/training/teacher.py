@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -15,16 +16,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from weightinit.ancestor.ancestor import Ancestor
+from weightinit.errors import AnatomyError, WeightInitError
 from weightinit.training.checkpoint import load_checkpoint
 from weightinit.training.config import TrainingConfig
-from weightinit.training.contexts import seeded
+from weightinit.training.contexts import evaluating, seeded
 from weightinit.training.images import ImageData
 from weightinit.training.loop import train
 from weightinit.training.tasks import Data
 from weightinit.training.text import TextData
 
 if TYPE_CHECKING:
-    from weightinit.ancestor.ancestor import Ancestor
     from weightinit.api import AncestorLike
 
 __all__ = [
@@ -34,6 +36,7 @@ __all__ = [
     "get_ancestor",
     "is_path",
     "name_of",
+    "open_teacher",
     "scores",
 ]
 
@@ -98,7 +101,9 @@ def get_ancestor(
     *,
     cache_dir: Path,
     seed: int = 0,
-    progress: bool | None = None,
+    steps: int | None = None,
+    batch_size: int | None = None,
+    **options: Any,
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Return an ancestor and its provenance; it is trained once, and kept.
 
@@ -109,16 +114,20 @@ def get_ancestor(
         tasks: data to train it on, of several tasks together.
         cache_dir: holds ``ancestors/<hash of network and data>``.
         seed: base seed for its initial weights and its training.
-        progress: None shows a bar on a terminal.
+        steps: number of steps of its training; None is the network's own.
+        batch_size: likewise.
+        **options: ``save_every`` and ``progress`` of :func:`weightinit.training.loop.follow`.
     """
     assert network.training is not None
-    model, config = network.build(tasks[0], seed), replace(network.training, seed=seed)
+    model = network.build(tasks[0], seed)
+    config = network.training.planned(seed=seed, steps=steps, batch_size=batch_size)
     card: dict[str, Any] = {"network": asdict(replace(network, training=config))}
     key = json.dumps({**card, "data": [task.describe() for task in tasks]}, sort_keys=True)
     folder = cache_dir / "ancestors" / hashlib.sha256(key.encode()).hexdigest()[:16]
     file, every = folder / "checkpoint.safetensors", max(1, config.steps // 10)
     if not file.exists() or load_checkpoint(file, model)["step"] < config.steps:
-        train(model, tasks, config, out=folder, resume=True, eval_every=every, progress=progress)
+        options |= {"out": folder, "resume": True, "eval_every": every, "title": "ancestor"}
+        train(model, tasks, config, **options)
     card["seconds"] = round(load_checkpoint(file, model)["history"]["seconds"])
     return model, card | scores(model, tasks)
 
@@ -148,6 +157,52 @@ def as_published(model: nn.Module, tasks: Sequence[Any]) -> tuple[nn.Module, Seq
         tasks = [task.normalised(config["mean"], config["std"]) for task in images]
     size = config.get("input_size", (3, own))[1]
     return (ResizingModel(model, size) if size != own else model), tasks
+
+
+def open_teacher(
+    given: AncestorLike, data: ImageData
+) -> tuple[nn.Module, ImageData, dict[str, Any]]:
+    """Return a given classifier of a data set's classes, the data as it expects it, and its card.
+
+    What timm or a Hub names gets images normalised and resized as it was trained on them.
+    """
+    model, source = _classifier(given)
+    if isinstance(given, (str, os.PathLike)) and not is_path(given):
+        model, (data,) = as_published(model, [data])
+    try:
+        with evaluating(model) as device:
+            logits = model(next(data.inputs(1)).to(device))
+        classes = logits.shape[-1]
+    except (RuntimeError, AssertionError, AttributeError, TypeError) as error:
+        raise WeightInitError(
+            f"the ancestor {source} does not run on images of {data.train.size} pixels and "
+            f"{len(data.mean)} channels ({error}): use one that was trained on such images"
+        ) from error
+    if classes != data.classes:
+        raise WeightInitError(
+            f"the ancestor {source} has {classes} classes, and {data.name} {data.classes}: "
+            "fine-tune it on this data first, or train without an ancestor (--ancestor none)"
+        )
+    return model, data, {"source": source, **scores(model, [data])}
+
+
+def _classifier(given: AncestorLike) -> tuple[nn.Module, str]:
+    """Return a copy of a module, or what has a name or path, and where it is from in words."""
+    if isinstance(given, nn.Module):
+        return copy.deepcopy(given).eval(), f"a {type(given).__name__}"
+    try:
+        source = Ancestor.open(given)
+        return source.module(), name_of(given, source)
+    except AnatomyError:
+        # timm has classifiers, such as LeViT, that no anatomy explains, and that run all the same
+        if not isinstance(given, str) or is_path(given) or not timm.is_model(given):
+            raise
+    try:
+        return timm.create_model(given, pretrained=True).eval(), given
+    except Exception as error:  # whatever a download raises
+        raise WeightInitError(
+            f"{given} cannot be had from timm ({error}): use a file or a folder"
+        ) from error
 
 
 def is_path(given: AncestorLike) -> bool:

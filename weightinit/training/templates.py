@@ -1,14 +1,13 @@
-"""Weight templates from scratch: train an ancestor, distil it into an auxiliary model (WAVE)."""
+"""Weight templates from scratch: distilled from an ancestor (WAVE), or by labels alone (WeiT)."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import asdict, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
-import timm
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from weightinit.anatomy import anatomy
 from weightinit.errors import WeightInitError
@@ -16,17 +15,24 @@ from weightinit.templates.bundle import TemplateBundle
 from weightinit.templates.compose import Composer
 from weightinit.templates.config import TemplateConfig
 from weightinit.templates.constrain import ConstrainedModel, constrain
-from weightinit.training.config import Run
+from weightinit.templates.nested import NestedModel, Size, Sizes
 from weightinit.training.data import load_data
+from weightinit.training.fleet import accelerator
 from weightinit.training.images import ImageData
-from weightinit.training.loop import accelerator, train
+from weightinit.training.loop import train
 from weightinit.training.presets import Preset, get_preset
-from weightinit.training.teacher import as_published, get_ancestor, scores
+from weightinit.training.run import Run
+from weightinit.training.teacher import get_ancestor, open_teacher
+
+if TYPE_CHECKING:
+    from weightinit.api import AncestorLike
 
 __all__ = ["MixedModel", "build_auxiliary", "train_templates"]
 
-#: Templates of each kind, by method; WAVE's config says its own.
-METHODS = {"wave": 0, "tleg": 2, "share": 1}
+Start = Literal["drawn", "linear"]
+
+#: Layers that are templates, by method; those of WAVE and WeiT are smaller.
+METHODS = {"wave": 0, "weit": 0, "tleg": 2, "share": 1}
 
 
 class MixedModel(ConstrainedModel):
@@ -84,28 +90,41 @@ class MixedModel(ConstrainedModel):
         return found
 
 
-def build_auxiliary(preset: Preset, data: ImageData, method: str, seed: int) -> MixedModel:
+def build_auxiliary(
+    preset: Preset, data: ImageData, method: str, seed: int, scalers: Start = "drawn"
+) -> MixedModel | NestedModel:
     """Return the untrained auxiliary model of a preset for the classes and channels of the data."""
     if method not in METHODS:
         raise WeightInitError(f"method {method!r} trains no templates: use one of {list(METHODS)}")
+    if scalers != "drawn" and (scalers, method) != ("linear", "wave"):
+        raise WeightInitError(
+            f"scalers {scalers!r} of method {method!r}: use 'drawn', or with 'wave' 'linear'"
+        )
     depth, width = preset.auxiliary.kwargs["depth"], preset.width
+    model = preset.auxiliary_at(depth).build(data, seed)
+    draw = torch.Generator().manual_seed(seed)
+    if method == "weit":
+        config = TemplateConfig.of(anatomy(model), layers=2, method="weit")
+        depths = tuple(own for own in preset.depths if own <= depth)
+        sizes = Sizes(depths=depths, widths=preset.widths, seed=seed)
+
+        def build(size: Size) -> nn.Module:
+            changes = {"embed_dim": size.width, "num_heads": size.heads}
+            return preset.auxiliary_at(size.depth, **changes).build(data, seed)
+
+        nested = constrain(model, config, sizes=sizes, build=build, generator=draw)
+        assert isinstance(nested, NestedModel)
+        return nested
     config = (
         TemplateConfig.wave(width)
         if method == "wave"
         else TemplateConfig.layers(method, width, METHODS[method])
     )
-    start = constrain(
-        preset.auxiliary_at(depth).build(data, seed),
-        config,
-        generator=torch.Generator().manual_seed(seed),
-    )
+    start = constrain(model, config, scalers=scalers, generator=draw)
     # Blocks enough for the deepest; the scalers are those of the auxiliary model's own depth.
     largest = preset.auxiliary_at(max(depth, *preset.depths, 0)).build(data, seed)
-    given = (
-        {kind: held[kind.replace(".", "_")] for kind in start.config.kinds}
-        for held in (start.templates, start.scalers)
-    )
-    mixed = MixedModel(largest, Composer(start.config, anatomy(largest)), *given)
+    composer = Composer(start.config, anatomy(largest))
+    mixed = MixedModel(largest, composer, start.template_values(), start.scaler_values())
     mixed.pools, mixed.depths = preset.pools, preset.depths
     return mixed
 
@@ -114,58 +133,95 @@ def train_templates(
     preset: str | Preset,
     data: str | os.PathLike[str] | ImageData | None = None,
     *,
-    method: str = "wave",
+    method: str | None = None,
+    ancestor: AncestorLike | None = None,
+    scalers: Start = "drawn",
+    scaler_lr: float | None = None,
     dtype: torch.dtype = torch.float32,
     **run: Any,
 ) -> TemplateBundle:
     """Train a template bundle and save it.
 
-    The ancestor is trained first, unless it is at hand; then the auxiliary model, whose blocks are
-    composed of templates, learns its soft labels (WAVE, Eq. 6 and 7).
+    The blocks of an auxiliary model are composed of templates. WAVE's learns the soft labels of an
+    ancestor (Eq. 6 and 7), which is trained first, unless it is at hand; WeiT's learns the labels
+    alone, with smaller networks inside it. What of WeiT is our reconstruction is said in
+    :class:`weightinit.NestedModel`.
 
     Args:
         preset: name of a preset, or one of your own.
         data: what :func:`weightinit.training.data.load_data` takes; None is the preset's own.
-        method: ``"wave"``, ``"tleg"`` or ``"share"`` (whose scalers are closed forms).
+        method: ``"wave"``, ``"weit"``, ``"tleg"`` or ``"share"`` (whose scalers are closed forms);
+            None is the preset's own.
+        ancestor: the classifier whose soft labels are learned: what
+            :func:`weightinit.project_from` takes, or any name of timm's; ``"none"`` for labels
+            alone; None is the preset's own, and of ``"weit"`` none.
+        scalers: what they start at: ``"drawn"``, or of WAVE ``"linear"``, Eq. B.1, for targets
+            that are started so.
+        scaler_lr: rate of the scalers over that of the templates; None is the preset's, and half
+            of it for ``"linear"``, whose scalers must stay near.
         dtype: dtype of the saved tensors.
-        **run: see :class:`weightinit.training.config.Run`; ``out``, the folder, is required.
+        **run: see :class:`weightinit.training.run.Run`; ``out``, the folder, is required.
 
     Returns:
         The bundle, with its validation and test accuracy in ``config.provenance``.
 
     Raises:
-        WeightInitError: if the data is not found or does not fit the preset.
+        WeightInitError: if the data is not found or does not fit the preset, the ancestor does not
+            fit the data, or the folder holds what would be overwritten.
     """
     given = Run(**run)
     preset = get_preset(preset) if isinstance(preset, str) else preset
-    config, images = given.config(preset.training), _data(preset, data, given)
-    if preset.ancestor.training is None:
-        published = timm.create_model(preset.ancestor.model, pretrained=True)
-        ancestor, (images,) = as_published(published, [images])
-        card = {"network": asdict(preset.ancestor), **scores(ancestor, [images])}
-    else:
-        ancestor, card = get_ancestor(preset.ancestor, [images], **given.ancestor_options)
-    auxiliary = build_auxiliary(preset, images, method, given.seed)
-    history = train(
-        auxiliary, images, config, ancestor=ancestor, **given.options(config.steps // 10)
-    )
+    method = method or preset.method
+    if scaler_lr is None and scalers == "linear":
+        scaler_lr = preset.training.scaler_lr / 2
+    config = given.config(preset.training, scaler_lr=scaler_lr)
+    images = _data(preset, data, given)
+    images.check(config.batch_size, config.augment, accelerator().num_processes)
+    auxiliary = build_auxiliary(preset, images, method, given.seed, scalers)
+    if accelerator().is_main_process:
+        given.prepare()
+    teacher, card = None, None
+    if ancestor is None:
+        own = None if method == "weit" else preset.ancestor
+        if own is not None and own.training is None:
+            ancestor = own.model
+        elif own is not None:
+            teacher, card = get_ancestor(own, [images], **given.ancestor_options)
+    if ancestor is not None and ancestor != "none":
+        teacher, images, card = open_teacher(ancestor, images)
+    soft = config.loss if config.loss != "ce" else "soft+ce"
+    config = replace(config, loss="ce" if teacher is None else soft)
+    options = given.options("auxiliary model", config.steps // 10)
+    history = train(auxiliary, images, config, ancestor=teacher, **options)
     auxiliary.cpu()
     described = {
-        "network": asdict(preset.auxiliary_at(auxiliary.depth)),
+        "network": asdict(preset.auxiliary_at(preset.auxiliary.kwargs["depth"])),
         "recipe": asdict(config),
         "pools": preset.pools,
         "depths": preset.depths,
+        "scalers": scalers,
         "seconds": round(history.seconds),
-        "val": auxiliary.scores(images),
+        "val": _scores(auxiliary, images),
         "test": round(images.score(auxiliary, images.test), 2),
     }
     provenance = given.provenance(
-        preset.name, data=images.describe(), ancestor=card, auxiliary=described
+        preset.name, method=method, data=images.describe(), ancestor=card, auxiliary=described
     )
     bundle = auxiliary.to_bundle(provenance=provenance, dtype=dtype)
     if accelerator().is_main_process:
         bundle.save_pretrained(given.folder)
     return bundle
+
+
+def _scores(auxiliary: MixedModel | NestedModel, data: ImageData) -> dict[str, float]:
+    """Return validation accuracy in percent by pooling and depth, or by size."""
+    if isinstance(auxiliary, MixedModel):
+        return auxiliary.scores(data)
+    found = {}
+    for size in auxiliary.sizes:
+        with auxiliary.at(size):
+            found[f"{size.width}x{size.depth}"] = round(data.score(auxiliary), 2)
+    return found
 
 
 def _data(preset: Preset, data: str | os.PathLike[str] | ImageData | None, run: Run) -> ImageData:

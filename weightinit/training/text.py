@@ -100,6 +100,13 @@ class TextData:
         """Yield windows of the training tokens ``[B, context]``, each once."""
         yield from self.windows(self.train)[:, :-1].split(batch_size)
 
+    def check(self, batch_size: int, augment: str = "none", world: int = 1) -> None:
+        """Raise WeightInitError where no such batches can be drawn."""
+        if batch_size % world:
+            raise WeightInitError(
+                f"batch_size {batch_size} does not divide among {world} processes: use a multiple"
+            )
+
     def batches(
         self,
         steps: range,
@@ -114,10 +121,7 @@ class TextData:
 
         Options are those of ``ImageData.batches``; what concerns images alone has no effect.
         """
-        if batch_size % world:
-            raise WeightInitError(
-                f"batch_size {batch_size} does not divide among {world} processes: use a multiple"
-            )
+        self.check(batch_size, world=world)
         most = len(self.train) - self.context
         for step in steps:
             generator = torch.Generator().manual_seed(subseed(seed, 0, step))

@@ -119,8 +119,9 @@ def _fitted(pieces: Mapping[str, Piece], values: Values, where: str) -> dict[Pie
     """Return the parts of the pieces whose values were fitted."""
 
     def part(role: str) -> Part:
-        text = f"{role}{where} (fitted on calibration batches)"
-        return Part("written", text, lambda out: out.copy_(values[role]))
+        how = "fitted on calibration batches"
+        text = f"{role}{where} ({how})"
+        return Part("written", text, lambda out: out.copy_(values[role]), how=how)
 
     return {piece: part(role) for role, piece in pieces.items() if role in values}
 
