@@ -32,6 +32,7 @@ def scrambled(model):
         {"class_token": False, "global_pool": "avg"},
         {"reg_tokens": 2, "fc_norm": True},
         {"num_classes": 0},
+        {"class_token": False, "global_pool": "map"},
     ],
     ids=lambda options: ", ".join(options) or "plain",
 )
@@ -212,3 +213,26 @@ def test_what_does_not_fit_raises_and_leaves_the_target_alone(ancestor, model, b
 def test_a_ridge_that_is_not_positive_raises(ridge):
     with pytest.raises(ProjectionError, match="pass a positive number"):
         ActivationAware(ridge=ridge)
+
+
+def test_an_attention_pool_reads_the_norm_that_it_was_trained_with():
+    """In depth alone the pool's weights and its norm stay as they are."""
+    pooled = {"class_token": False, "global_pool": "map"}
+    ancestor = small_vit(depth=4, **pooled).double()
+    model = scrambled(small_vit(depth=3, **pooled).double())
+    fill(model, wi.Ancestor.open(ancestor), ActivationAware(), calibration=IMAGES)
+    for name in (
+        "norm.weight",
+        "norm.bias",
+        "attn_pool.q.weight",
+        "attn_pool.kv.weight",
+        "head.weight",
+    ):
+        assert torch.equal(model.get_parameter(name), ancestor.get_parameter(name)), name
+    selected = scrambled(small_vit(depth=3, **pooled).double())
+    fill(selected, ancestor, WeightSelection(depth="first_last"))
+    wanted = logits(ancestor)
+    assert (logits(model) - wanted).norm() < (logits(selected) - wanted).norm()
+    with pytest.raises(ProjectionError, match="cannot follow a rotation"):
+        wi.project_from(ancestor, small_vit(16, 2, **pooled).double(), method="activation",
+                        calibration=IMAGES)  # fmt: skip

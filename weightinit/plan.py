@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from weightinit.anatomy import Anatomy, ParamSpec, Piece
+from weightinit.anatomy.signal import silent
 from weightinit.commit import overlapping, parameters_of, sharing, write
 from weightinit.errors import ProjectionError, WeightInitError
 from weightinit.numerics import plain_numerics
@@ -306,6 +307,12 @@ class Plan:
                     "float32 parameters"
                 )
             values[name] = value
+        if dead := silent(self.anatomy, values):
+            raise ProjectionError(
+                f"{', '.join(dead[:4])}{', ...' if dead[4:] else ''} would be zeros, behind which "
+                f"nothing of the input is left ({self.recipes[dead[0]].source}): check the source, "
+                "or use another method"
+            )
         self._values = values
         return self
 

@@ -43,7 +43,7 @@ _PLACES: dict[str, Place] = {
     rf"(head|head_dist|pre_logits|pool\.fc|final){_W}": "reads",
 }
 _END = rf"(.+\.)?(proj|fc2){_W}"
-_ESSENTIAL = r"(patch|norm|embed\.token|stem\..+|down\.\d+)\.weight|pos|token\.cls"
+_ESSENTIAL = r"(patch|norm|embed\.token|stem\..+|down\.\d+(\.norm)?)\.weight|pos|token\.cls"
 _CENTRAL = r"(patch|stem\..+|embed\.\w+)\.weight|pos(\.\w+)?"
 _DISPENSABLE = r"(head|pre_logits|pool\.fc).*|embed\.mask"
 _PROVEN = (
@@ -51,7 +51,9 @@ _PROVEN = (
     rf"|(mlp|ffns\.\d+)\.(fc1|up|fc2|norm){_W}|(attns|ffns)\.\d+\.ls"
     rf"|attn\.(rel_table|(talk_[lw]|rel_pos\.fc[12]){_W})"
     rf"|patch{_W}|pos|token\.\w+|(norm_pre|norm|fc_norm|patch\.norm){_W}"
-    rf"|head(_dist)?{_W}|embed\.(token|label)\.weight|rope\.freqs"
+    rf"|head(_dist)?{_W}|embed\.(token|label|type)\.weight|rope\.freqs|pre_logits(\.norm)?{_W}"
+    rf"|(norm|conv_dw|mlp\.grn|stem\.\d+|down\.\d+(\.norm)?|rel_pos\.fc2){_W}|ls"
+    rf"|pool\.(latent|([qkv]|[qk]_norm|proj|norm|fc|mlp\.fc[12]){_W})"
     rf"|(final\.)?ada\.\w+{_W}|cond\.\w+{_W}|final{_W}"
 )
 #: What a condition makes of adaLN's shifts, scales and gates, and what ends such a network.

@@ -13,7 +13,7 @@ from weightinit.anatomy.resample import resample_axis, resample_patch, resample_
 from weightinit.errors import ProjectionError
 from weightinit.inherit.axis import Axis, tiled
 from weightinit.inherit.fresh import sub_generator
-from weightinit.inherit.source import LazyTensor
+from weightinit.inherit.method import LazyTensor
 from weightinit.init.operators import along
 from weightinit.plan import Part
 
@@ -55,7 +55,7 @@ def carry(
     axes: Callable[[Labels], Axis | None] | None = None,
     seed: int = 0,
 ) -> Part | None:
-    """Return how one tensor outside the blocks comes from a source of another size.
+    """Return how one tensor outside the blocks comes from those of a source of another size.
 
     Args:
         piece: piece of the target.

@@ -59,7 +59,8 @@ def check_pair(ancestor: Anatomy, target: Anatomy, kept: Collection[str] = ()) -
             notes.append(
                 f"the {name} differs ({old} in the ancestor, {new} in the target): another function"
             )
-    for label, (old, new) in Difference(ancestor, target).sizes.items():
+    sizes = {**Difference(ancestor, target).widths, "depth": (ancestor.depth, target.depth)}
+    for label, (old, new) in sizes.items():
         ratio = max(old, new) / min(old, new)
         if ratio > LARGE_RATIO and (label == "depth" or label_of(label).width):
             notes.append(

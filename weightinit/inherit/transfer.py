@@ -16,8 +16,8 @@ from weightinit.errors import ProjectionError
 from weightinit.inherit.axis import Axis
 from weightinit.inherit.depth import Mix
 from weightinit.inherit.fresh import fresh_part
+from weightinit.inherit.method import Source, outside_of
 from weightinit.inherit.outside import carry, resized
-from weightinit.inherit.source import Source, outside_of
 from weightinit.init import operators
 from weightinit.init.operators import along
 from weightinit.plan import Part

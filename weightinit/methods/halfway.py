@@ -14,8 +14,7 @@ from torch import Tensor
 
 from weightinit.anatomy import Anatomy, Difference, Piece
 from weightinit.inherit.calibration import Calibration
-from weightinit.inherit.method import Method
-from weightinit.inherit.running import Runnable
+from weightinit.inherit.method import Method, Runnable
 from weightinit.methods.lemon import LEMON
 from weightinit.plan import Inheritance, Part
 

@@ -48,5 +48,6 @@ FAMILIES = (
         r"embeddings\.(?:position_ids|token_type_ids)",
         form="post_norm",
         note=note_config,
+        proven=True,
     ),
 )

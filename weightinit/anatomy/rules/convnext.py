@@ -67,5 +67,6 @@ FAMILIES = (
         OUTSIDE,
         flags=(("pre_logits", r"head\.pre_logits\..*"),),
         note=_note,
+        proven=True,
     ),
 )

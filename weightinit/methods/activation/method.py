@@ -18,7 +18,8 @@ from weightinit.errors import ProjectionError
 from weightinit.inherit.axis import Axis
 from weightinit.inherit.calibration import Calibration
 from weightinit.inherit.depth import Mix
-from weightinit.inherit.running import Runnable, Running, exact, watching
+from weightinit.inherit.method import Runnable
+from weightinit.inherit.running import Running, exact, watching
 from weightinit.inherit.transfer import Place, Transfer, transfer_parts
 from weightinit.init.operators import along
 from weightinit.methods.activation.blocks import Blocks, Values
@@ -159,35 +160,31 @@ def _check(old: Anatomy, new: Anatomy) -> None:
         )
     if old.sizes["d"] == new.sizes["d"]:
         return
-    wrong = [
-        role
-        for role, piece in old.outside.items()
-        if any(labels.stream for labels in piece.axes) and piece.facts.place not in PLACES
-    ] + [f"tied {role}" for role, piece in old.outside.items() if piece.spec.tied]
-    if wrong:
+    if wrong := _unfollowed(old):
         raise ProjectionError(
             f"{', '.join(wrong)} cannot follow a rotation of the stream's channels: keep embed_dim "
             f"= {old.sizes['d']}, or use method='subcloning'"
         )
 
 
+def _unfollowed(old: Anatomy) -> list[str]:
+    """Return what touches the stream outside the blocks, and cannot follow a rotation of it."""
+    return [
+        role
+        for role, piece in old.outside.items()
+        if any(labels.stream for labels in piece.axes) and piece.facts.place not in PLACES
+    ] + [f"tied {role}" for role, piece in old.outside.items() if piece.spec.tied]
+
+
 @dataclass(frozen=True)
 class _Fit:
-    """The outcome of the fit on the calibration batches.
-
-    Args:
-        stream: the target's stream in the ancestor's.
-        groups: the ancestor's blocks that each block of the target is made of.
-        blocks: values of each block of the target.
-        head: values of what reads the stream after the blocks.
-        shift: the final norm's bias, its gain being 1; None leaves the norm alone.
-    """
+    """The outcome of the fit on the calibration batches."""
 
     stream: Stream
-    groups: list[list[int]]
+    groups: list[list[int]]  # the ancestor's blocks that each block of the target is made of
     blocks: list[Values]
-    head: Values
-    shift: Tensor | None
+    head: Values  # values of what reads the stream after the blocks
+    shift: Tensor | None  # the final norm's bias, its gain being 1; None leaves the norm alone
 
 
 @torch.no_grad()
@@ -201,8 +198,8 @@ def _fit(running: Running, target: Anatomy, ridge: float) -> _Fit:
     groups = groups_of(observed.similarity, depth)
     blocks = Blocks(running, target, stream, observed.calls, ridge)
     values, after = blocks.shrink(groups, observed.streams)
-    if not features and width == old.sizes["d"]:
-        return _Fit(stream, groups, values, {}, None)
+    if width == old.sizes["d"] and (not features or _unfollowed(old)):
+        return _Fit(stream, groups, values, {}, None)  # the pool reads the final norm as it is
     head, shift = fit_head(running, target, stream, features, after, ridge=ridge)
     return _Fit(stream, groups, values, head, shift)
 
@@ -210,10 +207,8 @@ def _fit(running: Running, target: Anatomy, ridge: float) -> _Fit:
 class _Observation:
     """What the ancestor does on every calibration batch.
 
-    Args:
-        running: the ancestor.
-        features: filled with what each head is given, one a batch ``[..., d]``.
-        most: number of neighbouring blocks to compare.
+    ``features`` is filled with what each head is given, and up to ``most`` neighbouring blocks are
+    compared.
 
     Attributes:
         moment: second moments of the normalised stream, float64 ``[d, d]``.

@@ -43,14 +43,10 @@ class Stream:
     channels is taken off on both sides alike. They have length (d'/d)^1/2. The variance over d'
     channels is then |P x|^2 / d' = |V^T x|^2 / d, the ancestor's but for what is lost, so that the
     norm's eps weighs as much. Norms commute with P: norm(P x) = P norm(V V^T x).
-
-    Args:
-        write: P, float64 ``[d', d]``, which multiplies what is written into the stream.
-        read: P^+ = P^T d / d', float64 ``[d, d']``, which multiplies what reads the stream.
     """
 
-    write: Tensor
-    read: Tensor
+    write: Tensor  # P, float64 [d', d], which multiplies what is written into the stream
+    read: Tensor  # P^+ = P^T d / d', float64 [d, d'], which multiplies what reads the stream
 
     @classmethod
     def of(cls, write: Tensor) -> Stream:
@@ -62,12 +58,8 @@ def principal(moment: Tensor, size: int, *, centred: bool) -> Stream:
     """Return the stream of the directions that hold most of what norms see.
 
     Of all bases of their span, the target's channels take the one that is nearest to channels of
-    the ancestor: at the same width P is the identity.
-
-    Args:
-        moment: second moments of the normalised stream, float64 ``[d, d]``.
-        size: d', the target's width.
-        centred: whether norms subtract the mean.
+    the ancestor: at the same width P is the identity. ``moment`` are second moments of the
+    normalised stream, float64 ``[d, d]``, and ``centred`` says whether norms subtract the mean.
     """
     width = len(moment)
     if size == width:
@@ -97,11 +89,8 @@ def groups_of(similarity: Tensor, number: int) -> list[list[int]]:
 
     All blocks of a group are computed from the stream at its beginning; the sum of how far the
     stream has moved by then is minimised. No group has more than old / new blocks, rounded up,
-    because its heads and neurons share the room of one.
-
-    Args:
-        similarity: mean cosine of the streams that two blocks are given, ``[old, old]``.
-        number: number of groups.
+    because its heads and neurons share the room of one. ``similarity`` is the mean cosine of the
+    streams that two blocks are given, ``[old, old]``.
 
     Examples:
         >>> groups_of(torch.tensor([[1, 0.9, 0.1], [0.9, 1, 0.5], [0.1, 0.5, 1]]), 2)
