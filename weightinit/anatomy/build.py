@@ -139,6 +139,10 @@ def _labels(matches: Iterable[Match]) -> set[str]:
     return {label for pattern in patterns for label in parse(pattern).labels}
 
 
+def _fits(matched: Match, entry: TensorInfo) -> bool:
+    return any(len(parse(rule.pattern).axes) == len(entry.shape) for rule in matched.rules)
+
+
 def _explain(
     source: Sequence[TensorInfo],
     kept: Collection[str],
@@ -163,11 +167,10 @@ def _explain(
             if matched is not None and not inside:
                 role = (matched.block, matched.rules[0].role)
                 matched = None if matched.block is not None or role in taken else matched
-        block = block_of(family, key) if family and inside else None
+        block = matched.block if matched else block_of(family, key) if family else None
         free = entry.name in kept or unexplained == "keep"
         free |= unexplained == "outside" and family is not None and block is None
-        ranks = [len(parse(rule.pattern).axes) for rule in matched.rules] if matched else []
-        if free and (entry.fault or len(entry.shape) not in ranks):
+        if free and (matched is None or entry.fault or not _fits(matched, entry)):
             if not (family and re.fullmatch(family.buffers, key)):
                 spare.append((replace(entry, key=key), block))
         elif entry.fault:

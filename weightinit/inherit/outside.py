@@ -158,7 +158,7 @@ class _Carrier:
         position = self.piece.facts.kind == "position"
         first, start = self._first() if position else (0, 0)
         rows = self.piece.size[0]
-        kept = min(self.shape[0] - first, rows - start)
+        kept = max(0, min(self.shape[0] - first, rows - start))
         new = rows - start - kept
         drawn = len(self.shape) > 1
         rule = "their mean" + " + trunc_normal_(std=0.02)" * drawn
