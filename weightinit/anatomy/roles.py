@@ -51,7 +51,7 @@ _PROVEN = (
     rf"|(mlp|ffns\.\d+)\.(fc1|up|fc2|norm){_W}|(attns|ffns)\.\d+\.ls"
     rf"|attn\.(rel_table|(talk_[lw]|rel_pos\.fc[12]){_W})"
     rf"|patch{_W}|pos|token\.\w+|(norm_pre|norm|fc_norm|patch\.norm){_W}"
-    rf"|head(_dist)?{_W}|embed\.(token|label|type)\.weight|rope\.freqs|pre_logits(\.norm)?{_W}"
+    rf"|head\w*{_W}|embed\.(\w+\.(weight|bias)|mask)|rope\.freqs|pre_logits(\.norm)?{_W}"
     rf"|(norm|conv_dw|mlp\.grn|stem\.\d+|down\.\d+(\.norm)?|rel_pos\.fc2){_W}|ls"
     rf"|pool\.(latent|([qkv]|[qk]_norm|proj|norm|fc|mlp\.fc[12]){_W})"
     rf"|(final\.)?ada\.\w+{_W}|cond\.\w+{_W}|final{_W}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -124,29 +124,28 @@ def _storage(tensor: Tensor) -> object:
     return tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride()
 
 
-def _walk(module: nn.Module) -> tuple[list[tuple[str, Tensor]], list[str]]:
+def _walk(
+    module: nn.Module, prefix: str = "", above: tuple[nn.Module, ...] = ()
+) -> tuple[list[tuple[str, Tensor]], list[str]]:
     """Return all named parameters, repeated ones included, and what is no plain weight."""
-    named: list[tuple[str, Tensor]] = []
-    refused: list[str] = []
-    for prefix, current in _modules(module, "", ()):
-        named += [(prefix + name, x) for name, x in current._parameters.items() if x is not None]
-        if type(current).__module__.startswith(_QUANTIZED):
-            refused.append(f"{prefix.rstrip('.')} ({type(current).__name__})")
-    return named, refused
-
-
-def _modules(
-    module: nn.Module, prefix: str, above: tuple[nn.Module, ...]
-) -> Iterator[tuple[str, nn.Module]]:
     if module in above:
         raise AnatomyError(
             f"the module {prefix.rstrip('.')} contains itself: keep the reference outside of "
             "torch's register, as in object.__setattr__(module, name, value)"
         )
-    yield prefix, module
+    named: list[tuple[str, Tensor]] = []
+    refused: list[str] = []
+    named += [(prefix + name, x) for name, x in module._parameters.items() if x is not None]
+    if type(module).__module__.startswith(_QUANTIZED):
+        refused.append(f"{prefix.rstrip('.')} ({type(module).__name__})")
+    if "parametrizations" in module._modules:
+        refused.append(f"{prefix}parametrizations")
     for name, child in module._modules.items():
         if child is not None:
-            yield from _modules(child, f"{prefix}{name}.", (*above, module))
+            inner = _walk(child, f"{prefix}{name}.", (*above, module))
+            named += inner[0]
+            refused += inner[1]
+    return named, refused
 
 
 def _form(tensor: Tensor) -> str:

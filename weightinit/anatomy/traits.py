@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any, Literal
@@ -19,6 +20,7 @@ __all__ = [
     "ModuleFacts",
     "Traits",
     "activation",
+    "heads_of",
     "infer",
     "inspect_module",
     "note_config",
@@ -153,12 +155,22 @@ def infer(traits: dict[str, Any], sizes: Mapping[str, int], prefix: int) -> None
             if 0 <= rows <= prefix:
                 traits["pos_prefix"] = rows
             return
-        for rows in (prefix, 0):
+        # Where there are registers, the class token alone may have a position.
+        for rows in (prefix, min(prefix, 1), 0):
             side = math.isqrt(max(tokens - rows, 0))
-            if side * side == tokens - rows:
+            if 0 < side * side == tokens - rows:
                 assumed = "library" not in traits
                 traits.update(grid=(side, side), pos_prefix=rows, grid_assumed=assumed)
                 return
+
+
+def heads_of(module: nn.Module) -> dict[str, int]:
+    """Return the head count that the attributes of a model of the user's own agree on."""
+    holders = [getattr(module, "config", None), *module.modules()]
+    names = ("num_heads", "n_heads", "n_head", "nhead", "heads", "num_attention_heads")
+    found = [getattr(holder, name, None) for holder in holders for name in names]
+    counts = {heads for heads in found if isinstance(heads, int) and heads > 0}
+    return {"h": counts.pop()} if len(counts) == 1 else {}
 
 
 def note_mlp(noted: ModuleFacts, mlp: Any) -> None:
@@ -204,13 +216,13 @@ def activation(act: Any) -> str | None:
         key = (act or "").lower().replace("_", "").replace("-", "").removesuffix("activation")
         known = (x for x, (_, others) in _ACTIVATIONS.items() if key in (x, *others.split()))
         return next(known, act)
-    probe = torch.linspace(-4, 4, 33, dtype=torch.float32, device="cpu")
-    try:
+    probe = torch.linspace(-4, 4, 33, dtype=torch.float64, device="cpu")
+    with suppress(Exception):  # whatever a user's module raises
         value = act(probe)
-    except Exception:  # whatever a user's module raises
-        value = probe.new_full((), torch.nan)
-    same = (x for x, (f, _) in _ACTIVATIONS.items() if torch.allclose(value, f(probe), atol=1e-5))
-    return next(same, None) or getattr(act, "__name__", None) or type_name(act)
+        for name, (function, _) in _ACTIVATIONS.items():
+            if torch.allclose(value, function(probe), atol=1e-5):
+                return name
+    return getattr(act, "__name__", None) or type_name(act)
 
 
 def type_name(module: object) -> str | None:

@@ -217,8 +217,7 @@ class Growth:
         names = [
             piece.role
             for _, piece, inside in self._pairs
-            if not piece.facts.proven
-            and ((inside and deeper) or any(map(self._grows, piece.axes)))
+            if not piece.facts.proven and ((inside and deeper) or any(map(self._grows, piece.axes)))
         ]
         if names:
             yield f"no test proves it for {_listed(names)}"

@@ -72,15 +72,18 @@ def carry(
         ProjectionError: if positions are to be resampled and their grid cannot be told.
     """
     name = _name(piece, target, outside)
-    if name is None or len(outside[name].shape) != len(piece.size):
+    if name is None:
         return None
-    value = outside[name]
+    value, rank = outside[name], len(piece.size)
     carrier = _Carrier(piece, name, target, outside, traits, seed)
     found = carrier.resize()
-    fixed = 0 if found is None else {"patch": 4}.get(carrier.kind, 1)  # the first axes are resized
+    if carrier.kind != "patch" and len(value.shape) != rank:
+        return None
+    # The first axes are resized.
+    fixed = 0 if found is None else rank if carrier.kind == "patch" else 1
     steps = []
     for dim, labels in enumerate(piece.axes):
-        same = value.shape[dim] == piece.size[dim]
+        same = value.shape[dim : dim + 1] == piece.size[dim : dim + 1]
         if labels.channel or labels.block:
             axis = tiled(piece.size[dim]) if axes is None else axes(labels)
             if axis is not None:
@@ -143,8 +146,8 @@ class _Carrier:
     def resize(self) -> Resize | None:
         """Return how the axes become the target's; None where they have to be the same."""
         if self.kind == "patch":
-            _, channels, height, width = self.piece.size
-            resize = partial(resample_patch, size=(height, width), in_chans=channels)
+            _, channels, *size = self.piece.size
+            resize = partial(resample_patch, size=size, in_chans=channels)
             return resize, f"{self.name} {'x'.join(map(str, self.shape))}"
         if self.kind == "table":
             return self._table()
@@ -155,7 +158,7 @@ class _Carrier:
         position = self.piece.facts.kind == "position"
         first, start = self._first() if position else (0, 0)
         rows = self.piece.size[0]
-        kept = min(self.shape[0] - first, rows - start)
+        kept = max(0, min(self.shape[0] - first, rows - start))
         new = rows - start - kept
         drawn = len(self.shape) > 1
         rule = "their mean" + " + trunc_normal_(std=0.02)" * drawn

@@ -33,7 +33,8 @@ class NestedModel(ConstrainedModel):
     In training every forward draws its size from the seed and the number of forwards so far, which
     the state dict holds: a resumed run draws the same sizes, and so do all ranks. In evaluation it
     is the full size, or what :meth:`at` says. The smaller networks are built by the user's
-    ``build``, and read their weights from this model's parameters.
+    ``build``, and read their weights from this model's parameters. torch.compile compiles each size
+    once: with more than 8, raise ``torch._dynamo.config.recompile_limit``.
 
     Args:
         model: a model on a device; it is copied.

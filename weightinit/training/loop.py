@@ -73,7 +73,8 @@ def train(
             with seeded(subseed(config.seed, 4, step, fleet.process_index), cuda):
                 with config.autocast(fleet.device):
                     with torch.no_grad():
-                        teacher = ancestor(inputs) if ancestor and config.loss != "ce" else None
+                        soft = None if config.loss == "ce" else ancestor
+                        teacher = soft(inputs) if soft is not None else None
                     out = module(inputs)
                 if teacher is None:
                     loss = tasks[task].loss(out, targets, config.label_smoothing)
