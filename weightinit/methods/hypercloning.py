@@ -46,7 +46,8 @@ class HyperCloning:
         >>> old, new = (
         ...     timm.create_model("vit_tiny_patch16_224", depth=2, embed_dim=d, num_heads=d // 32)
         ...     for d in (64, 192))
-        >>> print(wi.plan_projection(old, new, method=wi.HyperCloning(snr_db=10)).report().notes[-1])
+        >>> plan = wi.plan_projection(old, new, method=wi.HyperCloning(snr_db=10))
+        >>> print(plan.report().notes[-1])
         HyperCloning is lossless here
     """
 
