@@ -42,23 +42,22 @@ class History:
 
     def resume(self, file: Path, state: Mapping[str, Any]) -> int:
         """Take over the history of a checkpoint of the same config; return its step."""
+        unknown = WeightInitError(
+            f"{file} is no checkpoint of this version: start again without resume (--force), or in "
+            "another folder"
+        )
         match state:
             case {
                 "step": int() as step,
                 "history": {"config": dict() as config, "rows": list() as rows, "seconds": seconds},
                 "scaler": dict(),
                 "recent": list() as recent,
-            } if (
-                0 <= step <= self.config["steps"]
-                and all(isinstance(row, dict) for row in rows)
-                and all(isinstance(value, (int, float)) for value in (seconds, *recent))
+            } if all(isinstance(row, dict) for row in rows) and all(
+                isinstance(value, (int, float)) for value in (seconds, *recent)
             ):
                 pass
             case _:
-                raise WeightInitError(
-                    f"{file} is no checkpoint of this version: start again without resume "
-                    "(--force), or in another folder"
-                )
+                raise unknown
         names = sorted({k for k in {*config, *self.config} if config.get(k) != self.config.get(k)})
         if names:
             other = [f"{k} {config.get(k)!r:.80}, now {self.config.get(k)!r:.80}" for k in names]
@@ -66,6 +65,8 @@ class History:
                 f"{file} was trained by another config ({'; '.join(other)}): resume with the same "
                 "options, or start in another folder"
             )
+        if not 0 <= step <= self.config["steps"]:
+            raise unknown
         self.rows, self.seconds = rows, seconds
         return step
 
