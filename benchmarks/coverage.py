@@ -38,7 +38,7 @@ TIMM = (
 )
 #: Classes of transformers; their names do not depend on the size, so a small one of each will do.
 TRANSFORMERS = {
-    "vit": ("ViTModel", "ViTForImageClassification"),
+    "vit": ("ViTModel", "ViTForImageClassification", "ViTForMaskedImageModeling"),
     "deit": ("DeiTModel", "DeiTForImageClassification", "DeiTForImageClassificationWithTeacher"),
     "bert": (
         "BertModel",
@@ -50,7 +50,46 @@ TRANSFORMERS = {
     ),
     "roberta": ("RobertaModel", "RobertaForMaskedLM", "RobertaForSequenceClassification"),
     "gpt2": ("GPT2Model", "GPT2LMHeadModel", "GPT2ForSequenceClassification"),
+    "decision_transformer": ("DecisionTransformerModel",),
+    "distilbert": (
+        "DistilBertModel",
+        "DistilBertForMaskedLM",
+        "DistilBertForSequenceClassification",
+        "DistilBertForQuestionAnswering",
+    ),
+    "dinov2": ("Dinov2Model", "Dinov2ForImageClassification"),
+    "dinov2_with_registers": (
+        "Dinov2WithRegistersModel",
+        "Dinov2WithRegistersForImageClassification",
+    ),
+    "dinov3_vit": ("DINOv3ViTModel",),
+    "clip": ("CLIPVisionModel", "CLIPVisionModelWithProjection"),
+    "siglip": ("SiglipVisionModel",),
+    "audio-spectrogram-transformer": ("ASTModel", "ASTForAudioClassification"),
+    "convnext": ("ConvNextModel", "ConvNextForImageClassification"),
+    "convnextv2": ("ConvNextV2Model", "ConvNextV2ForImageClassification"),
 }
+#: Names that no installed library builds; tests prove them on renamed models.
+FILES = (
+    "DINOv2 and DINOv3 as published (chunked blocks, SwiGLU, registers, mask tokens)",
+    "ConvNeXt and ConvNeXt V2 as published, and timm's `features_only`",
+    "the vision towers of OpenAI's CLIP and of open_clip",
+    "nanoGPT, and any GPT-2 whose matrices lie as those of linear layers do",
+    "DiT and SiT as published, with their forks, and diffusers' `DiTTransformer2DModel`",
+    "any of the above behind any prefix (`model.encoder.`, `0.auto_model.`, `encoder_q.`), or "
+    "inside DDP, FSDP2, torch.compile or peft",
+)
+#: What was asked for and is not there.
+MISSING = (
+    "timm: Swin, Hiera, MViT, XCiT, VOLO, LeViT, MaxViT, EfficientFormer, every plain ConvNet but "
+    "ConvNeXt",
+    "transformers: BEiT, ViTMAE for pretraining (its `vit` works), VideoMAE, ViTDet, the text "
+    "towers of CLIP and SigLIP, Swin, Segformer, ALBERT, ELECTRA, MPNet, ModernBERT, T5, Whisper, "
+    "OPT, Llama, Qwen and the like",
+    "open_clip: text towers, attention pools and ResNets",
+    "diffusers: every transformer but DiT (PixArt, SD3, Flux), U-Nets",
+    "MONAI's ViT: its own names take `rules=`",
+)
 
 
 @dataclass(frozen=True)
@@ -91,7 +130,10 @@ def _transformers_model(name: str) -> nn.Module:
     import transformers
 
     kind: Any = getattr(transformers, name)
-    config = kind.config_class(num_hidden_layers=2)
+    config = kind.config_class()
+    for name in ("num_hidden_layers", "n_layers"):
+        if hasattr(config, name):
+            setattr(config, name, 2)
     return kind(config)
 
 
@@ -159,6 +201,14 @@ def render(rows: Iterable[Row]) -> str:
         "are models",
         "with convolutions before or after their blocks, with blocks of class attention, and with",
         "two layers of attention in parallel.",
+        "",
+        "Explained by their names alone, whoever made the file:",
+        "",
+        *(f"- {line}" for line in FILES),
+        "",
+        "Not explained; `rules=` says what the library does not know:",
+        "",
+        *(f"- {line}" for line in MISSING),
     ]
     return "\n".join(lines) + "\n"
 

@@ -131,10 +131,10 @@ class _Walk:
 def latents(decoder: Any, x: Tensor, head: int = 0) -> tuple[Tensor, Tensor]:
     """Return the whole factors A and B ``[N, ck, r]``: all 2 r latents, read as ``[2 ck, r]``."""
     hidden = decoder.mlp.fc(x).view(len(x), 2 * decoder.rank, decoder.rank)
-    name = decoder.names[head]
-    for step in range(decoder.steps):
-        hidden = decoder.get_submodule(f"{name}_step{step + 1}")(functional.relu(hidden))
-    y = decoder.last(head)(functional.relu(hidden))
+    *steps, last = decoder.layers(head)
+    for step in steps:
+        hidden = step(functional.relu(hidden))
+    y = last(functional.relu(hidden))
     y = y.view(len(x), 2 * decoder.max_ck, decoder.rank)
     return y[:, : decoder.max_ck], y[:, decoder.max_ck :]
 

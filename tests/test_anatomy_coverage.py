@@ -38,11 +38,17 @@ GRAPHLESS = {
     ("timm", "vision_transformer_sam"): 3,
     ("timm", "cait"): 10,
     ("timm", "convnext"): 31,
-    ("torch", "encoder"): 2,
-    ("transformers", "vit"): 1,
+    ("transformers", "vit"): 2,
     ("transformers", "deit"): 1,
     ("transformers", "bert"): 6,
     ("transformers", "roberta"): 3,
+    ("transformers", "decision_transformer"): 1,
+    ("transformers", "distilbert"): 2,
+    ("transformers", "dinov2"): 2,
+    ("transformers", "dinov2_with_registers"): 2,
+    ("transformers", "dinov3_vit"): 1,
+    ("transformers", "convnext"): 2,
+    ("transformers", "convnextv2"): 2,
 }
 CHUNK = 20
 SWEEP = [

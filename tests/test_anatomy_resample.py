@@ -126,3 +126,14 @@ def test_offsets_along_one_axis():
     assert torch.equal(resample_axis(table, 7), table)
     assert resample_axis(table, 7).data_ptr() != table.data_ptr()
     torch.testing.assert_close(resample_axis(table, 21)[1::3], table)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_video_patch_answers_a_still_video_as_the_image_patch(dtype):
+    weight = draw(8, 3, 4, 4, dtype=dtype)
+    inflated = resample_patch(weight, (2, 4, 4), 3)
+    assert torch.equal(inflated[:, :, 0] + inflated[:, :, 1], weight)
+    assert torch.equal(resample_patch(inflated, (4, 4), 3), weight)
+    assert torch.equal(resample_patch(inflated, (2, 4, 4), 3), inflated)
+    torch.testing.assert_close(resample_patch(inflated, (4, 4, 4), 3).sum(2), weight)
+    assert resample_patch(inflated, (3, 8, 6), 1).shape == (8, 1, 3, 8, 6)

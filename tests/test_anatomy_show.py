@@ -38,3 +38,11 @@ def test_dict_is_complete():
     qkv = next(p for p in values["parameters"] if p["role"] == "attn.qkv.weight")
     assert qkv["parts"] == ["attn.q.weight", "attn.k.weight", "attn.v.weight"]
     assert qkv["shape"] == [576, 192]
+
+
+def test_what_no_rule_explains_is_told():
+    model = timm.create_model("test_vit")
+    model.adapter = torch.nn.Linear(2, 2)
+    seen = anatomy(model, unexplained="keep")
+    assert str(seen).endswith("no rule explains adapter.weight, adapter.bias")
+    assert seen.to_dict()["unexplained"] == ["adapter.weight", "adapter.bias"]

@@ -81,6 +81,40 @@ UNSOUND = {
         ),
         "has num_hidden_layers 1000000000",
     ),
+    "a giant": (
+        lambda folder, model: write(
+            folder, {"a": torch.ones(2)}, {"architecture": "vit_base_patch16_224"}
+        ),
+        r"it has 86567656 numbers, and the files 2\)",
+    ),
+    "classes without end": (
+        folder_with(lambda state, config: config.update(num_classes=10**7)),
+        "it has 170008656 numbers",
+    ),
+    "transformers' words without end": (
+        lambda folder, model: write(
+            folder,
+            {"a": torch.ones(2)},
+            {"model_type": "bert", "vocab_size": 10**8, "num_hidden_layers": 1},
+        ),
+        "and the files 2",
+    ),
+    "labels without end": (
+        folder_with(
+            lambda state, config: config.update(
+                architecture=None, model_type="vit", num_labels=2 * 10**7
+            )
+        ),
+        "num_labels 20000000, over 1000000",
+    ),
+    "architectures of another type": (
+        lambda folder, model: write(
+            folder,
+            {"a": torch.ones(2)},
+            {"model_type": "bert", "architectures": 5, "num_hidden_layers": 1},
+        ),
+        "does not hold the model",
+    ),
     "a bundle": (
         lambda folder, model: write(
             folder, {"a": torch.ones(2)}, {"schema": 1, "kind": "templates", "sha256": ""}
@@ -128,6 +162,24 @@ def test_weights_in_another_dialect_go_through_timm(hub, vit_tensors, tmp_path):
     assert_same(ancestor, expected)
     assert ancestor.module() is not ancestor.module()
     assert hub.asked(".bin") == 0
+
+
+def test_no_generator_of_a_gpu_is_reset(hub, tmp_path, monkeypatch):
+    """Converting draws twice from one seed, which must not reach training that goes on."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        larger = timm.create_model(NAME, img_size=224)
+    published(hub, tmp_path / "made", larger)
+    for name in ("manual_seed", "cuda.manual_seed_all", "cuda.manual_seed"):
+        monkeypatch.setattr(f"torch.{name}", None)
+    assert Ancestor.open(NAME).anatomy.depth == len(larger.blocks)
+
+
+def test_files_may_hold_more_than_the_model(model, tmp_path, streamed):
+    state = {**model.state_dict(), "mask_token": torch.ones(1, 1, 16), "loss.scale": torch.ones(2)}
+    ancestor = Ancestor.open(write(tmp_path / "made", state, CONFIG))
+    assert_same(ancestor, model)
+    assert [spec.name for spec in ancestor.anatomy.unexplained] == ["loss.scale", "mask_token"]
 
 
 def test_what_timm_would_leave_random(hub, tmp_path):

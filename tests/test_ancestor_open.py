@@ -18,6 +18,7 @@ from helpers.ancestors import (
     assert_nothing_evil,
     assert_same,
     files_of,
+    hf_model,
     published,
     shards,
     write,
@@ -117,6 +118,25 @@ def test_a_state_dict_needs_its_heads(model, tmp_path):
     assert Ancestor.open(convnext.state_dict()).anatomy.family == "convnext"
 
 
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: torch.zeros(3, 3).to_sparse(), "sparse_coo"),
+        (lambda: torch.zeros(3, 3).to_mkldnn(), "_mkldnn"),
+        (lambda: torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)]), "nested"),
+        (nn.UninitializedParameter, "uninitialized"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_tensors_of_another_form_are_refused(make, words, model):
+    state = {**model.state_dict(), "blocks.0.norm1.weight": make()}
+    with pytest.raises(AnatomyError, match=rf"blocks\.0\.norm1\.weight \(.*{words}"):
+        Ancestor.open(state, heads=2)
+    # Beside the network they are left out as others are.
+    beside = {**model.state_dict(), "queue": make()}
+    assert Ancestor.open(beside, heads=2).anatomy.unexplained[0].name == "queue"
+
+
 def test_wrong_heads(model):
     with pytest.raises(AnatomyError):
         Ancestor.open(model.state_dict(), heads=3)
@@ -129,6 +149,65 @@ def test_wrong_heads(model):
         Ancestor.open(Ancestor.open(model), heads=4)
     with pytest.raises(AnatomyError, match="not those of"):
         Ancestor.open({"a": torch.ones(2)})
+
+
+def test_a_grid_that_nothing_tells(tmp_path):
+    """The positions of a state dict are of any grid; a module knows its own."""
+
+    def audio(*grid):
+        return vit(img_size=tuple(2 * side for side in grid), patch_size=2, in_chans=1)
+
+    wide, target = audio(4, 9), audio(4, 18)
+    state = wide.state_dict()
+    with pytest.raises(ProjectionError, match=r"36 positions.*grid=\(rows, columns\).*4x18"):
+        wi.plan_projection(Ancestor.open(state, heads=2), target)
+    expected = audio(4, 18)
+    wi.project_from(wide, expected)
+    file = write(tmp_path, state) / "model.safetensors"
+    for source in (state, file):
+        wi.project_from(Ancestor.open(source, heads=2, grid=(4, 9)), target)
+        assert torch.equal(target.pos_embed, expected.pos_embed)
+    # A grid that is no square: refused where it matters, and the target's where it cannot.
+    long = audio(2, 16).state_dict()
+    with pytest.raises(ProjectionError, match="nothing tells of which grid"):
+        wi.plan_projection(Ancestor.open(long, heads=2), target)
+    same = audio(2, 16)
+    wi.project_from(Ancestor.open(long, heads=2), same)
+    assert torch.equal(same.pos_embed, long["pos_embed"])
+    # A square is assumed, and the report says so.
+    square = Ancestor.open(audio(4, 4).state_dict(), heads=2)
+    rows = {row.role: row for row in wi.plan_projection(square, audio(6, 6)).report().rows}
+    assert "taken for a square" in rows["pos"].source
+    given = Ancestor.open(audio(4, 4).state_dict(), heads=2, grid=(2, 8))
+    assert given.anatomy.traits.grid == (2, 8)
+    for grid, words in (((4, 10), "36 positions"), ((4,), "rows, columns"), ((0, 36), "grid=")):
+        with pytest.raises(ProjectionError, match=words):
+            Ancestor.open(state, heads=2, grid=grid)
+    with pytest.raises(ProjectionError, match=r"which has one of \(4, 9\)"):
+        Ancestor.open(wide, grid=(6, 6))
+    assert Ancestor.open(wide, grid=(4, 9)).anatomy.traits.grid == (4, 9)
+
+
+def test_a_grid_with_a_row_too_many():
+    """An extra token of the pretraining, taken out of the dict, leaves its position behind."""
+    kinds = {"class_token": True, "global_pool": "token", "img_size": 8, "patch_size": 2}
+    old, new = vit(**kinds), vit(**kinds)
+    state = old.state_dict()
+    state["pos_embed"] = torch.cat([state["pos_embed"][:, :1], state["pos_embed"]], 1)
+    wi.project_from(Ancestor.open(state, heads=2, grid=(4, 4)), new)
+    assert torch.equal(new.pos_embed, old.pos_embed)
+
+
+@pytest.mark.parametrize(("size", "grid"), [((4, 16), (2, 8)), ((4, 32), (2, 16)), (8, (4, 4))])
+def test_the_config_of_transformers_has_the_grid(size, grid):
+    model = hf_model("ViTModel", image_size=size)
+    assert wi.anatomy(model).traits.grid == grid
+    target = hf_model("ViTModel")
+    wi.project_from(model, target)
+    expected = timm.layers.resample_abs_pos_embed(
+        model.embeddings.position_embeddings.detach(), [4, 4], list(grid)
+    )
+    torch.testing.assert_close(target.embeddings.position_embeddings.detach(), expected)
 
 
 @pytest.mark.parametrize("form", ["module", "state dict", "file", "folder"])

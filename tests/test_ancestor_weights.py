@@ -119,6 +119,15 @@ def test_unsound_files(model, tmp_path):
         Ancestor.open(file)
 
 
+def test_a_shape_that_no_tensor_has(tmp_path):
+    entry = {"dtype": "F32", "shape": [0, 2**62, 2**62], "data_offsets": [0, 0]}
+    header = json.dumps({"blocks.0.norm1.weight": entry}).encode()
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(BundleError, match="which no tensor has"):
+        Ancestor.open(file, heads=1)
+
+
 def test_a_file_that_is_gone_when_it_is_read(model, tmp_path):
     folder = write(tmp_path / "made", model.state_dict(), CONFIG)
     ancestor = Ancestor.open(folder)

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from weightinit.errors import BundleError
+from weightinit.files.checks import parse_json
 from weightinit.templates.bundle import TemplateBundle
 
 
@@ -68,6 +69,12 @@ def test_memory_is_the_file_and_no_more(tmp_path):
     assert held == nbytes(bundle)
     shutil.rmtree(tmp_path)
     assert_equal(bundle, again)  # nothing is mapped
+
+
+def test_a_key_that_is_there_twice_is_found_in_one_pass():
+    keys = ",".join(f'"k{i:06}":0' for i in range(100_000))
+    with pytest.raises(BundleError, match="'k099999' appears twice"):
+        parse_json(f'{{{keys},"k099999":0}}'.encode(), "the header", 10**6)
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root reads anything")

@@ -11,7 +11,9 @@ import torch
 from helpers.bundles import files_of, make_bundle
 from huggingface_hub import constants
 
+import weightinit as wi
 from weightinit.errors import BundleError
+from weightinit.files.hub import _explain
 from weightinit.templates.bundle import TemplateBundle
 
 # The client's own LFS upload warns inside its HTTP library.
@@ -109,6 +111,69 @@ def test_two_revisions_are_an_error(published):
     with pytest.raises(BundleError, match="two revisions are given"):
         load(f"{NAME}@main", revision="v2")
     assert not published.requests
+
+
+@pytest.mark.parametrize(
+    "revision",
+    [
+        "/abs/path",
+        "../../x",
+        "a/../b",
+        "a//b",
+        "a/.b",
+        ".git",
+        "a b",
+        "a\nb",
+        "\x1b[2J",
+        "v" * 256,
+        5,
+    ],
+)
+def test_a_revision_is_never_a_path(published, revision):
+    with pytest.raises(BundleError, match="no name of a branch, tag or commit"):
+        load(revision=revision)
+    if isinstance(revision, str):
+        with pytest.raises(BundleError, match=r"no bundle|no name of a branch"):
+            load(f"{NAME}@{revision}")
+    with pytest.raises(BundleError, match="no name of a branch, tag or commit"):
+        make_bundle().push_to_hub(NAME, revision=revision, token="hf_good")
+    assert not published.requests
+
+
+@pytest.mark.parametrize("revision", ["refs/pr/1", "v1.0", "feature/a-b_c", "a" * 40])
+def test_sound_revisions_reach_the_hub(published, revision):
+    with pytest.raises(BundleError, match="no such revision"):
+        load(revision=revision)
+    assert published.requests
+
+
+@pytest.mark.parametrize(
+    "token", ["hf_SECRET\n", " hf_SECRET", "hf_SE\0CRET", "hf_Sé", "", b"hf_S", 5]
+)
+def test_a_token_that_cannot_be_one_is_refused_and_never_shown(published, token):
+    for call in (
+        lambda: load(token=token),
+        lambda: make_bundle().push_to_hub(NAME, token=token),
+        lambda: wi.Ancestor.open(NAME, token=token),
+    ):
+        with pytest.raises(BundleError, match="token=") as raised:
+            call()
+        assert "SECRET" not in str(raised.value)
+    assert not published.requests
+
+
+def test_secrets_in_the_clients_messages_are_masked():
+    error = ValueError("Illegal header value b'Bearer hf_SECRET and hf_OTHER")
+    assert "SECRET" not in _explain(error, NAME) and "OTHER" not in _explain(error, NAME)
+
+
+@pytest.mark.parametrize(("name", "limit"), [("model.safetensors", 10**6), ("README.md", 2**20)])
+def test_a_file_over_its_limit_is_not_fetched(published, tmp_path, name, limit):
+    published.add(NAME, {**files_of(make_bundle(), tmp_path / "made"), name: bytes(limit + 1)})
+    with pytest.raises(BundleError, match=f"{name}.*over the limit of {limit}"):
+        load(max_bytes=10**6)
+    assert published.asked("GET /content") == 0
+    assert not list((tmp_path / "home").rglob("*.incomplete"))
 
 
 def test_wrong_revision(published):

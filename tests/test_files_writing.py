@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import signal
 import sys
 import threading
 from pathlib import Path
@@ -12,9 +13,9 @@ from helpers.bundles import assert_equal, contents, make_bundle
 from huggingface_hub import ModelCard
 from safetensors import safe_open
 
-from weightinit.errors import BundleError
+from weightinit.errors import BundleError, WeightInitError
 from weightinit.files import writing
-from weightinit.files.writing import atomic
+from weightinit.files.writing import atomic, save_tensors
 from weightinit.templates.bundle import TemplateBundle
 
 FILES = {"config.json", "model.safetensors", "README.md"}
@@ -32,11 +33,118 @@ def test_a_file_is_whole_or_as_it_was(tmp_path, existing, error):
             part.write_text("new")
             if error:
                 raise error
-    except type(error or None):
+    except (WeightInitError, KeyboardInterrupt) as raised:
         assert contents(tmp_path) == before
+        assert "unchanged" in str(raised) or isinstance(error, KeyboardInterrupt)
     else:
-        assert contents(tmp_path) == {"file": b"new"}
-    assert not list(tmp_path.glob(".saving-*"))
+        assert error is None and contents(tmp_path) == {"file": b"new"}
+    assert not list(tmp_path.glob(".writing-*"))
+
+
+def test_a_link_is_written_through(tmp_path):
+    (tmp_path / "real").mkdir()
+    path, real = tmp_path / "link", tmp_path / "real" / "file"
+    path.symlink_to(real)
+    with atomic(path) as part:
+        part.write_text("new")
+    assert path.is_symlink() and real.read_text() == "new"
+
+
+def killed(action, where, number):
+    """Run an action in a process that is killed at the n-th call of a function."""
+    child = os.fork()
+    if not child:
+        module, _, name = where.rpartition(".")
+        fault = Fault(getattr(sys.modules[module], name), number, SystemExit(), after=False)
+
+        def call(*args, **kwargs):
+            try:
+                return fault(*args, **kwargs)
+            except SystemExit:
+                os._exit(9)
+
+        setattr(sys.modules[module], name, call)
+        action()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+
+
+def test_what_a_killed_writer_left_is_cleared_away_and_what_a_live_one_has_is_not(tmp_path):
+    def write(name):
+        with atomic(tmp_path / name) as part:
+            part.write_text("new")
+
+    killed(lambda: write("file"), "os.fsync", 1)
+    assert len(list(tmp_path.glob(".writing-*"))) == 1
+    with atomic(tmp_path / "one") as part:
+        part.write_text("1")
+        assert len(list(tmp_path.glob(".writing-*"))) == 1
+        write("two")
+    assert contents(tmp_path) == {"one": b"1", "two": b"new"}
+
+
+@pytest.mark.parametrize("rename", [1, 2, 3])
+def test_a_saver_that_was_killed_while_renaming(saved, rename):
+    """The folder says so, what stood there can be loaded, and the next save puts all right."""
+    before = make_bundle(fitted=(2,))
+    (saved / "README.md").unlink()
+    changed = make_bundle(seed=1)
+    killed(lambda: changed.save_pretrained(saved), "os.replace", rename)
+    if rename == 3:
+        with pytest.raises(BundleError, match="cut off: save again, or load") as raised:
+            TemplateBundle.from_pretrained(saved)
+        old = str(raised.value).partition("or load ")[2].partition(",")[0]
+        assert_equal(before, TemplateBundle.from_pretrained(old))
+    else:
+        assert_equal(before, TemplateBundle.from_pretrained(saved))
+    with pytest.raises(BundleError, match="NaN"):
+        broken = make_bundle(seed=1)
+        broken.tensors["outside.pos"][0, 0] = torch.nan
+        broken.save_pretrained(saved)
+    assert_equal(before, TemplateBundle.from_pretrained(saved))
+    assert not list(saved.glob(".saving-*"))
+    changed.save_pretrained(saved)
+    assert_equal(changed, TemplateBundle.from_pretrained(saved))
+
+
+def test_of_two_savers_one_wins_whole(saved):
+    bundles = [make_bundle(seed=seed) for seed in range(4)]
+    threads = [threading.Thread(target=b.save_pretrained, args=(saved,)) for b in bundles]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    found = TemplateBundle.from_pretrained(saved)
+    name = "templates.attn.qkv.weight"
+    assert sum(torch.equal(b.tensors[name], found.tensors[name]) for b in bundles) == 1
+    assert {path.name for path in saved.iterdir()} == FILES
+
+
+def test_a_full_disk_is_a_bundle_error(saved):
+    """The safetensors library has an error of its own for it."""
+    import resource
+
+    before = contents(saved)
+    child = os.fork()
+    if not child:
+        try:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+            make_bundle(seed=1).save_pretrained(saved)
+        except BundleError as error:
+            os._exit(3 if "space left" in str(error) else 4)
+        os._exit(5)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
+    assert contents(saved) == before
+
+
+def test_the_same_tensors_are_the_same_bytes(tmp_path):
+    tensors, metadata = {"b": torch.ones(2), "a": torch.zeros(3)}, {"z": "é", "a": "2", "m": '"'}
+    for number in range(5):
+        save_tensors(tensors, tmp_path / str(number), dict(reversed(metadata.items())))
+    assert len({(tmp_path / str(number)).read_bytes() for number in range(5)}) == 1
+    with safe_open(tmp_path / "0", "pt") as file:
+        assert file.metadata() == metadata and torch.equal(file.get_tensor("b"), tensors["b"])
 
 
 def test_every_file_can_be_read_by_whom_the_umask_lets(saved):
@@ -221,6 +329,14 @@ def test_saving_onto_a_file_or_where_nothing_can_be_written(tmp_path):
         with pytest.raises(BundleError, match="cannot save the bundle"):
             make_bundle().save_pretrained(folder)
     assert (tmp_path / "file").read_text() == "x"
+
+
+@pytest.mark.parametrize("name", ["", "~nouser/x", "a\0b", 5, None])
+def test_what_names_no_folder(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BundleError, match="names no folder"):
+        make_bundle().save_pretrained(name)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_model_card(saved):

@@ -51,6 +51,11 @@ def test_round_trip_through_json(config):
         {"layernorm": 1},
         {"dead_layer": "yes"},
         {"separate": None},
+        {"faithful": 1},
+        {"language": True},
+        {"language": "bert"},
+        {"kind": "tal", "task_dim": 3, "language": "llm"},
+        {"kind": "pith", "start": "rule", "faithful": True},
         {"width": 3},
     ],
 )
@@ -70,6 +75,16 @@ def test_what_was_dropped_is_refused_by_what_to_do(gone):
 def test_a_dropped_flag_that_meant_nothing_is_passed_over():
     assert HyperConfig.from_dict({**RULED.to_dict(), "heads_apart": True}) == RULED
     assert HyperConfig.from_dict({**HyperConfig().to_dict(), "heads_apart": False}) == HyperConfig()
+
+
+def test_pith_as_released_aligns_the_first_blocks():
+    """A bundle that does not say was trained by this library, on blocks in even steps."""
+    assert HyperConfig.pith().alignment == "first" and not HyperConfig.pith().faithful
+    values = HyperConfig.pith().to_dict()
+    for name in ("alignment", "faithful", "language"):
+        del values[name]
+    old = HyperConfig.from_dict(values)
+    assert (old.alignment, old.faithful, old.language) == ("uniform", False, "none")
 
 
 def test_lists_become_tuples():

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import time
 import warnings
 from dataclasses import replace
 
@@ -19,17 +20,20 @@ from weightinit.hypernet.convert import convert
 from weightinit.hypernet.files import HyperNetwork
 from weightinit.hypernet.network import GraphHyperNetwork
 
-SMALL = {"hid": 32, "layers": 2, "heads": 4, "num_classes": 10}
+SMALL = {"hid": 32, "layers": 2, "heads": 4, "num_classes": 10, "faithful": True}
 LOW_RANK = {**SMALL, "rank": 8, "max_ck": 512, "max_shape": (256, 256, 16)}
+PITH = {**LOW_RANK, "alignment": "first"}
 CONFIGS = {
     "ghn3": HyperConfig("ghn3", **SMALL, max_shape=(32, 24, 11)),
     "logah": HyperConfig("logah", **LOW_RANK),
     "tal": HyperConfig("tal", **LOW_RANK, task_dim=48, dead_layer=False),
-    "pith": HyperConfig("pith", **LOW_RANK, expansion="original"),
-    "pith_plain": HyperConfig("pith", **LOW_RANK),
-    "pith_both": HyperConfig("pith", **LOW_RANK, expansion="both"),
-    "pith_shared": HyperConfig("pith", **LOW_RANK, pathway="shared"),
-    "pith_tasks": HyperConfig("pith", **LOW_RANK, expansion="original", task_dim=12),
+    "pith": HyperConfig("pith", **PITH, expansion="original"),
+    "pith_plain": HyperConfig("pith", **PITH),
+    "pith_both": HyperConfig("pith", **PITH, expansion="both"),
+    "pith_shared": HyperConfig("pith", **PITH, pathway="shared"),
+    "pith_tasks": HyperConfig("pith", **PITH, expansion="original", task_dim=12),
+    "gpt": HyperConfig("logah", **LOW_RANK, language="gpt", dead_layer=False),
+    "llm": HyperConfig("logah", **LOW_RANK, primitives=18, language="llm"),
 }
 
 
@@ -82,7 +86,7 @@ def test_a_training_checkpoint_keeps_its_config_and_tensors(name, tmp_path):
     }
     torch.save(checkpoint, tmp_path / "old.pt")
     done = convert(tmp_path / "old.pt", tmp_path / "new", kind=config.kind, licence="MIT")
-    assert done.config == config and done.assumed == ()
+    assert done.config == config and done.assumed == ("softmax",)
     assert done.ignored == ("optimizer", "epoch", "args")
     assert all(".seq." in key for key in done.dropped)
     assert len(done.dropped) == len(published(state, config)) - len(state)
@@ -143,7 +147,9 @@ def test_the_public_layout_of_ghn3(tmp_path, monkeypatch):
         warnings.simplefilter("ignore")
         joblib.dump(old, tmp_path / "ghn3tm8.pt")
     done = convert(tmp_path / "ghn3tm8.pt", tmp_path / "new")
-    assert done.config == config and done.assumed == ()
+    assert done.config == config and done.assumed == ("softmax",)
+    assert "not stated in the file, assumed: softmax False" in str(done)
+    assert convert(tmp_path / "ghn3tm8.pt", tmp_path / "new", softmax=True).assumed == ()
     assert sorted(done.moved.values()) == [
         "gnn.0.centrality_embed_in.weight",
         "gnn.0.centrality_embed_out.weight",
@@ -156,11 +162,11 @@ def test_what_a_bare_low_rank_file_does_not_say_is_assumed_or_given(tmp_path):
     config = replace(CONFIGS["logah"], num_classes=1000, max_shape=(2048, 2048, 16))
     torch.save(network(config).state_dict(), tmp_path / "old.pt")
     done = convert(tmp_path / "old.pt", tmp_path / "new")
-    assert done.config == config and set(done.assumed) == {"max_shape", "num_classes"}
-    assert "assumed: num_classes 1000, max_shape (2048, 2048, 16)" in str(done)
+    assert done.config == config and set(done.assumed) == {"max_shape", "num_classes", "softmax"}
+    assert "assumed: num_classes 1000, max_shape (2048, 2048, 16), softmax False" in str(done)
     done = convert(tmp_path / "old.pt", tmp_path / "new", max_shape=512, num_classes=100)
     assert done.config == replace(config, max_shape=(512, 512, 16), num_classes=100)
-    assert done.assumed == () and not done.config.softmax
+    assert done.assumed == ("softmax",) and not done.config.softmax
     assert convert(tmp_path / "old.pt", tmp_path / "new", softmax=True).config.softmax
     released = replace(CONFIGS["pith"], num_classes=1000)
     torch.save(network(released).state_dict(), tmp_path / "old.pt")
@@ -278,6 +284,18 @@ def test_a_state_dict_of_too_many_entries_is_refused(tmp_path, monkeypatch):
         convert(tmp_path / "old.pt", tmp_path / "new")
 
 
+def test_a_file_of_many_layers_is_refused_soon(tmp_path):
+    """9,000 names in a small file: no network of as many layers is built."""
+    state = network(CONFIGS["logah"]).state_dict()
+    one = torch.ones(1)
+    state |= {f"gnn.{i}.ln1.weight": one.clone() for i in range(2, 4000)}
+    torch.save({"state_dict": state, "config": stated(CONFIGS["logah"])}, tmp_path / "old.pt")
+    began = time.process_time()
+    with pytest.raises(BundleError, match="layers is 4000: use a whole number of 1 to 256"):
+        convert(tmp_path / "old.pt", tmp_path / "new")
+    assert time.process_time() - began < 10
+
+
 class Evil:
     def __reduce__(self):
         return os.system, ("touch PWNED",)
@@ -290,10 +308,12 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     arguments = ["convert", "old.pt", "new", "--max-shape", "256", "--num-classes", "10"]
     assert main([*arguments, "--kind", "logah", "--licence", "MIT", "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
-    assert HyperConfig.from_dict(printed["config"]) == config
+    assert HyperConfig.from_dict(printed["config"]) == config and printed["assumed"] == ["softmax"]
     assert "decoder.seq.1.bias" in printed["dropped"] and printed["folder"] == "new"
-    assert main(arguments) == 0
-    assert "the same tensors again: decoder.seq.1.bias" in capsys.readouterr().out
+    assert main([*arguments, "--softmax"]) == 0
+    out = capsys.readouterr().out
+    assert "the same tensors again: decoder.seq.1.bias" in out and "assumed" not in out
+    assert HyperNetwork.from_pretrained("new").hyper_config.softmax
     torch.save({"state_dict": {"embed.weight": Evil()}}, "evil.pt")
     assert main(["convert", "evil.pt", "bad"]) == 2
     assert "'posix.system', which is not allowed" in capsys.readouterr().err

@@ -1,3 +1,5 @@
+from itertools import repeat
+
 import numpy as np
 import pytest
 import torch
@@ -47,6 +49,10 @@ def test_a_loader_is_read_once():
         ([()], "batch 0 is a tuple"),
         ([{"pixels": IMAGES}], "has .*pixels.* takes .*input_ids"),
         ([{"labels": IMAGES}], "name what it takes, or pass tensors"),
+        ([IMAGES, torch.zeros(2, 3, device="meta")], "batch 1 is on the meta device"),
+        ([{"input_ids": torch.zeros(2, 3, device="meta")}], "batch 0 is on the meta device"),
+        (repeat(IMAGES), r"more than 4096 batches .*islice\(loader, 20\)"),
+        ([torch.zeros(1).expand(2 << 30)], "or 4 GiB, all of which are held"),
     ],
 )
 def test_anything_else_raises_and_says_what_to_pass(calibration, words):

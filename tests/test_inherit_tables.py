@@ -9,7 +9,7 @@ from timm.layers.pos_embed_rel import resize_rel_pos_bias_table
 import weightinit as wi
 from weightinit.anatomy import Labels, Piece, Traits, anatomy
 from weightinit.errors import ProjectionError
-from weightinit.inherit.tables import resized
+from weightinit.inherit.outside import resized
 
 KINDS = {
     "own": {"use_rel_pos_bias": True},
@@ -97,6 +97,9 @@ def test_the_window_of_a_state_dict_is_square_or_unknown():
     with pytest.raises(ProjectionError, match=r"80 rows.*pass the ancestor as a module"):
         wi.project_from(wi.Ancestor.open(wide.state_dict(), heads=3), model)
     assert torch.equal(table_of(model), before)
+    wi.project_from(wi.Ancestor.open(wide.state_dict(), heads=3, grid=(4, 6)), model)
+    wi.project_from(wide, like)
+    assert torch.equal(table_of(model), table_of(like))
 
 
 def test_decomposed_tables_are_linear():

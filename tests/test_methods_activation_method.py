@@ -32,6 +32,8 @@ def scrambled(model):
         {"class_token": False, "global_pool": "avg"},
         {"reg_tokens": 2, "fc_norm": True},
         {"num_classes": 0},
+        {"class_token": False, "global_pool": "map"},
+        {"pre_norm": True},
     ],
     ids=lambda options: ", ".join(options) or "plain",
 )
@@ -212,3 +214,48 @@ def test_what_does_not_fit_raises_and_leaves_the_target_alone(ancestor, model, b
 def test_a_ridge_that_is_not_positive_raises(ridge):
     with pytest.raises(ProjectionError, match="pass a positive number"):
         ActivationAware(ridge=ridge)
+
+
+def test_an_attention_pool_reads_the_norm_that_it_was_trained_with():
+    """In depth alone the pool's weights and its norm stay as they are."""
+    pooled = {"class_token": False, "global_pool": "map"}
+    ancestor = small_vit(depth=4, **pooled).double()
+    model = scrambled(small_vit(depth=3, **pooled).double())
+    fill(model, wi.Ancestor.open(ancestor), ActivationAware(), calibration=IMAGES)
+    for name in (
+        "norm.weight",
+        "norm.bias",
+        "attn_pool.q.weight",
+        "attn_pool.kv.weight",
+        "head.weight",
+    ):
+        assert torch.equal(model.get_parameter(name), ancestor.get_parameter(name)), name
+    selected = scrambled(small_vit(depth=3, **pooled).double())
+    fill(selected, ancestor, WeightSelection(depth="first_last"))
+    wanted = logits(ancestor)
+    assert (logits(model) - wanted).norm() < (logits(selected) - wanted).norm()
+    with pytest.raises(ProjectionError, match="cannot follow a rotation"):
+        wi.project_from(ancestor, small_vit(16, 2, **pooled).double(), method="activation",
+                        calibration=IMAGES)  # fmt: skip
+
+
+@pytest.mark.parametrize("options", [{}, {"norm_layer": "rmsnorm"}, {"reg_tokens": 2}])
+def test_a_norm_before_the_blocks_follows(options):
+    """CLIP's towers narrow by the fit, which is far nearer than a selection."""
+    ancestor = small_vit(32, 4, 3, pre_norm=True, **options).double()
+    base = draw(4, 3, 16, 16, seed=5)
+    batches = [torch.einsum("nk,kchw->nchw", draw(32, 4, seed=s), base) for s in range(8)]
+    found = {}
+    for name in ("activation", "weight_selection"):
+        model = scrambled(small_vit(24, 3, 3, pre_norm=True, **options).double())
+        wi.project_from(ancestor, model, method=name, calibration=batches)
+        with torch.no_grad():
+            wanted, given = ancestor(batches[0]), model.eval()(batches[0])
+        found[name] = float((given - wanted).norm() / (wanted - wanted.mean(0)).norm())
+    assert found["activation"] < 0.5 * found["weight_selection"], found
+
+
+def test_the_ancestors_norm_needs_its_place_in_the_target():
+    ancestor, model = small_vit(32, 4, 2, pre_norm=True), small_vit(24, 3, 2)
+    with pytest.raises(ProjectionError, match=r"norm_pre\.weight, norm_pre\.bias cannot follow"):
+        fill(model, wi.Ancestor.open(ancestor), ActivationAware(), calibration=FLOATS)

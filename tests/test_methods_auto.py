@@ -1,4 +1,5 @@
 import pytest
+import timm
 import torch
 import transformers
 from helpers.inherit import fill, small_vit
@@ -65,3 +66,54 @@ def test_a_deeper_post_norm_model_stays_alive(wider):
 def test_methods_that_add_silent_blocks_refuse_post_norm(method):
     with pytest.raises(wi.ProjectionError, match=r"norm of the whole stream.*bert2bert"):
         wi.project_from(bert(2), bert(3), method=method)
+
+
+def siglip(width, depth):
+    sizes = {"img_size": 16, "patch_size": 8, "num_classes": 5, "num_heads": width // 8}
+    return timm.create_model(
+        "vit_base_patch16_siglip_224", embed_dim=width, depth=depth, **sizes
+    ).eval()
+
+
+def cait(width, depth):
+    sizes = {"img_size": 16, "patch_size": 8, "num_classes": 5, "num_heads": width // 8}
+    return timm.models.cait.Cait(embed_dim=width, depth=depth, **sizes).eval()
+
+
+def bert_of(width, depth):
+    return bert(depth, hidden_size=width, num_attention_heads=width // 8)
+
+
+def batches_of(build):
+    generator = torch.Generator().manual_seed(0)
+    if build is bert_of:
+        return [torch.randint(50, (4, 8), generator=generator) for _ in range(4)]
+    return [torch.randn(4, 3, 16, 16, generator=generator) for _ in range(4)]
+
+
+@pytest.mark.parametrize("build", [siglip, cait, bert_of])
+@pytest.mark.parametrize("target", [(16, 2), (16, 3)])
+def test_batches_rank_what_cannot_be_fitted(build, target):
+    """Calibration is not dropped in silence: families without a fit are ranked by activation."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        ancestor, model = build(24, 3), build(*target)
+    plan = wi.plan_projection(ancestor, model, calibration=batches_of(build))
+    assert "picked Subcloning" in plan.report().notes[0]
+    assert plan.validate().report().counts["fresh"] == 0
+
+
+@pytest.mark.parametrize("build", [bert_of, cait])
+def test_batches_without_use_are_warned_about(build):
+    """In depth alone nothing is ranked."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        ancestor, model = build(24, 3), build(24, 2)
+    with pytest.warns(UserWarning, match=r"picked WeightSelection, which has no use for") as seen:
+        wi.project_from(ancestor, model, calibration=batches_of(build))
+    assert any(warning.filename == __file__ for warning in seen)
+
+
+def test_growth_has_no_use_for_batches_and_says_so():
+    plan = wi.plan_projection(small_vit(), small_vit(depth=3), calibration=batches_of(siglip))
+    assert "which has no use for calibration=" in plan.report().notes[0]

@@ -241,3 +241,22 @@ def test_by_name_and_seed():
                         generator=torch.Generator().manual_seed(seed))  # fmt: skip
     a, b, c = map(logits, models)
     assert torch.equal(a, b) and not torch.equal(a, c)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "options", "said"),
+    [
+        ({"width": 48, "heads": 6}, {}, "bert2BERT is lossless here"),
+        (
+            {"width": 40, "heads": 5},
+            {},
+            "not lossless here: norm1.weight, norm2.weight",
+        ),
+        ({"depth": 3}, {}, "not lossless here: blocks are copied or left out"),
+        ({"width": 48, "heads": 6}, {"mode": "aki"}, "mode='aki' takes the added rows"),
+    ],
+)
+def test_it_says_whether_it_is_lossless(sizes, options, said):
+    old, new = small_vit(24, 3, 2), small_vit(**{"width": 24, "heads": 3, "depth": 2, **sizes})
+    (note,) = fill(new, old, Bert2BERT(**options)).notes
+    assert said in note

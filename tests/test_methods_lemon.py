@@ -5,12 +5,13 @@ import pytest
 import timm
 import torch
 import torchvision
-from helpers.inherit import Stub, fill, logits, narrow_eps, randomise, small_vit
+from helpers.inherit import Stub, bert, fill, logits, narrow_eps, randomise, says, small_vit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from timm.layers import SwiGLU
 
+import weightinit as wi
 from weightinit.anatomy import anatomy
 from weightinit.errors import ProjectionError
 from weightinit.methods.lemon import LEMON
@@ -243,3 +244,30 @@ def test_values_are_checked():
         LEMON(depth="stack")
     with pytest.raises(ProjectionError, match=r"init= lacks blocks.0.attn.qkv.weight"):
         fill(small_vit(48, 6), small_vit(), LEMON(init={"head.weight": torch.zeros(5, 48)}))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("method", ["auto", "lemon", "net2net", "hypercloning", "bert2bert"])
+def test_a_masked_language_model_grows_without_loss(method, tied):
+    """A tied head reads copies of the stream's channels as often as there are copies."""
+    old, new = bert(16, tied), bert(32, tied)
+    plan = wi.plan_projection(old, new, method=method)
+    plan.commit()
+    assert plan.report().notes[-1].endswith(" is lossless here")
+    torch.testing.assert_close(says(new), says(old), atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "sizes", [{"embed_dim": 40, "num_heads": 5}, {"embed_dim": 48, "num_heads": 3}, {"depth": 4}]
+)
+def test_an_attention_pool_grows_to_any_size(sizes):
+    """Its queries and its head read a stream that no norm has freed of its mean."""
+    base = {"img_size": 16, "patch_size": 8, "num_classes": 5, "embed_dim": 24, "num_heads": 3}
+    old, new = (
+        randomise(timm.create_model("vit_base_patch16_siglip_224", **{**base, "depth": 2, **more}))
+        for more in ({}, sizes)
+    )
+    (note,) = fill(new.double(), old.double(), LEMON()).notes
+    assert note.startswith("LEMON is lossless here")
+    narrow_eps(new, note)
+    torch.testing.assert_close(logits(new), logits(old), atol=1e-10, rtol=0)

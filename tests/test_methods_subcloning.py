@@ -109,3 +109,16 @@ def test_calibration_is_needed():
     nans = [torch.full((2, 3, 16, 16), float("nan"))]
     with pytest.raises(ProjectionError, match="not finite"):
         wi.project_from(small_vit(24, 3), small_vit(16, 2), method="subcloning", calibration=nans)
+
+
+def test_the_heads_of_an_attention_pool_are_kept_whole():
+    build = lambda width: small_vit(width, width // 8, 2, class_token=False, global_pool="map")  # noqa: E731
+    old, new = build(32), build(16)
+    with torch.no_grad():
+        old.attn_pool.kv.weight[32:][:16] *= 1e-3  # the values of the first two of four heads
+        old.attn_pool.kv.bias[32:][:16] *= 1e-3
+    batches = [torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))]
+    wi.project_from(old, new, method=wi.Subcloning(rescale=False), calibration=batches)
+    kept = new.attn_pool.kv.bias[16:].view(2, 8)
+    heads = old.attn_pool.kv.bias[32:].view(4, 8)
+    assert {i for i in range(4) for one in kept if torch.equal(heads[i], one)} == {2, 3}

@@ -129,7 +129,7 @@ def test_folders_import_one_another_without_circles():
     for module, names in dependencies().items():
         room = module.split(".")[1]
         rooms.setdefault(room, set()).update(name.split(".")[1] for name in names)
-    assert floors({room: names - {room} for room, names in rooms.items()}) <= 10
+    assert floors({room: names - {room} for room, names in rooms.items()}) <= 11
 
 
 def test_inference_imports_no_training():
@@ -153,7 +153,7 @@ def test_version_is_in_the_changelog():
 
 
 #: Where text is matched that is neither a role nor a label.
-MATCHING = {"files", "ancestor", "training", "cli.py", "commit.py", "bundle.py", "convert.py"}
+MATCHING = {"files", "ancestor", "training", "cli.py", "bundle.py", "convert.py"}
 #: Beginnings of roles; a string that is compared with one of them reads the text of a role.
 ROLES = (
     "norm", "ls", "attn", "attns", "mlp", "ffns", "patch", "pos", "token", "embed", "head", "stem",

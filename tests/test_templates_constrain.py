@@ -12,7 +12,7 @@ import weightinit as wi
 from weightinit.anatomy import anatomy
 from weightinit.errors import ProjectionError
 from weightinit.templates.compose import Composer
-from weightinit.templates.scalers import closed_form
+from weightinit.templates.scalers import closed_form, linear_scalers
 
 LINEARS = {
     "attn.qkv": "attn.qkv.weight",
@@ -322,3 +322,52 @@ def test_a_random_bundle_of_another_head_dim(bundle):
     )
     torch.testing.assert_close(module(IMAGES), model(IMAGES), rtol=1e-4, atol=1e-5)
     assert make_bundle().config.sizes["k"] != composer.target.sizes["k"]
+
+
+@pytest.mark.parametrize("size", [{}, {"embed_dim": 32, "num_heads": 4}])
+def test_scalers_may_start_at_equation_b1(size):
+    """Norms are 1 and biases 0 all the same, and everything learns by the second step."""
+    module = wi.constrain(vit(depth=4, **size), wi.TemplateConfig.wave(16), scalers="linear")
+    for value in module.scaler_values().values():
+        expected = linear_scalers(value.shape[1], tuple(value.shape[2:]), 4, epsilon=0.0)
+        torch.testing.assert_close(value, expected.float(), rtol=0, atol=1e-4)
+    with torch.no_grad():
+        module.compose()
+    for block in module.model.blocks:
+        width = block.norm1.weight.shape
+        torch.testing.assert_close(block.norm1.weight, torch.ones(width), rtol=0, atol=1e-4)
+        assert float(block.attn.qkv.bias.abs().max()) < 1e-6
+    seen = dict.fromkeys((n for n, _ in module.named_parameters()), False)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    for _ in range(2):
+        module(IMAGES).square().sum().backward()
+        for name, parameter in module.named_parameters():
+            seen[name] |= bool(parameter.grad.any())
+        optimizer.step()
+        optimizer.zero_grad()
+    assert all(seen.values())
+    with pytest.raises(ProjectionError, match="twice as many templates as places"):
+        wide = vit(embed_dim=48, num_heads=6)
+        wi.constrain(wide, wi.TemplateConfig.wave(16), scalers="linear")
+    bundle = module.to_bundle()
+    target = wi.init_from_templates(vit(depth=2, **size), bundle, scalers="linear")
+    assert torch.isfinite(target(IMAGES)).all()
+
+
+def test_a_constant_parameter_starts_at_its_own_value():
+    model = vit(init_values=1e-3)
+    with torch.no_grad():
+        for block in model.blocks:
+            block.attn.proj.weight.zero_()
+            block.mlp.fc1.bias.fill_(0.25)
+            block.norm2.weight.fill_(0.5)
+    module = wi.constrain(model, wi.TemplateConfig.of(anatomy(model))).requires_grad_(False)
+    module.compose()
+    for block in module.model.blocks:
+        assert float(block.attn.proj.weight.abs().max()) < 1e-7
+        for value, start in (
+            (block.mlp.fc1.bias, 0.25),
+            (block.norm2.weight, 0.5),
+            (block.ls2.gamma, 1e-3),
+        ):
+            torch.testing.assert_close(value, torch.full_like(value, start), rtol=0, atol=1e-6)

@@ -216,6 +216,30 @@ def test_it_runs_under_ddp(tmp_path):
         torch.testing.assert_close(twin.get_parameter(name).grad, parameter.grad)
 
 
+def test_it_runs_sharded(tmp_path):
+    import torch.distributed as dist
+    from torch.distributed.fsdp import fully_shard
+
+    model = nested().train()
+    twin = copy.deepcopy(model)
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/s", rank=0, world_size=1)
+    try:
+        fully_shard(twin)
+        for _ in range(4):
+            expected, found = model(IMAGES), twin(IMAGES)
+            torch.testing.assert_close(found, expected)
+            expected.sum().backward()
+            found.sum().backward()
+        for name, parameter in model.named_parameters():
+            grad = twin.get_parameter(name).grad.full_tensor()
+            torch.testing.assert_close(grad, parameter.grad)
+        bundle = twin.to_bundle()
+    finally:
+        dist.destroy_process_group()
+    for name, tensor in model.to_bundle().tensors.items():
+        assert torch.equal(bundle.tensors[name], tensor)
+
+
 def test_averaged_weights_give_a_bundle():
     model = nested().train()
     average = torch.optim.swa_utils.AveragedModel(model, use_buffers=True)

@@ -8,6 +8,7 @@ from weightinit.errors import ProjectionError
 from weightinit.hypernet.samplers import micro
 from weightinit.training.data import load_data
 from weightinit.training.targets import Targets, zero_shot
+from weightinit.training.text import load_text
 
 ARCHITECTURE = micro(48, 3, image_size=8)
 
@@ -65,3 +66,13 @@ def test_what_does_not_fit_raises(digits):
         zero_shot(hypernet("pith"), ARCHITECTURE, digits)
     with pytest.raises(ProjectionError, match="needs a task"):
         zero_shot(hypernet("tal", task_dim=5), ARCHITECTURE, digits)
+
+
+def test_a_language_model_is_trained_on_as_it_is_predicted(tmp_path):
+    pytest.importorskip("transformers")
+    (tmp_path / "text.txt").write_text("the quick brown fox " * 200)
+    data = load_text(tmp_path / "text.txt", context=16)
+    kwargs = {"n_layer": 2, "n_embd": 32, "n_head": 2, "tie_word_embeddings": False}
+    net = hypernet(language="llm", primitives=18, num_classes=256)
+    target = Targets(net)(kwargs, data)
+    assert target.graph.stored and any(node.turned for node in target.graph.nodes)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from weightinit.api import plan_projection as plan_projection
     from weightinit.api import plan_templates as plan_templates
     from weightinit.api import project_from as project_from
+    from weightinit.create import create_model as create_model
     from weightinit.hypernet.config import HyperConfig as HyperConfig
     from weightinit.hypernet.files import HyperNetwork as HyperNetwork
     from weightinit.hypernet.pith import PITH as PITH
@@ -65,8 +66,8 @@ if TYPE_CHECKING:
     from weightinit.templates.fit import fit_scalers as fit_scalers
     from weightinit.templates.kinds import TemplateKind as TemplateKind
     from weightinit.templates.nested import NestedModel as NestedModel
-    from weightinit.templates.nested import Size as Size
-    from weightinit.templates.nested import Sizes as Sizes
+    from weightinit.templates.sizes import Size as Size
+    from weightinit.templates.sizes import Sizes as Sizes
 
 #: Where the lazy names live.
 _LAZY = {
@@ -76,6 +77,7 @@ _LAZY = {
         "ancestor.ancestor": "Ancestor",
         "api": "init_from_hypernet init_from_templates init_mimetic plan_hypernet plan_mimetic "
         "plan_projection plan_templates project_from",
+        "create": "create_model",
         "hypernet.config": "HyperConfig",
         "hypernet.files": "HyperNetwork",
         "hypernet.pith": "PITH",
@@ -104,7 +106,8 @@ _LAZY = {
         "templates.extract": "extract_templates",
         "templates.fit": "fit_scalers",
         "templates.kinds": "TemplateKind",
-        "templates.nested": "NestedModel Size Sizes",
+        "templates.nested": "NestedModel",
+        "templates.sizes": "Size Sizes",
     }.items()
     for name in names.split()
 }

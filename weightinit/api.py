@@ -9,22 +9,23 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
 
-from weightinit.anatomy import Rule, anatomy
+from weightinit.anatomy import Anatomy, Rule, anatomy
 from weightinit.ancestor.ancestor import Ancestor
 from weightinit.ancestor.folding import folded
 from weightinit.errors import AnatomyError
 from weightinit.hypernet.pith import HypernetLike, embedding, named_network, predicted
 from weightinit.inherit.fresh import base_seed
+from weightinit.inherit.losses import assumed, drawn, left_out, lost, neutral, taken_over
 from weightinit.inherit.method import Method
 from weightinit.inherit.pairs import check_pair
 from weightinit.methods.mimetic import Mimetic, planned_mimetic
 from weightinit.numerics import plain_numerics
-from weightinit.plan import Plan, keeping
+from weightinit.plan import Plan, keeping, kept_by, names_of
 from weightinit.registry import get_method
 from weightinit.templates.bundle import TemplateBundle
 from weightinit.templates.wave import template_recipes
@@ -44,18 +45,21 @@ __all__ = [
 #: What ``templates=None`` takes: it ships in the package.
 DEFAULT_TEMPLATES = "cifar10-w64"
 
+M = TypeVar("M", bound=nn.Module)
+Unexplained = Literal["raise", "keep"]
 AncestorLike = str | os.PathLike[str] | nn.Module | Mapping[str, Tensor] | Ancestor
 
 
 def init_from_templates(
-    model: nn.Module,
+    model: M,
     templates: str | os.PathLike[str] | TemplateBundle | None = None,
     *,
     scalers: str | None = None,
     generator: torch.Generator | None = None,
     keep: Iterable[str] = (),
     rules: Iterable[Rule] = (),
-) -> nn.Module:
+    unexplained: Unexplained = "raise",
+) -> M:
     r"""Fill a model in place with weights composed from templates, and return it.
 
     Every block weight becomes :math:`W = \sum_t T_t \otimes S_t` (WAVE, Feng et al., CVPR 2025,
@@ -72,6 +76,8 @@ def init_from_templates(
         generator: of every random draw; None is a fixed seed. The global one is never touched.
         keep: names or roles (``"head"``, ``"pos"``) that stay as they are.
         rules: for parameters of yours that no rule explains; see :func:`weightinit.anatomy`.
+        unexplained: ``"raise"`` on parameters that no rule explains and ``keep`` does not name, or
+            ``"keep"`` them as they are.
 
     Returns:
         ``model``.
@@ -87,9 +93,16 @@ def init_from_templates(
         >>> wi.init_from_templates(model) is model
         True
     """
-    return plan_templates(
-        model, templates, scalers=scalers, generator=generator, keep=keep, rules=rules
+    plan_templates(
+        model,
+        templates,
+        scalers=scalers,
+        generator=generator,
+        keep=keep,
+        rules=rules,
+        unexplained=unexplained,
     ).commit()
+    return model
 
 
 @plain_numerics()
@@ -101,6 +114,7 @@ def plan_templates(
     generator: torch.Generator | None = None,
     keep: Iterable[str] = (),
     rules: Iterable[Rule] = (),
+    unexplained: Unexplained = "raise",
 ) -> Plan:
     """Return what :func:`init_from_templates` would do, without doing it.
 
@@ -116,25 +130,28 @@ def plan_templates(
     bundle = DEFAULT_TEMPLATES if templates is None else templates
     if not isinstance(bundle, TemplateBundle):
         bundle = TemplateBundle.from_pretrained(bundle)
-    target = anatomy(model, rules=_checked(rules))
-    recipes = template_recipes(bundle, target, scalers=scalers, seed=base_seed(generator))
+    target = _seen(model, keep, rules, unexplained)
+    composed = template_recipes(bundle, target, scalers=scalers, seed=base_seed(generator))
+    recipes = keeping(target, composed, keep)
     return Plan(
         model,
         target,
-        keeping(target, recipes, keep),
+        recipes,
         source=f"templates {bundle.source}",
-        notes=lambda: [*said, *_exact_checkpoint(model)],
+        seed=_seed(generator),
+        notes=lambda: [*said, *drawn(recipes, "bundle"), *_exact_checkpoint(model)],
     )
 
 
 def init_mimetic(
-    model: nn.Module,
+    model: M,
     *,
     options: Mimetic | None = None,
     generator: torch.Generator | None = None,
     keep: Iterable[str] = (),
     rules: Iterable[Rule] = (),
-) -> nn.Module:
+    unexplained: Unexplained = "raise",
+) -> M:
     r"""Fill a model in place so that its attention resembles a trained one's, and return it.
 
     No source is needed: in every layer :math:`W_Q W_K^\top \approx 0.7 Z + 0.7 I` for each head and
@@ -149,6 +166,8 @@ def init_mimetic(
         generator: of every random draw; None is a fixed seed. The global one is never touched.
         keep: names or roles (``"head"``, ``"pos"``) that stay as they are.
         rules: for parameters of yours that no rule explains; see :func:`weightinit.anatomy`.
+        unexplained: ``"raise"`` on parameters that no rule explains and ``keep`` does not name, or
+            ``"keep"`` them as they are.
 
     Returns:
         ``model``.
@@ -167,9 +186,10 @@ def init_mimetic(
         >>> -0.5 < value_to_output.diag().mean().item() < -0.3
         True
     """
-    return plan_mimetic(
-        model, options=options, generator=generator, keep=keep, rules=rules
+    plan_mimetic(
+        model, options=options, generator=generator, keep=keep, rules=rules, unexplained=unexplained
     ).commit()
+    return model
 
 
 @plain_numerics()
@@ -180,6 +200,7 @@ def plan_mimetic(
     generator: torch.Generator | None = None,
     keep: Iterable[str] = (),
     rules: Iterable[Rule] = (),
+    unexplained: Unexplained = "raise",
 ) -> Plan:
     """Return what :func:`init_mimetic` would do, without doing it.
 
@@ -189,22 +210,23 @@ def plan_mimetic(
         >>> wi.plan_mimetic(model, options=wi.Mimetic(positions="fresh")).report().counts
         {'written': 4, 'fresh': 28, 'kept': 0}
     """
-    target = anatomy(model, rules=_checked(rules))
+    target = _seen(model, keep, rules, unexplained)
     planned = planned_mimetic(target, options, seed=base_seed(generator))
     recipes = keeping(target, planned.recipes(target), keep)
-    return Plan(model, target, recipes, source="mimetic initialisation")
+    return Plan(model, target, recipes, source="mimetic initialisation", seed=_seed(generator))
 
 
 def project_from(
     ancestor: AncestorLike,
-    target: nn.Module,
+    target: M,
     *,
     method: str | Method = "auto",
     calibration: Iterable[Any] | None = None,
     generator: torch.Generator | None = None,
     keep: Iterable[str] = (),
     rules: Iterable[Rule] = (),
-) -> nn.Module:
+    unexplained: Unexplained = "raise",
+) -> M:
     """Fill a model in place with weights inherited from one pretrained ancestor, and return it.
 
     Narrower or wider, shallower or deeper, other heads, MLP ratio, patch and image size, all at
@@ -219,6 +241,8 @@ def project_from(
         generator: of every random draw; None is a fixed seed. The global one is never touched.
         keep: names or roles (``"head"``, ``"pos"``) that stay as they are.
         rules: for parameters of yours that no rule explains; see :func:`weightinit.anatomy`.
+        unexplained: ``"raise"`` on parameters that no rule explains and ``keep`` does not name, or
+            ``"keep"`` them as they are.
 
     Returns:
         ``target``.
@@ -247,10 +271,12 @@ def project_from(
         generator=generator,
         keep=keep,
         rules=rules,
+        unexplained=unexplained,
     ).validate()
     for doubt in plan.doubts:  # before the first write, because a warning may be an error
         warnings.warn(f"project_from: {doubt}", stacklevel=2)
-    return plan.commit()
+    plan.commit()
+    return target
 
 
 @plain_numerics()
@@ -263,6 +289,7 @@ def plan_projection(
     generator: torch.Generator | None = None,
     keep: Iterable[str] = (),
     rules: Iterable[Rule] = (),
+    unexplained: Unexplained = "raise",
 ) -> Plan:
     """Return what :func:`project_from` would do, without doing it.
 
@@ -274,34 +301,41 @@ def plan_projection(
         0
     """
     chosen = get_method(method)
-    rules = _checked(rules)
-    seen = anatomy(target, rules=rules)
+    rules, keep = _checked(rules), names_of(keep)
+    seen = _seen(target, keep, rules, unexplained)
     opened = Ancestor.open(ancestor, rules=rules)
     source, notes = folded(opened, seen)
-    doubts = check_pair(source.anatomy, seen)
+    doubts = check_pair(source.anatomy, seen, kept_by(seen, keep))
     planned = chosen.plan(source, seen, seed=base_seed(generator), calibration=calibration)
+    recipes = keeping(seen, planned.recipes(seen), keep)
+    doubts += [*lost(source.anatomy, seen), *assumed(source.anatomy, seen), *drawn(recipes)]
+    said = [*left_out(source.anatomy, seen), *neutral(source.anatomy, seen)]
+    said += taken_over(seen, recipes)
     return Plan(
         target,
         seen,
-        keeping(seen, planned.recipes(seen), keep),
+        recipes,
         source=f"ancestor {source.source}, by {chosen}",
+        seed=_seed(generator),
         readonly=opened.live,
         doubts=doubts,
-        notes=lambda: [*notes, *planned.notes],
+        # What a method says of the function as a whole stands last.
+        notes=lambda: [*notes, *planned.notes[:-1], *said, *planned.notes[-1:]],
     )
 
 
 def init_from_hypernet(
-    model: nn.Module,
+    model: M,
     hypernet: HypernetLike,
     *,
     task: Tensor | Iterable[Tensor] | None = None,
     ancestor: AncestorLike | None = None,
-    faithful: bool = False,
+    faithful: bool | None = None,
     generator: torch.Generator | None = None,
     keep: Iterable[str] = (),
     rules: Iterable[Rule] = (),
-) -> nn.Module:
+    unexplained: Unexplained = "raise",
+) -> M:
     """Fill a model in place with weights that a hypernetwork predicts for it, and return it.
 
     GHN-3 (Knyazev et al., ICML 2023), LoGAH (Zhou et al., 2024), TAL and PITH (Xu et al.). The
@@ -316,10 +350,14 @@ def init_from_hypernet(
             an iterable of batches as the ancestor takes them, whose mean feature it is.
         ancestor: that PITH inherits from, or that makes the task's embedding.
         faithful: to the released code: tensors beyond the decoder's size are clipped and tiled, the
-            positions of tokens are random, PITH's positions are one off.
+            positions of tokens are random, PITH's positions are one off, what has no node stays as
+            it was, a language model's matrices have the standard deviation of its initialiser.
+            None is the rules by which the hypernetwork was trained; the report notes them.
         generator: of every random draw; None is a fixed seed. The global one is never touched.
         keep: names or roles (``"head"``, ``"pos"``) that stay as they are.
         rules: for parameters of yours that no rule explains; see :func:`weightinit.anatomy`.
+        unexplained: ``"raise"`` on parameters that no rule explains and ``keep`` does not name, or
+            ``"keep"`` them as they are.
 
     Returns:
         ``model``.
@@ -340,7 +378,7 @@ def init_from_hypernet(
         >>> wi.init_from_hypernet(model, logah) is model
         True
     """
-    return plan_hypernet(
+    plan_hypernet(
         model,
         hypernet,
         task=task,
@@ -349,7 +387,9 @@ def init_from_hypernet(
         generator=generator,
         keep=keep,
         rules=rules,
+        unexplained=unexplained,
     ).commit()
+    return model
 
 
 @plain_numerics()
@@ -359,13 +399,14 @@ def plan_hypernet(
     *,
     task: Tensor | Iterable[Tensor] | None = None,
     ancestor: AncestorLike | None = None,
-    faithful: bool = False,
+    faithful: bool | None = None,
     generator: torch.Generator | None = None,
     keep: Iterable[str] = (),
     rules: Iterable[Rule] = (),
+    unexplained: Unexplained = "raise",
 ) -> Plan:
     """Return what :func:`init_from_hypernet` would do, without doing it."""
-    target = anatomy(model, rules=_checked(rules))
+    target = _seen(model, keep, rules, unexplained)
     source = None if ancestor is None else Ancestor.open(ancestor)
     network, where = named_network(hypernet)
     pith = network.config.kind == "pith"
@@ -373,9 +414,10 @@ def plan_hypernet(
     planned = predicted(
         network,
         target,
-        task=None if task is None else embedding(task, source),
+        task=embedding(task, source, network.config),
         ancestor=source,
         faithful=faithful,
+        std=_initializer_range(model),
         seed=base_seed(generator),
     )
     return Plan(
@@ -383,9 +425,26 @@ def plan_hypernet(
         target,
         keeping(target, planned.recipes(target), keep),
         source=f"{network.config.kind} {where}" + (f", {source.source}" if source else ""),
+        seed=_seed(generator),
         readonly=source.live if source else (),
         doubts=doubts,
+        notes=lambda: planned.notes,
     )
+
+
+def _initializer_range(model: nn.Module) -> float:
+    """Return the standard deviation that a transformers model begins with; GPT-2's by default."""
+    configs = (getattr(module, "config", None) for module in model.modules())
+    found = (getattr(config, "initializer_range", None) for config in configs)
+    return next((value for value in found if isinstance(value, float)), 0.02)
+
+
+def _seen(
+    model: nn.Module, keep: Iterable[str], rules: Iterable[Rule], unexplained: Unexplained
+) -> Anatomy:
+    if unexplained not in get_args(Unexplained):
+        raise AnatomyError(f"unexplained={unexplained!r}: use one of {get_args(Unexplained)}")
+    return anatomy(model, rules=_checked(rules), keep=names_of(keep), unexplained=unexplained)
 
 
 def _checked(rules: Iterable[Rule]) -> tuple[Rule, ...]:
@@ -393,6 +452,10 @@ def _checked(rules: Iterable[Rule]) -> tuple[Rule, ...]:
     if not all(isinstance(rule, Rule) for rule in found):
         raise AnatomyError(f"rules={rules!r}: pass a list of weightinit.Rule")
     return found
+
+
+def _seed(generator: torch.Generator | None) -> int | None:
+    return None if generator is None else generator.initial_seed()
 
 
 def _exact_checkpoint(model: nn.Module) -> list[str]:

@@ -1,4 +1,4 @@
-"""The ``weightinit`` command: inspect a model, fill one, list and train templates, run the demo."""
+"""The ``weightinit`` command: inspect a model, fill one, list and train bundles, run the demo."""
 
 from __future__ import annotations
 
@@ -16,36 +16,56 @@ from weightinit.training import cli as training
 
 __all__ = ["main"]
 
+#: Arguments of Python that the shell has under the same names.
+OPTIONS = ("calibration", "grid", "heads", "keep", "method", "scalers", "templates")
+#: Where the demo draws by default; what it drew before is replaced.
+DEMO = Path("weightinit-demo.png")
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; return 0, or 2 on a user's error.
+    """Run the command line; return 0, 2 on a user's error, or 130 after Ctrl-C.
 
     Examples:
         >>> main(["inspect", "no_such_model"])
         2
     """
-    parser = _parser()
-    arguments = parser.parse_args(argv)
+    arguments = _parser().parse_args(argv)
     try:
-        result = arguments.run(arguments)
-    except WeightInitError as error:
-        if getattr(arguments, "json", False):
-            print(json.dumps({"error": type(error).__name__, "message": str(error)}))
-        print(f"weightinit: {error}", file=sys.stderr)
+        return _run(arguments)
+    except BrokenPipeError:  # who read the output has left, and python would say so at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        print(f"weightinit: cannot print: {error}", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 2
     except KeyboardInterrupt as error:
         print(f"weightinit: {error or 'interrupted'}", file=sys.stderr)
         return 130
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    try:
+        result = arguments.run(arguments)
+    except (WeightInitError, OSError) as error:
+        message = str(error)
+        spoken = [o for o in OPTIONS if f"{o}=" in message and hasattr(arguments, o)]
+        if spoken:  # the library names arguments of Python
+            message += f" (here {', '.join(f'{name}= is --{name}' for name in spoken)})"
+        if arguments.json:
+            print(json.dumps({"error": type(error).__name__, "message": message}), flush=True)
+        print(f"weightinit: {message}", file=sys.stderr)
+        return 2
     if result is not None:
         text, values = result
-        print(json.dumps(values) if arguments.json else text)
+        print(json.dumps(values) if arguments.json else text, flush=True)
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="weightinit", description=__doc__)
     from weightinit import __version__
 
+    parser = argparse.ArgumentParser(prog="weightinit", description=__doc__)
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -56,25 +76,37 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     inspect = command("inspect", _inspect, "Print the anatomy of a timm model.")
-    _model_arguments(inspect)
+    _add_model(inspect)
 
     init = command("init", _init, "Write a checkpoint composed from templates.")
-    _model_arguments(init)
+    _add_model(init)
     init.add_argument("--templates", metavar="B", help="built-in name, folder or org/name@revision")
-    init.add_argument("--scalers", default="interpolate", help="interpolate, linear or fitted")
-    init.add_argument("--seed", type=int, help="of what is fresh")
-    init.add_argument("-o", "--output", required=True, type=Path, metavar="F.safetensors")
+    init.add_argument(
+        "--scalers", help="nested, interpolate, linear or fitted; default: the templates' own"
+    )
+    _add_checkpoint(init)
 
     project = command("project", _project, "Write a checkpoint inherited from one ancestor.")
     project.add_argument(
         "ancestor", help="timm name, org/name@revision, a safetensors file or folder"
     )
-    _model_arguments(project)
+    _add_model(project)
     project.add_argument("--method", default="auto", help="by name; default: what the pair needs")
-    project.add_argument("--seed", type=int, help="of what is drawn")
-    project.add_argument("-o", "--output", required=True, type=Path, metavar="F.safetensors")
+    project.add_argument(
+        "--calibration", type=Path, metavar="DIR", help="folder of images that the ancestor knows"
+    )
+    project.add_argument(
+        "--heads",
+        type=int,
+        metavar="N",
+        help="attention heads of an ancestor whose file lacks them",
+    )
+    project.add_argument(
+        "--grid", type=int, nargs=2, metavar=("H", "W"), help="its patches, likewise"
+    )
+    _add_checkpoint(project)
 
-    command("templates", _templates, "List the template bundles that can be named.")
+    command("templates", _templates, "List the bundles that ship: templates and hypernetworks.")
 
     templates = command("train-templates", training.run, "Train weight templates on images.")
     training.add_train_arguments(templates)
@@ -97,18 +129,20 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("--num-classes", type=int, metavar="N", help="that it was trained on")
     convert.add_argument(
         "--softmax",
-        action="store_true",
-        help="its graphs had nodes for attention's softmax, as those made by torch 1",
+        action=argparse.BooleanOptionalAction,
+        help="whether its graphs had nodes for attention's softmax, as those made by torch 1; "
+        "default: not, and said to be assumed",
     )
     convert.add_argument("--licence", default="other", help="SPDX identifier of the weights")
 
-    demo = command("demo", _demo, "Initialise five ViTs from one bundle and compare with random.")
-    demo.add_argument("-o", "--output", type=Path, default=Path("weightinit-demo.png"))
+    demo = command("demo", _demo, "Initialise ViTs of seven sizes and compare with random.")
+    demo.add_argument("-o", "--output", type=Path, default=DEMO, metavar="F.png")
+    demo.add_argument("--force", action="store_true", help="replace the file that is there")
     demo.add_argument("--steps", type=int, default=150, help="of the short training")
     return parser
 
 
-def _model_arguments(parser: argparse.ArgumentParser) -> None:
+def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", help="timm model, e.g. vit_small_patch16_224")
     parser.add_argument(
         "--set",
@@ -118,6 +152,36 @@ def _model_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="arguments of timm.create_model, e.g. depth=9 embed_dim=320 num_heads=5",
     )
+
+
+def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the commands that write a model."""
+    parser.add_argument("--seed", type=_seed, metavar="N", help="base seed for all random draws")
+    parser.add_argument(
+        "--keep",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME",
+        help="parameters or roles that timm's own initialisation fills",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the report, write nothing")
+    parser.add_argument("--force", action="store_true", help="replace the file that is there")
+    parser.add_argument("-o", "--output", type=Path, metavar="F.safetensors")
+
+
+def _seed(text: str) -> int:
+    """Return a seed that a generator takes."""
+    seed = int(text)
+    if not -(2**63) <= seed < 2**64:
+        raise argparse.ArgumentTypeError(f"{text} has more than 64 bits")
+    return seed
+
+
+def _generator(seed: int | None) -> Any:
+    import torch
+
+    return None if seed is None else torch.Generator().manual_seed(seed)
 
 
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -131,24 +195,33 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
             options[key] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
             options[key] = value
+        try:
+            json.dumps(options[key])
+        except (TypeError, ValueError) as error:
+            raise WeightInitError(
+                f"--set {item!r} cannot be stored in a file ({error}): use numbers, texts, lists"
+            ) from error
     return options
 
 
 def _create(arguments: argparse.Namespace) -> Any:
-    """Build a timm model on the meta device."""
+    """Build a timm model: on the meta device, or on the CPU where some of it is kept."""
     import timm
     import torch
 
-    options = _options(arguments)
+    options, kept = _options(arguments), getattr(arguments, "keep", [])
     try:
-        with torch.device("meta"):
+        with torch.random.fork_rng(devices=[]), torch.device("cpu" if kept else "meta"):
+            torch.manual_seed(getattr(arguments, "seed", None) or 0)
             return timm.create_model(arguments.name, **options)
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:
+        if timm.is_model(arguments.name):
+            raise WeightInitError(
+                f"timm has {arguments.name!r} and refuses {options}: {error}. Change --set"
+            ) from error
         close = timm.list_models(f"*{arguments.name}*")[:5]
-        hint = f"; names like it: {close}" if close else "; timm.list_models() lists the names"
-        raise WeightInitError(
-            f"timm cannot build {arguments.name!r} with {options}: {error}{hint}"
-        ) from error
+        hint = f"names like it: {close}" if close else "timm.list_models() lists the names"
+        raise WeightInitError(f"timm cannot build {arguments.name!r}: {error}; {hint}") from error
 
 
 def _inspect(arguments: argparse.Namespace) -> tuple[str, Any]:
@@ -161,109 +234,112 @@ def _inspect(arguments: argparse.Namespace) -> tuple[str, Any]:
 def _init(arguments: argparse.Namespace) -> tuple[str, Any]:
     from weightinit.api import plan_templates
 
-    _check_output(arguments.output)
+    _check_checkpoint(arguments)
     plan = plan_templates(
         _create(arguments),
         arguments.templates,
         scalers=arguments.scalers,
         generator=_generator(arguments.seed),
+        keep=arguments.keep,
     )
     return _write(arguments, plan)
 
 
 def _project(arguments: argparse.Namespace) -> tuple[str, Any]:
+    from weightinit.ancestor.ancestor import Ancestor
     from weightinit.api import plan_projection
+    from weightinit.image_folder import image_batches
 
-    _check_output(arguments.output)
+    _check_checkpoint(arguments)
+    known: dict[str, Any] = {"heads": arguments.heads}
+    if arguments.grid is not None:
+        known["grid"] = tuple(arguments.grid)
+    model, ancestor = _create(arguments), Ancestor.open(arguments.ancestor, **known)
+    folder = arguments.calibration
     plan = plan_projection(
-        arguments.ancestor,
-        _create(arguments),
+        ancestor,
+        model,
         method=arguments.method,
+        calibration=None if folder is None else image_batches(folder, ancestor),
         generator=_generator(arguments.seed),
+        keep=arguments.keep,
     )
     return _write(arguments, plan)
 
 
-def _check_output(path: Path) -> None:
-    if path.is_dir() or not path.parent.is_dir():
-        raise WeightInitError(f"cannot write {path}: -o names a file in an existing folder")
+def _check_checkpoint(arguments: argparse.Namespace) -> None:
+    if arguments.dry_run:
+        return
+    from weightinit.files.writing import check_output
 
-
-def _generator(seed: int | None) -> Any:
-    import torch
-
-    return None if seed is None else torch.Generator().manual_seed(seed)
+    if arguments.output is None:
+        raise WeightInitError("-o F.safetensors is missing: name a file, or pass --dry-run")
+    check_output(arguments.output, (".safetensors",), force=arguments.force)
 
 
 def _write(arguments: argparse.Namespace, plan: Any) -> tuple[str, Any]:
-    """Commit a plan and write the model whole or not at all."""
-    from safetensors.torch import save_file
-
-    from weightinit.files.writing import atomic
+    """Commit a plan and write the model whole or not at all, with what builds it again."""
+    from weightinit.files.bundle import copies
+    from weightinit.files.writing import atomic, save_tensors
 
     report = plan.report()
-    model = plan.commit()
-    state = {name: value.contiguous() for name, value in model.state_dict().items()}
-    with atomic(arguments.output) as part:
-        save_file(state, part, metadata=_metadata(arguments))
-    return f"{report}\nwritten to {arguments.output}", {
-        "output": os.fspath(arguments.output),
-        **report.to_dict(),
-    }
-
-
-def _metadata(arguments: argparse.Namespace) -> dict[str, str]:
-    """Return what :meth:`weightinit.Ancestor.open` needs to build the model of a bare file."""
-    return {
+    if arguments.dry_run:
+        plan.validate()
+        return f"{report}\nnothing was written", {"output": None, **report.to_dict()}
+    metadata = {
         "format": "pt",
         "architecture": arguments.name,
         "model_args": json.dumps(_options(arguments)),
     }
+    with atomic(arguments.output) as part:
+        save_tensors(copies(plan.commit().state_dict()), part, metadata)
+    output = os.fspath(arguments.output)
+    return f"{report}\nwritten to {output}", {"output": output, **report.to_dict()}
 
 
 def _templates(arguments: argparse.Namespace) -> tuple[str, Any]:
+    from weightinit.files.locate import names
+    from weightinit.hypernet.files import HyperNetwork
     from weightinit.templates.bundle import TemplateBundle, list_templates
 
-    rows = []
+    rows, lines = [], []
     for name in list_templates():
         config = TemplateBundle.from_pretrained(name).config
         sizes = config.sizes
-        rows.append(
-            {
-                "name": name,
-                "method": config.method,
-                "depth": config.depth,
-                "embed_dim": sizes["d"],
-                "patch_size": sizes["p"],
-                "in_chans": sizes["c"],
-                "num_classes": sizes["n"],
-            }
+        row = {"name": name, "kind": config.kind, "method": config.method, "depth": config.depth}
+        row |= {"embed_dim": sizes["d"], "patch_size": sizes["p"]}
+        row |= {"in_chans": sizes["c"], "num_classes": sizes["n"]}
+        lines.append(
+            f"{name}: {config.method} templates, auxiliary model {config.depth} x {sizes['d']}, "
+            f"patch {sizes['p']}, {sizes['c']} channels, {sizes['n']} classes"
         )
-    text = "\n".join(
-        f"{row['name']}: {row['method']}, auxiliary model {row['depth']} x {row['embed_dim']}, "
-        f"patch {row['patch_size']}, {row['in_chans']} channels, {row['num_classes']} classes"
-        for row in rows
-    )
-    return text, rows
+        rows.append(row)
+    for name in names(HyperNetwork.kind):
+        config = HyperNetwork.from_pretrained(name).hyper_config
+        largest = config.max_ck if config.rank else max(config.max_shape[:2])
+        row = {"name": name, "kind": HyperNetwork.kind, "method": config.kind}
+        rows.append(row | {"num_classes": config.num_classes, "largest": largest})
+        lines.append(
+            f"{name}: {config.kind} hypernetwork, matrices of up to {largest} rows and columns, "
+            f"{config.num_classes} classes"
+        )
+    return "\n".join(lines), rows
 
 
 def _convert(arguments: argparse.Namespace) -> tuple[str, Any]:
     from weightinit.hypernet.convert import convert
 
+    options = ("kind", "key", "max_shape", "num_classes", "softmax", "licence")
     done = convert(
-        arguments.old,
-        arguments.folder,
-        kind=arguments.kind,
-        key=arguments.key,
-        max_shape=arguments.max_shape,
-        num_classes=arguments.num_classes,
-        softmax=arguments.softmax,
-        licence=arguments.licence,
+        arguments.old, arguments.folder, **{name: getattr(arguments, name) for name in options}
     )
     return str(done), done.to_dict()
 
 
 def _demo(arguments: argparse.Namespace) -> tuple[str, Any]:
     from weightinit.demo import demo
+    from weightinit.files.writing import check_output
 
+    ours = arguments.output == DEMO
+    check_output(arguments.output, (".png", ".pdf", ".svg"), force=arguments.force or ours)
     return demo(arguments.output, steps=arguments.steps)

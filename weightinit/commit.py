@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import signal
 import threading
 import warnings
@@ -19,8 +18,6 @@ from torch.distributed.tensor import DTensor
 from weightinit.errors import ProjectionError
 
 __all__ = ["overlapping", "parameters_of", "sharing", "write"]
-
-_WRAPPERS = re.compile(r"\b(_orig_mod|module|_checkpoint_wrapped_module)\.")
 
 
 def parameters_of(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -71,25 +68,30 @@ def write(
     """
     sharded = [p for p in parameters.values() if isinstance(p, DTensor)]
     device = sharded[0].device_mesh.device_type if sharded else "cpu"
-    meta = [name for name in values if parameters[name].is_meta]
+    meta = {name: None for name in values if parameters[name].is_meta}
     backup: dict[str, Tensor] = {}
     swapped: list[tuple[Tensor, Tensor]] = []
     with _interrupts_held() as check, _materialised_buffers(model, bool(meta), device):
         try:
             with torch.no_grad():
                 for name in meta:
-                    fresh = torch.empty_like(parameters[name], device=device)
-                    fresh.requires_grad_(parameters[name].requires_grad)
-                    swapped.append((parameters[name], fresh))
-                    _swap(parameters[name], fresh)
-                for name in values.keys() - set(meta):
+                    old = parameters[name]
+                    if sharded:  # written below, with all others
+                        fresh = torch.empty_like(old, device=device)
+                    else:
+                        fresh = _laid_out(values[name].to(old.dtype), old)
+                    fresh.requires_grad_(old.requires_grad)
+                    swapped.append((old, fresh))
+                    _swap(old, fresh)
+                    check()
+                for name in [name for name in values if name not in meta]:
                     backup[name] = _local(parameters[name]).clone()
                     check()
                 if sharded:
                     _write_shards(model, parameters, values)
                 else:
-                    for name, value in values.items():
-                        parameters[name].copy_(value)
+                    for name in backup:
+                        parameters[name].copy_(values[name])
                         check()
         except BaseException:
             with torch.no_grad():
@@ -99,6 +101,13 @@ def write(
                     if fresh.is_meta:
                         _swap(parameter, fresh)
             raise
+
+
+def _laid_out(value: Tensor, like: Tensor) -> Tensor:
+    """Return values in the memory format of another tensor: the same tensor where it has that."""
+    if value.stride() == like.stride():
+        return value
+    return torch.empty_like(like, device=value.device).copy_(value)
 
 
 def _swap(parameter: Tensor, other: Tensor) -> None:
@@ -122,7 +131,7 @@ def _write_shards(
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
     state: dict[str, Any] = {
-        _WRAPPERS.sub("", name): value.to(parameters[name].dtype) for name, value in values.items()
+        _unwrapped(name, model): value.to(parameters[name].dtype) for name, value in values.items()
     }
     options = StateDictOptions(full_state_dict=True, strict=False)
     with warnings.catch_warnings():
@@ -132,6 +141,18 @@ def _write_shards(
         raise ProjectionError(
             f"torch.distributed does not know {unexpected}: initialise the model before wrapping it"
         )
+
+
+def _unwrapped(name: str, module: nn.Module) -> str:
+    """Return a parameter's name as torch.distributed has it: without what wrappers add."""
+    *path, last = name.split(".")
+    kept = []
+    for part in path:
+        ddp = part == "module" and isinstance(module, nn.parallel.DistributedDataParallel)
+        if not ddp and part not in ("_orig_mod", "_checkpoint_wrapped_module"):
+            kept.append(part)
+        module = module.get_submodule(part)
+    return ".".join([*kept, last])
 
 
 def _local(parameter: Tensor) -> Tensor:

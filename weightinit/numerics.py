@@ -25,10 +25,12 @@ def plain_numerics() -> Iterator[None]:
     """
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.device("cpu"))
-        stack.enter_context(torch.autocast("cpu", enabled=False))
-        if (accelerator := torch.accelerator.current_accelerator()) is not None:
-            stack.enter_context(torch.autocast(accelerator.type, enabled=False))
+        if torch.get_default_device().type != "cpu":  # each call inside of a device costs time
+            stack.enter_context(torch.device("cpu"))
+        accelerator = torch.accelerator.current_accelerator()
+        for kind in ("cpu", *([accelerator.type] if accelerator is not None else [])):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
         stack.enter_context(_plain_defaults())
         yield
 

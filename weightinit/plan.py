@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from weightinit.anatomy import Anatomy, ParamSpec, Piece
+from weightinit.anatomy.signal import silent
 from weightinit.commit import overlapping, parameters_of, sharing, write
 from weightinit.errors import ProjectionError, WeightInitError
 from weightinit.numerics import plain_numerics
-from weightinit.report import Report, Row
+from weightinit.report import Blocks, Report, Row
 from weightinit.text import first
 
-__all__ = ["Action", "Inheritance", "Part", "Plan", "Recipe", "assemble", "joined", "keeping"]
+__all__ = [
+    "Action",
+    "Inheritance",
+    "Part",
+    "Plan",
+    "Recipe",
+    "assemble",
+    "joined",
+    "keeping",
+    "kept_by",
+    "names_of",
+]
 
 
 Action = Literal["written", "fresh", "kept"]
@@ -30,15 +42,20 @@ class Part:
     Args:
         action: ``"written"`` from the source, ``"fresh"`` by an explicit rule, or ``"kept"``.
         text: where its values come from, for people; nothing is read from it.
-        fill: writes the values into a view of the piece's canonical size; None where it is kept.
+        fill: writes the values into a view of the piece's canonical size; where it is kept, what
+            stands in on the meta device, which has nothing to keep, or None.
         whole: whether ``fill`` is known to write every value, so that nothing has to be marked
             before to find what it left out.
+        how: the text in short, alike for all blocks that are made alike; empty is the text.
+        blocks: blocks of the ancestor that it is mixed from, each with its weight.
     """
 
     action: Action
     text: str
     fill: Fill | None = None
     whole: bool = False
+    how: str = ""
+    blocks: Blocks = ()
 
 
 @dataclass(frozen=True)
@@ -67,8 +84,11 @@ class Recipe:
         action: ``"written"`` if any of its parts is, else ``"fresh"`` or ``"kept"``.
         source: where its values come from, for people.
         fill: writes the values into a tensor of the parameter's global shape, on the CPU, in fp32
-            (fp64 for fp64 parameters); None where the parameter is kept.
+            (fp64 for fp64 parameters); None where the parameter is kept, or what stands in for it
+            on the meta device.
         whole: whether ``fill`` is known to write every value.
+        how: the source in short; see :class:`Part`.
+        blocks: blocks of the ancestor that all of its parts come from, if they are the same.
     """
 
     spec: ParamSpec
@@ -76,6 +96,8 @@ class Recipe:
     source: str
     fill: Fill | None = None
     whole: bool = False
+    how: str = ""
+    blocks: Blocks = ()
 
 
 def assemble(target: Anatomy, part_of: Callable[[Piece], Part]) -> list[Recipe]:
@@ -105,9 +127,9 @@ def joined(target: Anatomy, spec: ParamSpec, parts: Sequence[Part]) -> Recipe:
     """Return the recipe of one parameter from the parts of its pieces; see :func:`assemble`."""
     actions = {part.action for part in parts}
     text = "; ".join(dict.fromkeys(part.text for part in parts))
-    if actions == {"kept"}:
-        return Recipe(spec, "kept", text)
-    if "kept" in actions:
+    how = "; ".join(dict.fromkeys(part.how or part.text for part in parts))
+    blocks = {part.blocks for part in parts}
+    if "kept" in actions and len(actions) > 1:
         raise ProjectionError(
             f"{spec.name} stores {', '.join(spec.parts)} together: keep all of it or nothing"
         )
@@ -118,8 +140,11 @@ def joined(target: Anatomy, spec: ParamSpec, parts: Sequence[Part]) -> Recipe:
             # A view made before the last write has no part in its gradient.
             part.fill(target.split(spec, out)[role])
 
+    if "kept" in actions:
+        return Recipe(spec, "kept", text, fill if all(part.fill for part in parts) else None)
     action = "written" if "written" in actions else "fresh"
-    return Recipe(spec, action, text, fill, all(part.whole for part in parts))
+    whole = all(part.whole for part in parts)
+    return Recipe(spec, action, text, fill, whole, how, blocks.pop() if len(blocks) == 1 else ())
 
 
 class Plan:
@@ -131,6 +156,7 @@ class Plan:
         recipes: one for each of its parameters, in any order.
         source: where the values come from, for the report.
         readonly: tensors that the values are read from, which no written parameter may share.
+        seed: of the user's generator, for the report.
         doubts: what makes one doubt that the call was meant; the report begins its notes with it.
         notes: returns further lines for the report; called when one is made.
 
@@ -156,16 +182,25 @@ class Plan:
         *,
         source: str,
         readonly: Iterable[Tensor] = (),
+        seed: int | None = None,
         doubts: Sequence[str] = (),
         notes: Callable[[], Sequence[str]] = tuple,
     ) -> None:
         self.model = model
         self.anatomy = anatomy
-        self.recipes = {recipe.spec.name: recipe for recipe in recipes}
-        self.doubts, self._source, self._notes = tuple(doubts), source, notes
+        self.doubts = tuple(doubts)
+        self._source, self._seed, self._notes, self._committed = source, seed, notes, False
         self._values: dict[str, Tensor] | None = None
         self._parameters = parameters_of(model)
         self._made_of = {name: (p.shape, p.dtype) for name, p in self._parameters.items()}
+        self.recipes = {recipe.spec.name: recipe for recipe in recipes}
+        for name, recipe in self.recipes.items():
+            if recipe.action == "kept" and recipe.fill is not None:
+                self.recipes[name] = (
+                    replace(recipe, action="fresh")
+                    if self._parameters[name].is_meta
+                    else replace(recipe, fill=None)
+                )
         missing = [name for name in self._parameters if name not in self.recipes]
         if missing:
             raise ProjectionError(f"no recipe for {missing}: a method must cover every parameter")
@@ -193,12 +228,25 @@ class Plan:
 
     def report(self) -> Report:
         """Return what becomes of every parameter; nothing is computed or written."""
-        rows = [
-            Row(r.spec.name, r.spec.role, r.spec.block, tuple(r.spec.shape), r.action, r.source)
-            for r in (self.recipes[name] for name in self._parameters)
-        ]
+        rows = []
+        for name in self._parameters:
+            r, spec = self.recipes[name], self.recipes[name].spec
+            place = (spec.name, spec.role, spec.block, tuple(spec.shape))
+            rows.append(Row(*place, r.action, r.source, r.how, r.blocks))
         notes = [*self.doubts, *self._notes()]
-        return Report(rows, source=self._source, notes=notes, model=self.model)
+        return Report(
+            rows, self._source, notes, seed=self._seed, model=self.model, planned=self._planned
+        )
+
+    def _planned(self) -> Mapping[str, Tensor] | None:
+        """Return the planned values by name, or None when they are written."""
+        return None if self._committed else self.validate()._values
+
+    def __repr__(self) -> str:
+        return f"Plan({self.report()._title()}; .report() shows it, .commit() does it)"
+
+    def _repr_html_(self) -> str:
+        return self.report()._repr_html_()
 
     def _check_current(self) -> None:
         """Raise ProjectionError unless the model's parameters are those that were planned for."""
@@ -259,6 +307,12 @@ class Plan:
                     "float32 parameters"
                 )
             values[name] = value
+        if dead := silent(self.anatomy, values):
+            raise ProjectionError(
+                f"{', '.join(dead[:4])}{', ...' if dead[4:] else ''} would be zeros, behind which "
+                f"nothing of the input is left ({self.recipes[dead[0]].source}): check the source, "
+                "or use another method"
+            )
         self._values = values
         return self
 
@@ -276,6 +330,7 @@ class Plan:
         self.validate()
         values, self._values = self._values or {}, None
         write(self.model, self._parameters, values)
+        self._committed = True
         for name in values:
             # transformers re-initialises whatever lacks this mark.
             self._parameters[name]._is_hf_initialized = True  # type: ignore[attr-defined]
@@ -288,19 +343,37 @@ def _finite(value: Tensor) -> bool:
 
 
 def keeping(target: Anatomy, recipes: list[Recipe], keep: Iterable[str]) -> list[Recipe]:
-    """Replace the recipes of kept parameters; a name that keeps nothing is an error."""
+    """Replace the recipes of kept parameters, and add those of parameters without explanation."""
+    kept = kept_by(target, keep)
+    return [
+        *(Recipe(r.spec, "kept", "kept by request") if r.spec.name in kept else r for r in recipes),
+        *(
+            Recipe(spec, "kept", "kept by request" if spec.name in kept else "kept, unexplained")
+            for spec in target.unexplained
+        ),
+    ]
+
+
+def names_of(keep: Iterable[str]) -> tuple[str, ...]:
+    """Return the entries of ``keep=``; a single one may stand without a list."""
     if isinstance(keep, str):
-        keep = [keep]
-    if not isinstance(keep, Iterable) or not all(isinstance(entry, str) for entry in keep):
+        return (keep,)
+    names = tuple(keep) if isinstance(keep, Iterable) else (keep,)
+    if not all(isinstance(name, str) for name in names):
         raise ProjectionError(f"keep={keep!r}: pass a list of parameters' names or roles")
+    return names
+
+
+def kept_by(target: Anatomy, keep: Iterable[str]) -> set[str]:
+    """Return the names of the parameters to keep; an entry that keeps nothing is an error."""
     kept: set[str] = set()
-    for entry in keep:
+    for entry in names_of(keep):
         found = {
             spec.name
-            for spec in target.specs
+            for spec in (*target.specs, *target.unexplained)
             if any(
                 name == entry or name.startswith(f"{entry}.")
-                for name in (spec.name, spec.role, *spec.parts)
+                for name in (spec.name, spec.key, spec.role, *spec.parts)
             )
         }
         if not found:
@@ -310,6 +383,4 @@ def keeping(target: Anatomy, recipes: list[Recipe], keep: Iterable[str]) -> list
                 f"a role of {roles}"
             )
         kept |= found
-    return [
-        Recipe(r.spec, "kept", "kept by request") if r.spec.name in kept else r for r in recipes
-    ]
+    return kept

@@ -107,7 +107,7 @@ def hf_config(kind="ViT", **changes):
     common = {"hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 3}
     if kind != "GPT2":
         common["intermediate_size"] = 24
-    return getattr(transformers, f"{kind}Config")(**common, **sizes, **changes)
+    return getattr(transformers, f"{kind}Config")(**{**common, **sizes, **changes})
 
 
 HF = {

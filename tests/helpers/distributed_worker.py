@@ -53,14 +53,61 @@ def main():
     with torch.no_grad():
         torch.testing.assert_close(sharded(x), plain(x))
 
-    # FSDP2 on meta: sharded first, materialised by the commit.
+    # A forward without a backward, as of an accuracy before, leaves the root gathered.
+    with torch.no_grad():
+        sharded(x)
+    wi.init_from_templates(sharded, bundle, scalers="linear")
+    with torch.no_grad():
+        sharded(x)
+    plan = wi.plan_templates(sharded, bundle)
+    with torch.no_grad():
+        sharded(x)
+    plan.commit()
+    check(sharded, "fsdp2 after a forward")
+
+    # FSDP2 on meta: sharded first, materialised by the commit; an optimizer keeps its parameters.
     with torch.device("meta"):
         meta = vit(**OPTIONS)
     meta = shard(meta, mesh)
+    optimizer = torch.optim.SGD(meta.parameters(), lr=0.0)
+    kept = {name: id(p) for name, p in meta.named_parameters()}
+    for name, parameter in meta.named_parameters():
+        parameter.mine = name
     wi.init_from_templates(meta, bundle)
+    assert {name: id(p) for name, p in meta.named_parameters()} == kept
+    assert all(p.mine == name for name, p in meta.named_parameters())
     check(meta, "fsdp2 on meta")
+    meta(x).sum().backward()
+    moved = meta.head.weight.to_local().detach().clone()
+    optimizer.param_groups[0]["lr"] = 1.0
+    optimizer.step()
+    assert not torch.equal(meta.head.weight.to_local(), moved)
+    wi.init_from_templates(meta, bundle)
+    check(meta, "fsdp2 on meta, again")
+
+    # A plan that was made before the model was sharded writes nothing.
+    stale = vit(**OPTIONS)
+    plan = wi.plan_templates(stale, bundle)
+    shard(stale, mesh)
+    try:
+        plan.commit()
+    except ProjectionError as error:
+        assert "new plan" in str(error)
+    else:
+        raise AssertionError("a stale plan was committed")
     with torch.no_grad():
         torch.testing.assert_close(meta(x), plain(x))
+
+    # A user's own attribute may be called as DDP's is.
+    class Wrapper(torch.nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.module = inner
+
+    wrapped = Wrapper(vit(**OPTIONS))
+    shard(wrapped.module, mesh)
+    wi.init_from_templates(fully_shard(wrapped, mesh=mesh), bundle)
+    check(wrapped.module, "fsdp2 in a wrapper")
 
     # Initialised first, sharded after.
     check(shard(wi.init_from_templates(vit(**OPTIONS), bundle), mesh), "init, then fsdp2")

@@ -159,7 +159,7 @@ class Handler(BaseHTTPRequestHandler):
     def info(self, name, revision):
         repo, sha = self.revision(name, revision)
         if sha:
-            files = [{"rfilename": path} for path in repo.commits[sha]]
+            files = [{"rfilename": p, "size": len(d)} for p, d in repo.commits[sha].items()]
             self.answer(body={"id": name, "sha": sha, "private": repo.private, "siblings": files})
 
     def tree(self, name, revision):

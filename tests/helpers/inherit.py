@@ -58,7 +58,7 @@ def fill(model, source, method, **options):
     source = Stub(source) if isinstance(source, torch.nn.Module) else source
     seen = anatomy(model)
     planned = method.plan(source, seen, **options)
-    plan = Plan(model, seen, planned.recipes(seen), source="stub")
+    plan = Plan(model, seen, planned.recipes(seen), source="stub", notes=lambda: planned.notes)
     plan.commit()
     return plan.report()
 

@@ -5,7 +5,7 @@ from weightinit.anatomy.core import Anatomy, ParamSpec, Piece
 from weightinit.anatomy.difference import Difference
 from weightinit.anatomy.labels import Labels, label_of
 from weightinit.anatomy.resample import resample_patch, resample_pos
-from weightinit.anatomy.roles import Role, facts, scale_of
+from weightinit.anatomy.roles import Role, facts, scale_of, token_roles
 from weightinit.anatomy.rules import Rule
 from weightinit.anatomy.traits import Traits
 
@@ -24,4 +24,5 @@ __all__ = [
     "resample_patch",
     "resample_pos",
     "scale_of",
+    "token_roles",
 ]

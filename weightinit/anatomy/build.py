@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
+from typing import Literal
 
 from torch import Tensor, nn
 
 from weightinit.anatomy.core import Anatomy, ParamSpec
 from weightinit.anatomy.layout import layout as layout_of
-from weightinit.anatomy.match import Match, families_of, match, match_user, prefix_of
+from weightinit.anatomy.match import Match, block_of, families_of, match, match_user, prefix_of
+from weightinit.anatomy.pattern import parse
 from weightinit.anatomy.roles import facts
 from weightinit.anatomy.rules import Family, Rule
 from weightinit.anatomy.solver import HINT, Group, names, solve_all
-from weightinit.anatomy.source import TensorInfo, read, shorten, unwrap
-from weightinit.anatomy.traits import ModuleFacts, Traits, infer, inspect_module
+from weightinit.anatomy.source import TensorInfo, read, refuse, shorten, unwrap
+from weightinit.anatomy.traits import ModuleFacts, Traits, heads_of, infer, inspect_module
 from weightinit.errors import AnatomyError
 from weightinit.text import first
 
@@ -28,6 +30,8 @@ def anatomy(
     *,
     rules: Sequence[Rule] = (),
     sizes: Mapping[str, int] | None = None,
+    keep: Sequence[str] = (),
+    unexplained: Literal["raise", "outside", "keep"] = "raise",
 ) -> Anatomy:
     """Explain every parameter of a model: its role, and what each of its axes means.
 
@@ -38,6 +42,9 @@ def anatomy(
         rules: the caller's rules, which are tried before the built-in ones.
         sizes: known axis sizes that neither shapes nor a module tell: ``{"h": 6}`` for the head
             count of a bare state dict.
+        keep: names of parameters, or the start of some, that need no explanation.
+        unexplained: ``"raise"`` on any other parameter that no rule explains, or ``"keep"`` it in
+            :attr:`Anatomy.unexplained`, or do so ``"outside"`` the blocks alone.
 
     Returns:
         A frozen description; it holds no tensors.
@@ -57,31 +64,55 @@ def anatomy(
         >>> seen.blocks[3]["attn.v.weight"].size
         (192, 192)
     """
-    source = read(model_or_state_dict)
-    families = families_of(entry.key for entry in source)
+    if unexplained not in (allowed := ("raise", "outside", "keep")):
+        raise AnatomyError(f"unexplained={unexplained!r}: use one of {allowed}")
+    source = read(model_or_state_dict, lenient=bool(keep) or unexplained != "raise")
+    kept = {entry.name for entry in source if _named(entry, keep)}
+    families = families_of(entry.key for entry in source if entry.name not in kept)
+    families = families or families_of(entry.key for entry in source)
     prefix = prefix_of(families)
     family = families.get(prefix)
-    entries, matches = _explain(source, families, prefix, rules)
+    entries, matches, spare = _explain(source, kept, families, prefix, rules, unexplained)
     noted = ModuleFacts()
-    if isinstance(model_or_state_dict, nn.Module) and family is not None:
-        noted = inspect_module(unwrap(model_or_state_dict, prefix), family.library, family.note)
+    if isinstance(model_or_state_dict, nn.Module):
+        module = unwrap(model_or_state_dict, prefix)
+        if family is not None:
+            noted = inspect_module(module, family.library, family.note)
+        elif "h" in _labels(matches):
+            noted.sizes.update(heads_of(module))
     known = dict(noted.sizes)
-    for label, size in (sizes or {}).items():
+    stated = [("sizes=", x, size) for x, size in (sizes or {}).items()]
+    stated += [(f"the rule for {m.rules[0].role}", *size) for m in matches for size in m.sizes]
+    for where, label, size in stated:
         if known.setdefault(label, size) != size:
             raise AnatomyError(
-                f"sizes[{label!r}] = {size}, but the module says {known[label]}: leave it out"
+                f"{where} says {label} = {size}, but the module says {known[label]}: leave it out"
             )
+    if "hp" in _labels(matches) and "h" in known:
+        known.setdefault("hp", known["h"])  # no pool is known that has others than its blocks
     flags = noted.flags | {
         flag: any(re.fullmatch(name, entry.key) for entry in entries)
         for flag, name in (family.flags if family else ())
     }
-    groups = solve_all(entries, matches, known, flags)
+    solved = dict(known)
+    try:
+        groups = solve_all(entries, matches, solved, flags)
+    except AnatomyError:
+        # What is kept may be of another shape than the rules say: it is left unexplained.
+        pairs = [(x, m) for x, m in zip(entries, matches, strict=True) if x.name not in kept]
+        if not pairs or len(pairs) == len(entries):
+            raise
+        spare += [(x, m.block) for x, m in zip(entries, matches, strict=True) if x.name in kept]
+        entries, matches = [x for x, _ in pairs], [m for _, m in pairs]
+        groups = solve_all(entries, matches, solved := dict(known), flags)
+    known = solved
     specs = _specs(groups, entries, matches, known)
     depths, main = _depths(specs, matches)
     traits = {**noted.traits, "main_stacks": main, "depths": tuple(depths[s] for s in main)}
     if family is not None:
         traits = {"form": family.form, **traits, "proven": family.proven}
-    infer(traits, known, sum(x.shape[-2] for x in specs if facts(x.role).kind == "token"))
+    tokens = [x.shape[-2] if len(x.shape) > 1 else 1 for x in specs if _is_token(x.role)]
+    infer(traits, known, sum(tokens))
     return Anatomy(
         specs,
         known,
@@ -89,40 +120,100 @@ def anatomy(
         family.name if family else "custom",
         Traits.of(traits),
         prefix,
+        tuple(ParamSpec.bare(x.name, x.key, x.shape, block, x.tied) for x, block in spare),
     )
+
+
+def _named(entry: TensorInfo, names: Sequence[str]) -> bool:
+    """Return whether a parameter is called by one of some names, or begins with it."""
+    own = (entry.name, entry.key)
+    return any(x == name or x.startswith(f"{name}.") for x in own for name in names)
+
+
+def _is_token(role: str) -> bool:
+    return facts(role).kind == "token"
+
+
+def _labels(matches: Iterable[Match]) -> set[str]:
+    patterns = {rule.pattern for matched in matches for rule in matched.rules}
+    return {label for pattern in patterns for label in parse(pattern).labels}
+
+
+def _fits(matched: Match, entry: TensorInfo) -> bool:
+    return any(len(parse(rule.pattern).axes) == len(entry.shape) for rule in matched.rules)
 
 
 def _explain(
     source: Sequence[TensorInfo],
+    kept: Collection[str],
     families: Mapping[str, Family],
     prefix: str,
     rules: Sequence[Rule],
-) -> tuple[list[TensorInfo], list[Match]]:
-    """Return the parameters and what may hold for each; raise if nothing does."""
+    unexplained: str,
+) -> tuple[list[TensorInfo], list[Match], list[tuple[TensorInfo, int | None]]]:
+    """Return the parameters, what may hold for each, and what needs no explanation.
+
+    The last come with the number of their block, if they are in one.
+    """
     family = families.get(prefix)
-    entries, matches, unmatched = [], [], []
-    for entry in source:
-        key = shorten(entry.key, prefix)
+    found: dict[int, tuple[TensorInfo, Match]] = {}
+    spare, unmatched, faults, taken = [], [], [], set()
+    # What stands outside the prefix may be the model's head, and may be another model.
+    for i, entry in sorted(enumerate(source), key=lambda x: not x[1].key.startswith(prefix)):
+        key, inside = shorten(entry.key, prefix), entry.key.startswith(prefix)
         matched = match_user(rules, (key, entry.key), entry.shape)
         if matched is None and family is not None:
             matched = match(family, key)
-        if matched is not None:
-            entries.append(replace(entry, key=key))
-            matches.append(matched)
+            if matched is not None and not inside:
+                role = (matched.block, matched.rules[0].role)
+                matched = None if matched.block is not None or role in taken else matched
+        block = matched.block if matched else block_of(family, key) if family else None
+        free = entry.name in kept or unexplained == "keep"
+        free |= unexplained == "outside" and family is not None and block is None
+        if free and (matched is None or entry.fault or not _fits(matched, entry)):
+            if not (family and re.fullmatch(family.buffers, key)):
+                spare.append((replace(entry, key=key), block))
+        elif entry.fault:
+            faults.append(f"{entry.name} ({entry.fault})")
+        elif matched is not None:
+            found[i] = entry if key == entry.key else replace(entry, key=key), matched
+            taken.add((matched.block, matched.rules[0].role))
         elif not (family and re.fullmatch(family.buffers, key)):
             unmatched.append(entry)
+    refuse(faults)
+    ordered = [found[i] for i in sorted(found)]
+    entries, matches = [entry for entry, _ in ordered], [matched for _, matched in ordered]
     integers = [entry for entry in entries if not entry.floating]
     if integers:
         raise AnatomyError(
             f"these are no floating-point weights: {names(integers)}. Load the model unquantized"
         )
-    if unmatched or not entries:
+    if unmatched or not found:
         library = f"a {family.library} {family.name}" if family else "any model known"
+        adapters = ". Merge adapters first (model.merge_and_unload()), or wrap the filled model"
+        lora = any("lora_" in entry.name for entry in unmatched)
         raise AnatomyError(
             f"{len(unmatched)} of {len(source)} parameters are not those of {library}: "
-            f"{names(unmatched)}; {HINT}"
+            f"{names(unmatched)}; keep them as they are by unexplained='keep' or keep=[names], "
+            f"{_advice(unmatched, families, rules)}{adapters if lora else ''}"
         )
-    return entries, matches
+    return entries, matches, spare
+
+
+def _advice(
+    unmatched: Sequence[TensorInfo], families: Mapping[str, Family], rules: Sequence[Rule]
+) -> str:
+    """Return what to do about parameters that nothing explains."""
+    for rule in rules:
+        misfit = next((x for x in unmatched if re.fullmatch(rule.match, x.key)), None)
+        if misfit is not None:
+            return (
+                f"rules= has {rule.pattern!r} for {first([misfit.name])}, whose shape is "
+                f"{misfit.shape}: write one label or number for each axis"
+            )
+    parts = [p for p in families if p]
+    known = [f"{p[:-1]!r} is a {families[p].library} {families[p].name}" for p in parts]
+    return f"{first(known)}: pass that submodule, or {HINT}" if known else HINT
 
 
 def _specs(

@@ -46,6 +46,19 @@ class ParamSpec:
     tied: tuple[str, ...] = ()
     layout: Layout = field(repr=False, compare=False, kw_only=True)
 
+    @classmethod
+    def bare(
+        cls,
+        name: str,
+        key: str,
+        shape: tuple[int, ...],
+        block: int | None = None,
+        tied: tuple[str, ...] = (),
+    ) -> ParamSpec:
+        """Return a parameter of which nothing is known but its name and shape."""
+        layout = Layout(shape, -1, ())
+        return cls(name, key, key, "", shape, block, "", (key,), tied, layout=layout)
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -90,6 +103,7 @@ class Anatomy:
         family: family of the model: ``vit``, ``convnext``, ``bert``, ``gpt2``.
         traits: what the model computes besides its weights; see :class:`Traits`.
         prefix: what stands before the model's own names, such as ``"model.encoder."``.
+        unexplained: parameters that no rule explains and that were allowed to be there.
     """
 
     specs: tuple[ParamSpec, ...]
@@ -98,6 +112,7 @@ class Anatomy:
     family: str
     traits: Traits
     prefix: str = ""
+    unexplained: tuple[ParamSpec, ...] = ()
 
     def key(self, name: str) -> str:
         """Return a name of a module like it without wrappers and without the prefix."""
@@ -195,6 +210,19 @@ class Anatomy:
         """Return the stored tensor of the given canonical parts: the inverse of :meth:`split`."""
         return spec.layout.merge([parts[role] for role in spec.parts])
 
+    def is_table(self, piece: Piece) -> bool:
+        """Return whether the rows of a piece are those of an index, whose common ones are kept.
+
+        They are of tokens, of their types, or of positions in a text; of classes only where they
+        are the words of the vocabulary.
+        """
+        kinds = {label_of(label).kind for label in piece.axes[0]} if piece.axes else set()
+        words = self.outside.get("embed.token.weight")
+        if kinds == {"class"}:
+            return words is not None and words.size[0] == piece.size[0]
+        text = words is not None and piece.facts.kind == "position"
+        return kinds == {"index"} or text
+
     @cached_property
     def widths(self) -> Mapping[str, int]:
         """Sizes of the channels, grouped key-value heads among them."""
@@ -245,6 +273,7 @@ class Anatomy:
                 }
                 for spec in self.specs
             ],
+            "unexplained": [spec.name for spec in self.unexplained],
         }
 
 

@@ -41,9 +41,17 @@ class Difference:
         return {label: (old[label], new[label]) for label in new if label in old}
 
     @cached_property
+    def depths(self) -> Mapping[str, tuple[int, int]]:
+        """Numbers of blocks, before and after: of each stage where there are several."""
+        old, new = self.old.stages, self.new.stages
+        if len(old) != len(new) or len(new) == 1:
+            return {"depth": (self.old.depth, self.new.depth)}
+        return {f"depth{stage}": pair for stage, pair in enumerate(zip(old, new, strict=True))}
+
+    @cached_property
     def sizes(self) -> Mapping[str, tuple[int, int]]:
-        """The widths and the depth, before and after."""
-        return {**self.widths, "depth": (self.old.depth, self.new.depth)}
+        """The widths and the depths, before and after."""
+        return {**self.widths, **self.depths}
 
     @cached_property
     def grown(self) -> Mapping[str, tuple[int, int]]:

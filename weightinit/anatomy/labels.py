@@ -61,6 +61,7 @@ LABELS: dict[str, Label] = {
     "l": Label("labels that a model is given, the last one for none", "class"),
     "p": Label("rows of a patch", "patch"),
     "q": Label("columns of a patch", "patch"),
+    "w": Label("frames of a patch", "patch"),
     "y": Label("rows of a kernel", "kernel", local=True),
     "x": Label("columns of a kernel", "kernel", local=True),
     "c": Label("input channels", "input"),
@@ -96,8 +97,12 @@ class Labels(tuple[str, ...]):
 
     @property
     def channel(self) -> bool:
-        """Whether all of them are channels, which may be chosen, repeated and mixed."""
-        return all(label_of(name).kind == "channel" for name in self)
+        """Whether all of them are channels, which may be chosen, repeated and mixed.
+
+        A number among them is of channels, too.
+        """
+        labels = [name for name in self if not name.isdigit()]
+        return bool(labels or not self) and all(label_of(x).kind == "channel" for x in labels)
 
     @property
     def stream(self) -> bool:

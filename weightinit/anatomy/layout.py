@@ -120,6 +120,10 @@ def _part(
     default = tuple(g for g in stored if any(f != "1" for f in g))
     axes = tuple(axis[0] for axis in parse(to).axes) if to else default
     canonical = [f for group in axes for f in group]
+    # A local label that the stored tensor lacks is an axis of one.
+    added = {f for f in canonical if f in LOCAL_LABELS and f not in flat}
+    size |= dict.fromkeys(added, 1)
+    canonical = [f for f in canonical if f not in added]
     ones = [i for i, f in enumerate(flat) if f == "1" and f not in canonical]
     if sorted(canonical) != sorted(f for f in flat if f != "1" or f in canonical):
         raise AnatomyError(f"{to!r} does not rearrange {pattern!r}: use each of its labels once")

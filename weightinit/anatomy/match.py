@@ -8,36 +8,47 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 
-from weightinit.anatomy.pattern import solve
+from weightinit.anatomy.pattern import parse, solve
+from weightinit.anatomy.roles import facts
 from weightinit.anatomy.rules import FAMILIES, Family, Rule, Stack
 from weightinit.errors import AnatomyError
 from weightinit.text import first
 
-__all__ = ["Match", "families_of", "match", "match_user", "prefix_of"]
+__all__ = ["Match", "block_of", "families_of", "match", "match_user", "prefix_of"]
 
 
 @dataclass(frozen=True)
 class Match:
-    """Where a name belongs, and the rules that may hold for it, their named groups filled in."""
+    """Where a name belongs, and the rules that may hold for it, their named groups filled in.
+
+    The caller's rules may state sizes, as numbers in their patterns.
+    """
 
     stack: str
     block: int | None
     main: bool
     rules: tuple[Rule, ...]
+    sizes: tuple[tuple[str, int], ...] = ()
 
 
 @cache
-def _signature(family: Family) -> re.Pattern[str]:
-    return re.compile(rf"^((?:.+?\.)??)(?:{family.signature})", re.MULTILINE)
+def _signature(family: Family) -> tuple[re.Pattern[str], re.Pattern[str]]:
+    """Return what finds a family's signature anywhere, and what finds the prefixes before it."""
+    texts = (rf"(?:^|\.)(?:{family.signature})", rf"^((?:.+?\.)??)(?:{family.signature})")
+    return re.compile(texts[0], re.MULTILINE), re.compile(texts[1], re.MULTILINE)
 
 
 def families_of(keys: Iterable[str]) -> dict[str, Family]:
     """Return the family of each prefix that stands in front of a known signature."""
     text = "\n".join(keys)
+    # Most blocks are alike, and most families are not there.
+    forms = "\n".join(set(re.sub(r"\.\d+\.", ".0.", text).split("\n")))
     found: dict[str, Family] = {}
     for family in FAMILIES:
-        for matched in _signature(family).finditer(text):
-            found.setdefault(matched[1], family)
+        anywhere, prefixes = _signature(family)
+        if anywhere.search(forms):
+            for matched in prefixes.finditer(text):
+                found.setdefault(matched[1], family)
     return found
 
 
@@ -74,6 +85,12 @@ def match(family: Family, key: str) -> Match | None:
     return Match("", None, False, rules) if rules else None
 
 
+def block_of(family: Family, key: str) -> int | None:
+    """Return the number of the block that a name lies in, explained or not; None outside."""
+    found = (re.match(stack.prefix, key) for stack in family.stacks)
+    return next((_number(matched["block"]) for matched in found if matched), None)
+
+
 def match_user(rules: Sequence[Rule], keys: Sequence[str], shape: Sequence[int]) -> Match | None:
     """Return what the first of the caller's rules says that fits a shape and one of the names."""
     for rule in rules:
@@ -83,11 +100,27 @@ def match_user(rules: Sequence[Rule], keys: Sequence[str], shape: Sequence[int])
         filled = _filled(rule, matched.groupdict())
         if solve(filled.pattern, shape, {}) is None:
             continue
+        filled, sizes = _stated(filled)
         groups = matched.groupdict()
         block = None if groups.get("block") is None else _number(groups["block"])
         stack = "" if block is None else groups.get("stack") or "blocks"
-        return Match(stack, block, stack == "blocks", (filled,))
+        return Match(stack, block, stack == "blocks", (filled,), sizes)
     return None
+
+
+def _stated(rule: Rule) -> tuple[Rule, tuple[tuple[str, int], ...]]:
+    """Return a rule of the caller's with labels alone where they tell more, and sizes it states.
+
+    A number behind the heads is the head dim; a token of one axis has one row.
+    """
+    heads = re.search(r"\bh (\d+)\b", rule.pattern)
+    pattern, to = (re.sub(r"\bh \d+\b", "h k", text) for text in (rule.pattern, rule.to))
+    if facts(rule.role).kind == "token" and len(parse(pattern).axes) == 1:
+        to = to or f"r {pattern}"
+    _, terms = parse(pattern).terms(len(rule.parts))
+    numbers = {f for axes in terms for axis in axes for f in axis if f.isdigit() and f != "1"}
+    sizes = [(f, int(f)) for f in sorted(numbers)] + ([("k", int(heads[1]))] if heads else [])
+    return replace(rule, pattern=pattern, to=to), tuple(sizes)
 
 
 def _number(digits: str) -> int | None:

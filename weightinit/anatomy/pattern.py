@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
+from weightinit.anatomy.labels import LOCAL_LABELS
 from weightinit.errors import AnatomyError
 
 __all__ = ["Factors", "Pattern", "parse", "solve"]
@@ -119,4 +120,5 @@ def _solve_axis(
     if not unknown:
         return {} if known == length else None
     size, rest = divmod(length - known, factor)
-    return {unknown: size} if size > 0 and rest == 0 else None
+    empty = length == 0 and unknown in LOCAL_LABELS  # as of registers where there are none
+    return {unknown: size} if (size > 0 or empty) and rest == 0 else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -56,7 +57,7 @@ def resample_table(
         raise ProjectionError(
             f"relative position biases of {len(table)} rows for a window of {old_grid} cannot be "
             f"resampled to {rows} rows for one of {new_grid}: build the target with the ancestor's "
-            "img_size and patch_size, or pass the ancestor as a module"
+            "img_size and patch_size, or pass the ancestor as a module or with grid="
         )
     inside, extra = table.split([old_size[0] * old_size[1], len(table) - math.prod(old_size)])
     if old_size != new_size:
@@ -90,23 +91,30 @@ def resample_axis(table: Tensor, rows: int) -> Tensor:
     return torch.nn.functional.interpolate(table.T[None], size=rows, mode="linear")[0].T
 
 
-def resample_patch(weight: Tensor, size: tuple[int, int], in_chans: int) -> Tensor:
+def resample_patch(weight: Tensor, size: Sequence[int], in_chans: int) -> Tensor:
     """Return a patch embedding ``[d, c, p, q]`` for another patch size and number of channels.
 
     Patches are resampled as FlexiViT does (Beyer et al. 2023, Eq. 4). Three channels become others
     by timm's ``adapt_input_conv``; any other number is tiled or folded such that the sum, the
-    answer to a grey image, stays.
+    answer to a grey image, stays. A patch of a video, ``[d, c, frames, p, q]``, answers a still one
+    as before (I3D's inflation, Carreira and Zisserman 2017).
     """
-    if weight.ndim != 4 or min(*size, in_chans) < 1:
+    if weight.ndim not in (4, 5) or len(size) not in (2, 3) or min(*size, in_chans) < 1:
         raise ProjectionError(
             f"a patch embedding of shape {tuple(weight.shape)} cannot be resampled to {in_chans} "
-            f"channels of {tuple(size)}: pass [d, c, p, q] and positive sizes"
+            f"channels of {tuple(size)}: pass [d, c, p, q] or [d, c, frames, p, q] and positive "
+            "sizes"
         )
     from timm.layers.patch_embed import resample_patch_embed
 
-    resized = resample_patch_embed(weight, list(size))
-    adapted = _adapt_channels(resized, in_chans)
-    return adapted.clone() if adapted is weight else adapted
+    frames = (weight,) if weight.ndim == 4 else weight.unbind(2)
+    adapted = [_adapt_channels(resample_patch_embed(x, list(size[-2:])), in_chans) for x in frames]
+    if weight.ndim == 5 and len(size) == 3 and len(frames) == size[0]:
+        return torch.stack(adapted, 2)
+    still = adapted[0] if len(adapted) == 1 else torch.stack(adapted).sum(0)
+    if len(size) == 3:
+        return (still[:, :, None] / size[0]).repeat(1, 1, size[0], 1, 1)
+    return still.clone() if still is weight else still
 
 
 def _adapt_channels(weight: Tensor, in_chans: int) -> Tensor:

@@ -7,12 +7,12 @@ the user's own (``adapter.weight``) has facts too.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, TypeVar
 
-__all__ = ["Role", "facts", "scale_of"]
+__all__ = ["Role", "facts", "scale_of", "token_roles"]
 
 Kind = Literal[
     "matrix", "bias", "norm", "scale", "table", "token", "position", "embedding", "head", "stem"
@@ -22,6 +22,8 @@ T = TypeVar("T")
 
 Place = Literal["", "before", "first norm", "final norm", "reads"]
 
+#: Tokens that stand before the patches, in their order.
+_TOKENS = ("token.cls", "token.dist", "token.reg")
 _W = r"\.(weight|bias)"
 #: The first pattern that fits a role tells its kind; a role that none fits is a matrix or a bias.
 _KINDS: dict[str, Kind] = {
@@ -41,13 +43,17 @@ _PLACES: dict[str, Place] = {
     rf"(head|head_dist|pre_logits|pool\.fc|final){_W}": "reads",
 }
 _END = rf"(.+\.)?(proj|fc2){_W}"
-_ESSENTIAL = r"(patch|norm|embed\.token|stem\..+|down\.\d+)\.weight|pos|token\.cls"
+_ESSENTIAL = r"(patch|norm|embed\.token|stem\..+|down\.\d+(\.norm)?)\.weight|pos|token\.cls"
+_CENTRAL = r"(patch|stem\..+|embed\.\w+)\.weight|pos(\.\w+)?"
+_DISPENSABLE = r"(head|pre_logits|pool\.fc).*|embed\.mask"
 _PROVEN = (
     rf"norm[12]{_W}|ls[12]?|(attn|attns\.\d+)\.([qkv]|proj|[qk]_norm|norm){_W}"
     rf"|(mlp|ffns\.\d+)\.(fc1|up|fc2|norm){_W}|(attns|ffns)\.\d+\.ls"
     rf"|attn\.(rel_table|(talk_[lw]|rel_pos\.fc[12]){_W})"
     rf"|patch{_W}|pos|token\.\w+|(norm_pre|norm|fc_norm|patch\.norm){_W}"
-    rf"|head(_dist)?{_W}|embed\.(token|label)\.weight|rope\.freqs"
+    rf"|head\w*{_W}|embed\.(\w+\.(weight|bias)|mask)|rope\.freqs|pre_logits(\.norm)?{_W}"
+    rf"|(norm|conv_dw|mlp\.grn|stem\.\d+|down\.\d+(\.norm)?|rel_pos\.fc2){_W}|ls"
+    rf"|pool\.(latent|([qkv]|[qk]_norm|proj|norm|fc|mlp\.fc[12]){_W})"
     rf"|(final\.)?ada\.\w+{_W}|cond\.\w+{_W}|final{_W}"
 )
 #: What a condition makes of adaLN's shifts, scales and gates, and what ends such a network.
@@ -78,6 +84,9 @@ class Role:
             ``"first norm"`` normalises; after them stands the ``"final norm"``, whose result
             another ``"reads"``; else ``""``.
         essential: whether every whole checkpoint holds it if the target does.
+        central: whether all blocks stand on it: embeddings, positions, the stem.
+        dispensable: whether the rest computes the same without it: heads, what is between them and
+            the stream, mask tokens.
         proven: whether tests prove that its growth keeps the function.
     """
 
@@ -90,6 +99,8 @@ class Role:
     letter: str
     place: Place
     essential: bool
+    central: bool
+    dispensable: bool
     proven: bool
 
     @property
@@ -154,6 +165,8 @@ class Role:
             return (f"{'norm' if first == 'fc_norm' else 'fc_norm'}.{rest}",)
         if first == "head_dist":
             return (f"head.{rest}",)
+        if self.name == "head.weight":  # a language model's, where the two are one matrix
+            return ("embed.token.weight",)
         return ("token.cls",) if self.name == "token.dist" else ()
 
     def side(self, dim: int, dims: int) -> Side:
@@ -187,12 +200,19 @@ def facts(role: str) -> Role:
         letter=letter[2] if letter else "",
         place=_first(_PLACES, role, ""),
         essential=re.fullmatch(_ESSENTIAL, role) is not None,
+        central=re.fullmatch(_CENTRAL, role) is not None,
+        dispensable=re.fullmatch(_DISPENSABLE, role) is not None,
         proven=re.fullmatch(_PROVEN, role) is not None,
     )
 
 
 def _first(table: Mapping[str, T], role: str, default: T) -> T:
     return next((fact for pattern, fact in table.items() if re.fullmatch(pattern, role)), default)
+
+
+def token_roles(roles: Iterable[str]) -> list[str]:
+    """Return which of some roles are tokens before the patches, in the order of the sequence."""
+    return [role for role in _TOKENS if role in set(roles)]
 
 
 def scale_of(role: str, block: Mapping[str, T]) -> T | None:

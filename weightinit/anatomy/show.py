@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from weightinit.text import spans
+from weightinit.text import first, spans
 
 if TYPE_CHECKING:
     from weightinit.anatomy.core import Anatomy
@@ -38,4 +38,6 @@ def table(anatomy: Anatomy) -> str:
         for name, value in anatomy.traits.to_dict().items()
         if name not in hidden and value not in (False, "none")
     )
-    return "\n".join([head, sizes, traits, "", *body])
+    spare = [spec.name for spec in anatomy.unexplained]
+    tail = ["", f"no rule explains {first(spare)}"] if spare else []
+    return "\n".join([head, sizes, traits, "", *body, *tail])

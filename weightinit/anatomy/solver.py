@@ -28,15 +28,16 @@ class Group:
     shape: tuple[int, ...]
     rules: list[Rule]
     members: list[int] = field(default_factory=list)
+    guessed: bool = False
 
 
 def solve_all(
     entries: Sequence[TensorInfo],
     matches: Sequence[Match],
     sizes: dict[str, int],
-    flags: Mapping[str, bool],
+    flags: dict[str, bool],
 ) -> list[Group]:
-    """Return the parameters in groups of one rule each; ``sizes`` is completed in place.
+    """Return the parameters in groups of one rule each; sizes and flags are completed in place.
 
     Raises:
         AnatomyError: naming every parameter whose shape no rule fits, or the sizes left open.
@@ -45,12 +46,14 @@ def solve_all(
     for i, (entry, matched) in enumerate(zip(entries, matches, strict=True)):
         key = (id(matched.rules), entry.shape)
         if key not in groups:
-            groups[key] = Group(entry.shape, _candidates(matched.rules, entry.shape, flags))
+            axes = len(entry.shape)
+            fitting = [r for r in matched.rules if len(parse(r.pattern).axes) == axes]
+            groups[key] = Group(entry.shape, fitting)
         groups[key].members.append(i)
     pending, wrong = list(groups.values()), []
     while pending:
         before = _state(pending, sizes)
-        pending = [group for group in pending if not _settle(group, sizes)]
+        pending = [group for group in pending if not _settle(group, sizes, flags)]
         wrong += [group for group in pending if not group.rules]
         pending = [group for group in pending if group.rules]
         if before == _state(pending, sizes):
@@ -59,6 +62,7 @@ def solve_all(
                 break
             # Nothing more follows by itself: the first rule that still fits holds.
             del doubtful.rules[1:]
+            doubtful.guessed = True
     if wrong:
         raise _contradiction(wrong, entries, matches, sizes)
     if pending:
@@ -71,29 +75,22 @@ def _state(pending: Sequence[Group], sizes: Mapping[str, int]) -> tuple[int, int
     return len(pending), len(sizes), sum(len(group.rules) for group in pending)
 
 
-def _candidates(
-    rules: Sequence[Rule], shape: tuple[int, ...], flags: Mapping[str, bool]
-) -> list[Rule]:
-    """Return the rules of as many axes as the shape whose flags are not known to differ."""
-    return [
-        rule
-        for rule in rules
-        if len(parse(rule.pattern).axes) == len(shape)
-        and flags.get(rule.when.lstrip("!")) is not rule.when.startswith("!")
-    ]
+def _settle(group: Group, sizes: dict[str, int], flags: dict[str, bool]) -> bool:
+    """Drop the rules that contradict what is known; learn from the only one left; tell if solved.
 
-
-def _settle(group: Group, sizes: dict[str, int]) -> bool:
-    """Drop the rules that contradict the sizes; learn from the only one left; tell if solved."""
+    A shape that only one value of a flag explains tells that flag for all parameters.
+    """
     fitting = []
     for rule in group.rules:
         solved = solve(rule.pattern, group.shape, sizes)
-        if solved is not None:
+        if solved is not None and flags.get(rule.when.lstrip("!")) is not rule.when.startswith("!"):
             fitting.append((rule, solved))
     group.rules[:] = [rule for rule, _ in fitting]
     if len(fitting) != 1:
         return False
     rule, solved = fitting[0]
+    if rule.when and not group.guessed:
+        flags.setdefault(rule.when.lstrip("!"), not rule.when.startswith("!"))
     sizes.update((x, size) for x, size in solved.items() if x not in LOCAL_LABELS)
     return parse(rule.pattern).labels <= solved.keys() | sizes.keys()
 
@@ -128,11 +125,16 @@ def _left_open(
         what, first = "the head count h follows from no shape", "h"
     else:
         what, first = f"the sizes {missing} follow from no shape", missing[0]
+    ways = f"pass the model itself instead of its state dict, or sizes={{{first!r}: 6}} with the "
+    if first == "h":
+        ways += (
+            "true number (heads=6 to Ancestor.open); a model of your own tells it by an attribute "
+            "num_heads, and a rule by its head dim, as in '(3 h 64) d'"
+        )
+    else:
+        ways += "true number"
     left = (entries[i] for group in pending for i in group.members)
-    return AnatomyError(
-        f"{what} (of {names(left)}): pass the model itself instead of its state dict, "
-        f"or sizes={{{first!r}: 6}} with the true number"
-    )
+    return AnatomyError(f"{what} (of {names(left)}): {ways}")
 
 
 def _check_flags(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 from weightinit.errors import AnatomyError
 from weightinit.text import first
 
-__all__ = ["TensorInfo", "read", "shorten", "strip", "unwrap"]
+__all__ = ["TensorInfo", "read", "refuse", "shorten", "strip", "unwrap"]
 
 _WRAPPERS = ("module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
 # DDP's "module" stands in front; peft keeps an adapted layer as its "base_layer".
@@ -23,13 +23,17 @@ _QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """One tensor of a model: its name, the name without wrappers, shape and other names."""
+    """One tensor of a model: its name, the name without wrappers, shape and other names.
+
+    ``fault`` says why it is no plain weight, if it is none.
+    """
 
     name: str
     key: str
     shape: tuple[int, ...]
     tied: tuple[str, ...]
     floating: bool
+    fault: str = ""
 
 
 def strip(name: str) -> str:
@@ -65,8 +69,11 @@ def unwrap(module: nn.Module, prefix: str = "") -> nn.Module:
         module = inner
 
 
-def read(source: nn.Module | Mapping[str, Tensor]) -> list[TensorInfo]:
-    """Return the parameters of a module or state dict, each tensor once; raise on other weights."""
+def read(source: nn.Module | Mapping[str, Tensor], *, lenient: bool = False) -> list[TensorInfo]:
+    """Return the parameters of a module or state dict, each tensor once.
+
+    Weights of another form raise, or are among them if ``lenient``.
+    """
     if isinstance(source, nn.Module):
         named, refused = _walk(source)
         identity = id
@@ -92,58 +99,66 @@ def read(source: nn.Module | Mapping[str, Tensor]) -> list[TensorInfo]:
     entries = []
     for tensor, (name, *tied) in kept:
         fault = _fault(name, tensor, identity is id)
-        if fault:
-            refused.append(f"{name} ({fault})")
-            continue
+        shape = () if is_lazy(tensor) or tensor.is_nested else tuple(tensor.shape)
         floating = tensor.is_floating_point()
-        entries.append(TensorInfo(name, strip(name), tuple(tensor.shape), tuple(tied), floating))
-    if refused:
+        entries.append(TensorInfo(name, strip(name), shape, tuple(tied), floating, fault))
+    refuse([*refused, *(f"{x.name} ({x.fault})" for x in entries if x.fault and not lenient)])
+    return entries
+
+
+def refuse(faults: Sequence[str]) -> None:
+    """Raise AnatomyError if there are tensors that are no plain weights, each with its fault."""
+    if faults:
         raise AnatomyError(
-            f"these are no plain floating-point weights: {first(refused)}. Remove the "
+            f"these are no plain floating-point weights: {first(faults)}. Remove the "
             "parametrizations (torch.nn.utils.parametrize.remove_parametrizations), run lazy "
             "modules once, or load the model unquantized"
         )
-    return entries
 
 
 def _storage(tensor: Tensor) -> object:
     """Return what two tied entries of a state dict have in common."""
-    if tensor.is_meta or tensor.numel() == 0 or type(tensor) not in (Tensor, nn.Parameter):
+    plain = type(tensor) in (Tensor, nn.Parameter) and not _form(tensor)
+    if not plain or tensor.is_meta or tensor.numel() == 0:
         return id(tensor)
     return tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride()
 
 
-def _walk(module: nn.Module) -> tuple[list[tuple[str, Tensor]], list[str]]:
+def _walk(
+    module: nn.Module, prefix: str = "", above: tuple[nn.Module, ...] = ()
+) -> tuple[list[tuple[str, Tensor]], list[str]]:
     """Return all named parameters, repeated ones included, and what is no plain weight."""
-    named: list[tuple[str, Tensor]] = []
-    refused: list[str] = []
-    for prefix, current in _modules(module, "", ()):
-        named += [(prefix + name, x) for name, x in current._parameters.items() if x is not None]
-        if type(current).__module__.startswith(_QUANTIZED):
-            refused.append(f"{prefix.rstrip('.')} ({type(current).__name__})")
-        if "parametrizations" in current._modules:
-            refused.append(f"{prefix}parametrizations")
-    return named, refused
-
-
-def _modules(
-    module: nn.Module, prefix: str, above: tuple[nn.Module, ...]
-) -> Iterator[tuple[str, nn.Module]]:
     if module in above:
         raise AnatomyError(
             f"the module {prefix.rstrip('.')} contains itself: keep the reference outside of "
             "torch's register, as in object.__setattr__(module, name, value)"
         )
-    yield prefix, module
+    named: list[tuple[str, Tensor]] = []
+    refused: list[str] = []
+    named += [(prefix + name, x) for name, x in module._parameters.items() if x is not None]
+    if type(module).__module__.startswith(_QUANTIZED):
+        refused.append(f"{prefix.rstrip('.')} ({type(module).__name__})")
+    if "parametrizations" in module._modules:
+        refused.append(f"{prefix}parametrizations")
     for name, child in module._modules.items():
         if child is not None:
-            yield from _modules(child, f"{prefix}{name}.", (*above, module))
+            inner = _walk(child, f"{prefix}{name}.", (*above, module))
+            named += inner[0]
+            refused += inner[1]
+    return named, refused
+
+
+def _form(tensor: Tensor) -> str:
+    """Return the form of a tensor that has no strides, or an empty string."""
+    return "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.strided")
 
 
 def _fault(name: str, tensor: Tensor, is_parameter: bool) -> str:
     """Return why a tensor is no plain weight, or an empty string."""
     if is_lazy(tensor):
         return "uninitialized"
+    if form := _form(tensor):
+        return form
     if "parametrizations." in name or name.endswith(_PACKED):
         return "parametrized"
     quantized = tensor.is_quantized or type(tensor).__module__.startswith("torchao")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any, Literal
@@ -19,6 +20,7 @@ __all__ = [
     "ModuleFacts",
     "Traits",
     "activation",
+    "heads_of",
     "infer",
     "inspect_module",
     "note_config",
@@ -55,6 +57,8 @@ class Traits:
         main_stacks: names of the stacks that make up the depth, in order.
         depths: number of blocks of each of them.
         grid: rows and columns of patches.
+        grid_assumed: whether nothing tells the grid but that its positions make a square.
+        first_position: row of the first position of a text, behind those of the padding.
         prefix_tokens: number of tokens before the patches.
         pos_prefix: number of them that have a row among the positions.
         no_embed_class: whether positions are added before the tokens are.
@@ -71,6 +75,8 @@ class Traits:
     main_stacks: tuple[str, ...] = ()
     depths: tuple[int, ...] = ()
     grid: tuple[int, int] | None = None
+    grid_assumed: bool = False
+    first_position: int | None = None
     prefix_tokens: int = 0
     pos_prefix: int | None = None
     no_embed_class: bool | None = None
@@ -97,7 +103,7 @@ class Traits:
         return {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in vars(self).items()
-            if value is not None and name != "proven"
+            if value is not None and name != "proven" and (name != "grid_assumed" or value)
         }
 
     @property
@@ -149,11 +155,22 @@ def infer(traits: dict[str, Any], sizes: Mapping[str, int], prefix: int) -> None
             if 0 <= rows <= prefix:
                 traits["pos_prefix"] = rows
             return
-        for rows in (prefix, 0):
+        # Where there are registers, the class token alone may have a position.
+        for rows in (prefix, min(prefix, 1), 0):
             side = math.isqrt(max(tokens - rows, 0))
-            if side * side == tokens - rows:
-                traits.update(grid=(side, side), pos_prefix=rows)
+            if 0 < side * side == tokens - rows:
+                assumed = "library" not in traits
+                traits.update(grid=(side, side), pos_prefix=rows, grid_assumed=assumed)
                 return
+
+
+def heads_of(module: nn.Module) -> dict[str, int]:
+    """Return the head count that the attributes of a model of the user's own agree on."""
+    holders = [getattr(module, "config", None), *module.modules()]
+    names = ("num_heads", "n_heads", "n_head", "nhead", "heads", "num_attention_heads")
+    found = [getattr(holder, name, None) for holder in holders for name in names]
+    counts = {heads for heads in found if isinstance(heads, int) and heads > 0}
+    return {"h": counts.pop()} if len(counts) == 1 else {}
 
 
 def note_mlp(noted: ModuleFacts, mlp: Any) -> None:
@@ -176,6 +193,16 @@ def note_config(module: Any, noted: ModuleFacts) -> None:
         noted.sizes["h"] = int(heads)
     act = getattr(config, "hidden_act", None) or getattr(config, "activation_function", None)
     noted.traits.update(act=activation(act), glu="none")
+    size, patch = (
+        (value, value) if isinstance(value, int) else value
+        for value in (getattr(config, name, None) for name in ("image_size", "patch_size"))
+    )
+    if size and patch:
+        noted.traits["grid"] = (size[0] // patch[0], size[1] // patch[1])
+    # RoBERTa's positions begin behind that of the padding, and its table says which that is.
+    table = getattr(getattr(module, "embeddings", None), "position_embeddings", None)
+    if isinstance(table, nn.Embedding):
+        noted.traits["first_position"] = 0 if table.padding_idx is None else table.padding_idx + 1
 
 
 def activation(act: Any) -> str | None:
@@ -189,13 +216,13 @@ def activation(act: Any) -> str | None:
         key = (act or "").lower().replace("_", "").replace("-", "").removesuffix("activation")
         known = (x for x, (_, others) in _ACTIVATIONS.items() if key in (x, *others.split()))
         return next(known, act)
-    probe = torch.linspace(-4, 4, 33, dtype=torch.float32, device="cpu")
-    try:
+    probe = torch.linspace(-4, 4, 33, dtype=torch.float64, device="cpu")
+    with suppress(Exception):  # whatever a user's module raises
         value = act(probe)
-    except Exception:  # whatever a user's module raises
-        value = probe.new_full((), torch.nan)
-    same = (x for x, (f, _) in _ACTIVATIONS.items() if torch.allclose(value, f(probe), atol=1e-5))
-    return next(same, None) or getattr(act, "__name__", None) or type_name(act)
+        for name, (function, _) in _ACTIVATIONS.items():
+            if torch.allclose(value, function(probe), atol=1e-5):
+                return name
+    return getattr(act, "__name__", None) or type_name(act)
 
 
 def type_name(module: object) -> str | None:

@@ -130,6 +130,7 @@ class Ancestor:
         ancestor: Ancestor | nn.Module | Mapping[str, Tensor] | str | os.PathLike[str],
         *,
         heads: int | None = None,
+        grid: tuple[int, int] | None = None,
         revision: str | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
         token: str | bool | None = None,
@@ -145,6 +146,8 @@ class Ancestor:
                 ``"org/name"`` of the Hub, with ``"hf-hub:"`` before it or not. ``"@revision"`` may
                 follow the last two. The configs of timm and of transformers are understood.
             heads: number of attention heads, for a state dict or a file that does not say.
+            grid: rows and columns of patches, for a state dict or a file that does not say; without
+                it they are taken to make a square.
             revision: branch, tag or commit of the Hub repository.
             cache_dir: folder of the Hub's cache; default: that of huggingface_hub.
             token: token for private repositories; default: the one of ``hf auth login``.
@@ -156,10 +159,12 @@ class Ancestor:
             ProjectionError: if there is no such ancestor, or its head count is not known.
             BundleError: if files cannot be had, are damaged, pickles, or of another model than
                 their config says.
-            AnatomyError: if its parameters are not explained.
+            AnatomyError: if parameters of its blocks are not explained; what lies beside a known
+                network (mask tokens, decoders, losses) is left out, and listed in
+                ``anatomy.unexplained``.
         """
         client = Client(cache_dir, token, local_files_only)
-        opener = Opener(heads, revision, client, tuple(rules))
+        opener = Opener(heads, grid, revision, client, tuple(rules))
         if isinstance(ancestor, (str, os.PathLike)):
             return cls(*opener.named(ancestor))
         if revision is not None:
@@ -167,10 +172,10 @@ class Ancestor:
                 f"a {type(ancestor).__name__} has no revision {revision!r}: leave revision= out"
             )
         if isinstance(ancestor, Ancestor):
-            if heads not in (None, ancestor.anatomy.sizes.get("h")):
-                raise ProjectionError(
-                    f"this ancestor is open: {heads=} comes too late, leave it out"
-                )
+            seen = ancestor.anatomy
+            if heads not in (None, seen.sizes.get("h")) or grid not in (None, seen.traits.grid):
+                late = f"{heads=}" if grid is None else f"{grid=}"
+                raise ProjectionError(f"this ancestor is open: {late} comes too late, leave it out")
             return ancestor
         if isinstance(ancestor, nn.Module):
             return cls(*opener.module(ancestor))

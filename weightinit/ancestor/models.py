@@ -28,6 +28,8 @@ _RESERVED = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoi
 #: The models of transformers that the anatomy knows; others may load further files when built.
 MODEL_TYPES = ("vit", "deit", "bert", "roberta", "gpt2")
 _DEPTHS = ("depth", "depths", "num_hidden_layers", "n_layer", "num_layers")
+#: More classes than any checkpoint has: transformers builds a name for each.
+_MAX_LABELS = 10**6
 
 
 class Library(ABC):
@@ -64,7 +66,7 @@ class Library(ABC):
 
     def loaded(self) -> nn.Module:
         """Return the model with its weights, in eval mode; the global generator stays as it was."""
-        with self._explained("load"), torch.random.fork_rng(devices=[]):
+        with self._explained("load"), torch.random.fork_rng(devices=[]), torch.device("cpu"):
             return self._load().eval()
 
     @contextmanager
@@ -81,7 +83,8 @@ class Library(ABC):
 
 
 def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    text = " ".join(str(error).split())[:300] or type(error).__name__
+    return text if text.isprintable() else ascii(text)
 
 
 @dataclass(frozen=True)
@@ -105,11 +108,12 @@ class Timm(Library):
             raise BundleError("timm reads one file: merge the shards into one model.safetensors")
         # The file that was checked and nothing else: left alone, timm falls back to pickles.
         overlay = {"source": "", "file": str(self.weights.paths[0]), "custom_load": False}
-        torch.manual_seed(0)
+        # torch.manual_seed would reset the generators of all GPUs too, which nothing restores.
+        torch.default_generator.manual_seed(0)
         module: Any = timm.create_model(
             self.model, pretrained=True, pretrained_cfg_overlay=overlay, **self.arguments
         )
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         drawn = _still(module, self._build())
         classes = module.pretrained_cfg.get("num_classes")
         if drawn or classes not in (None, module.num_classes):
@@ -164,7 +168,8 @@ class Transformers(Library):
                 f"transformers cannot read {where} ({_reason(error)}): update transformers, or "
                 "load the model yourself and pass the module"
             ) from error
-        for name in getattr(config, "architectures", None) or ():
+        names = getattr(config, "architectures", None)
+        for name in names if isinstance(names, list) else ():
             found = getattr(transformers, str(name), None)
             # The class that was saved knows its head; only transformers' own are ever taken.
             if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
@@ -252,7 +257,10 @@ def _check_arguments(arguments: object, weights: Weights, where: str) -> None:
 
 
 def _check_depth(config: Mapping[str, Any], weights: Weights, where: str) -> None:
-    """Raise BundleError if more blocks are to be built than there are tensors."""
+    """Raise BundleError if more blocks are to be built than there are tensors, or labels named."""
+    labels = config.get("num_labels")
+    if isinstance(labels, (int, float)) and labels > _MAX_LABELS:
+        raise BundleError(f"{where} has num_labels {labels}, over {_MAX_LABELS}: correct it")
     for key in _DEPTHS:
         value = config.get(key)
         for depth in value if isinstance(value, list) else [value]:

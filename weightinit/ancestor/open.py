@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -14,7 +15,7 @@ from pathlib import Path
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from weightinit.anatomy import Anatomy, Rule, anatomy
+from weightinit.anatomy import Anatomy, ParamSpec, Rule, anatomy
 from weightinit.ancestor.models import Library, Timm, from_config, from_metadata
 from weightinit.ancestor.pair import pair
 from weightinit.ancestor.weights import ADVICE, Weights, download, find_weights, read_config
@@ -40,16 +41,20 @@ class Opener:
     """Opens ancestors, with the options of :meth:`weightinit.Ancestor.open`; a method a kind."""
 
     heads: int | None
+    grid: tuple[int, int] | None
     revision: str | None
     client: hub.Client
     rules: Sequence[Rule]
 
     def __post_init__(self) -> None:
-        """Check the head count."""
+        """Check the head count and the grid."""
         if self.heads is not None and (type(self.heads) is not int or self.heads < 1):
             raise ProjectionError(
                 f"heads={self.heads!r}: pass a positive whole number, or leave it out"
             )
+        grid = self.grid
+        if grid is not None and [type(x) for x in grid if x > 0] != [int, int]:
+            raise ProjectionError(f"{grid=}: pass (rows, columns) of patches, or leave it out")
 
     def module(self, module: nn.Module, source: str | None = None) -> Network:
         """Open a module; ``source`` is where it is from, if it was not the user's."""
@@ -180,21 +185,41 @@ class Opener:
         """Stream the weights of a model that a library builds, or let the library convert them."""
         meta = library.meta()
         seen = self._anatomy(meta)
-        names, fault = pair(seen, meta, weights, library.name)
+        names, fault, extra = pair(seen, meta, weights, library.name)
         if names:
             module = partial(library.module, weights, names)
+            spare = tuple(ParamSpec.bare(name, name, weights.shapes[name]) for name in extra)
+            seen = replace(seen, unexplained=spare)
             return seen, source, lambda name: weights.read(names[name]), module, ()
+        wrong = f"{source} does not hold the model that its config states: {fault}. Save or "
+        wrong += "download both again, or pass the module"
+        # Conversions change shapes a little; a config alone must not fill the memory.
+        stated = sum(parameter.numel() for parameter in meta.parameters())
+        stored = sum(map(math.prod, weights.shapes.values()))
+        if stated > 4 * stored + 2**22:
+            raise BundleError(f"{wrong} (it has {stated} numbers, and the files {stored})")
         try:
             return self.module(library.loaded(), source)
         except BundleError as error:
-            raise BundleError(
-                f"{source} does not hold the model that its config states: {fault}. Save or "
-                f"download both again, or pass the module ({str(error)[:300]})"
-            ) from error
+            raise BundleError(f"{wrong} ({str(error)[:300]})") from error
 
     def _anatomy(self, source: nn.Module | Mapping[str, Tensor]) -> Anatomy:
         sizes = None if self.heads is None else {"h": self.heads}
-        return anatomy(source, rules=self.rules, sizes=sizes)
+        seen = anatomy(source, rules=self.rules, sizes=sizes, unexplained="outside")
+        if self.grid is None:
+            return seen
+        known, positions = seen.traits, seen.sizes.get("t")
+        told = bool(known.grid) and not known.grid_assumed
+        # Without positions, tables of relative ones may be resampled by the grid.
+        rows = None if positions is None else positions - math.prod(self.grid)
+        if (known.grid != self.grid) if told else (rows is not None and rows < 0):
+            raise ProjectionError(
+                f"grid={self.grid} does not fit the ancestor, which has "
+                f"{f'one of {known.grid}' if told else f'{positions} positions'}: pass (rows, "
+                "columns) of its patches, or leave it out"
+            )
+        traits = replace(known, grid=self.grid, grid_assumed=False, pos_prefix=rows)
+        return seen if told else replace(seen, traits=traits)
 
     def _bare_anatomy(self, state: Mapping[str, Tensor], what: str) -> Anatomy:
         """Return an anatomy without a module; say what to do if only the head count is missing."""

@@ -44,8 +44,11 @@ def fault(missing: list[str], differing: list[str], stray: list[str]) -> str:
 
 def pair(
     expected: Anatomy, module: nn.Module, weights: Weights, library: str
-) -> tuple[dict[str, str] | None, str]:
-    """Return the name in the files of each parameter of a model, or None and what is wrong."""
+) -> tuple[dict[str, str] | None, str, list[str]]:
+    """Return the name in the files of each parameter of a model, or None and what is wrong.
+
+    What the files hold besides, outside the blocks, is the last of the three.
+    """
     keys = _keys(weights.shapes)
     names, missing, differing = {}, [], []
     used: set[str] = set()
@@ -60,25 +63,24 @@ def pair(
         else:
             names[spec.name] = name
     buffers = {expected.key(name) for name, _ in module.named_buffers()}
-    stray = [
+    extra = [
         name
         for name in weights.shapes.keys() - used
         if expected.key(name) not in buffers and weights.floating(name)
     ]
-    if library == "transformers":
-        # Its files often keep the head of the pretraining; a block too many is another model.
-        stray = blocks_among(stray, [spec.key for spec in expected.specs])
+    # Files may keep the head of the pretraining; a block too many is another model.
+    stray = blocks_among(extra, [spec.key for spec in expected.specs])
     if not (missing or differing or stray):
-        return names, ""
+        return names, "", sorted(extra)
     # transformers 5 renames the tensors that 4 and the files know by other names.
     renamed = _by_role(expected, weights) if library == "transformers" else None
-    return renamed, fault(missing, differing, stray)
+    return renamed, fault(missing, differing, extra if library == "timm" else stray), []
 
 
 def _by_role(expected: Anatomy, weights: Weights) -> dict[str, str] | None:
     try:
         heads = {label: size for label, size in expected.sizes.items() if label == "h"}
-        stored = anatomy(weights.meta(), sizes=heads)
+        stored = anatomy(weights.meta(), sizes=heads, unexplained="outside")
     except AnatomyError:
         return None
     places = {(s.stack, s.block, s.role, s.pattern, s.parts, s.shape): s.name for s in stored.specs}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -50,7 +51,12 @@ class Weights:
                 self.metadata.update(file.metadata() or {})
                 for name in file.keys():
                     entry = file.get_slice(name)
-                    self.shapes[name] = tuple(entry.get_shape())
+                    shape = self.shapes[name] = tuple(entry.get_shape())
+                    if math.prod(max(length, 1) for length in shape) >= 2**62:
+                        raise BundleError(
+                            f"{repr(name)[:80]} of {path} has shape {shape[:8]}, which no tensor "
+                            "has: download or save it again"
+                        )
                     self.dtypes[name] = entry.get_dtype()
                     self._files[name] = path
         if not self.shapes:

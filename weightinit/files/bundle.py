@@ -29,7 +29,7 @@ from weightinit.files.checks import (
 from weightinit.files.config import MAX_CONFIG, BundleConfig
 from weightinit.files.hub import CARD, CONFIG, WEIGHTS
 from weightinit.files.locate import explain_missing, locate
-from weightinit.files.writing import model_card, replace_files
+from weightinit.files.writing import cut_off, model_card, replace_files
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -159,12 +159,20 @@ class Bundle:
             BundleError: if the bundle cannot be found or is not sound.
         """
         client = hub.Client(cache_dir, token, local_files_only)
-        folder, source = locate(name, revision, client)
+        limits = {CONFIG: MAX_CONFIG, CARD: MAX_CONFIG, WEIGHTS: max_bytes}
+        folder, source = locate(name, revision, client, limits)
         try:
             return cls._read(folder, source, max_bytes)
         except OSError as error:
             explain_missing(folder)
             raise BundleError(f"cannot read the bundle in {folder}: {error}") from error
+        except BundleError as error:
+            if (before := cut_off(folder)) is None:
+                raise
+            raise BundleError(
+                f"{error}. A save into {folder} was cut off: save again, or load {before}, which "
+                "stood there before"
+            ) from error
 
     @classmethod
     def _read(cls, folder: Path, source: str, max_bytes: int) -> Self:
@@ -193,7 +201,13 @@ class Bundle:
         Raises:
             BundleError: if a value is not finite or the folder cannot be written to.
         """
-        folder = Path(save_directory).expanduser()
+        try:
+            text = str(os.fspath(save_directory))
+            folder = Path(text).expanduser()
+        except (RuntimeError, TypeError) as error:
+            raise BundleError(f"{save_directory!r} names no folder ({error}): pass one") from error
+        if not text or "\0" in text:
+            raise BundleError(f"{text!r} names no folder: pass one, '.' for the working folder")
         replace_files(
             folder, lambda new: self._write(new, folder.name, card=not (folder / CARD).exists())
         )

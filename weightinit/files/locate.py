@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 
@@ -34,9 +35,12 @@ def names(kind: str = "") -> list[str]:
 
 
 def locate(
-    name: str | os.PathLike[str], revision: str | None, client: hub.Client
+    name: str | os.PathLike[str],
+    revision: str | None,
+    client: hub.Client,
+    limits: Mapping[str, int],
 ) -> tuple[Path, str]:
-    """Return the folder that holds a bundle, and its source in words."""
+    """Return the folder that holds a bundle, and its source in words; see Client.download."""
     text = os.fspath(name) if isinstance(name, (str, os.PathLike)) else None
     if not isinstance(text, str) or not text or "\0" in text:
         raise BundleError(f"{name!r} names no bundle: pass a name, a folder or 'org/name@revision'")
@@ -61,7 +65,7 @@ def locate(
             "folder (that holds config.json), or 'org/name@revision' of the Hub"
         )
     repo, revision = split
-    folder = client.download(repo, revision)
+    folder = client.download(repo, revision, limits=limits)
     return folder, f"{repo}@{folder.name}"
 
 

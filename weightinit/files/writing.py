@@ -7,32 +7,88 @@ import os
 import shutil
 import tempfile
 import textwrap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from weightinit.errors import BundleError
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from weightinit.errors import BundleError, WeightInitError
 from weightinit.files.hub import CARD, CONFIG, REPO, WEIGHTS
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from weightinit.files.checks import Shape
     from weightinit.files.config import BundleConfig
 
-__all__ = ["atomic", "model_card", "replace_files"]
+__all__ = ["atomic", "check_output", "cut_off", "model_card", "replace_files", "save_tensors"]
 
 # The config, which states the digest of the weights, comes last: a folder without it is no bundle.
 ORDER = (CARD, WEIGHTS, CONFIG)
+#: Beginnings of the names of folders in which one file, and a bundle, are written.
+FILE, BUNDLE = ".writing-", ".saving-"
+#: What writing raises where it cannot: the safetensors library has an error of its own.
+FAULTS = (OSError, SafetensorError)
+
+
+def check_output(path: Path, suffixes: Sequence[str], *, force: bool) -> None:
+    """Raise WeightInitError unless a file can be written there, before any work is done."""
+    if path.suffix not in suffixes:
+        raise WeightInitError(f"cannot write {path}: name it with one of {', '.join(suffixes)}")
+    try:
+        real = Path(os.path.realpath(path))
+        if real.exists() and not real.is_file():
+            raise WeightInitError(f"cannot write {path}: it is no regular file; -o names a file")
+        if not real.parent.is_dir():
+            raise WeightInitError(f"cannot write {path}: -o names a file in an existing folder")
+        if real.exists() and not force:
+            raise WeightInitError(f"{path} exists: pass --force to replace it, or another -o")
+        with tempfile.TemporaryFile(dir=real.parent):
+            pass
+    except OSError as error:
+        raise WeightInitError(
+            f"cannot write {path} ({error}): -o names a file in a folder that can be written to"
+        ) from error
 
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Yield a path to write to; the file replaces ``path`` in the end, but not after an error."""
-    with tempfile.TemporaryDirectory(prefix=".saving-", dir=path.parent) as folder:
-        part = Path(folder, path.name)
-        yield part
-        _settle(part)
-        part.replace(path)
+    """Yield a path to write to; the file replaces ``path`` in the end, but not after an error.
+
+    A link stays, and what it points to is replaced. What a killed process left is removed.
+
+    Raises:
+        WeightInitError: if the file cannot be written.
+    """
+    try:
+        path = Path(os.path.realpath(path))
+        with ExitStack() as cleanup:
+            part = _scratch(cleanup, path.parent, FILE) / path.name
+            yield part
+            _settle(part)
+            part.replace(path)
+            _sync_folder(path.parent)
+    except FAULTS as error:
+        raise WeightInitError(
+            f"cannot write {path} ({error}); what stood there is unchanged. Choose a place that "
+            "can be written to, with space left"
+        ) from error
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file whose bytes are the same every time: metadata in order of keys."""
+    save_file(dict(tensors), path, metadata=dict(metadata))
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(metadata.items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(size)
+        assert len(text) == size
+        file.seek(8)
+        file.write(text)
 
 
 def replace_files(folder: Path, write: Callable[[Path], None]) -> None:
@@ -41,6 +97,7 @@ def replace_files(folder: Path, write: Callable[[Path], None]) -> None:
     Every file is written and synced first and then renamed into place, so that a file of the same
     name that is open or mapped somewhere keeps its contents. After any exception, a BundleError if
     the folder cannot be written to, it is as it was before. Files of other names are left alone.
+    One saver at a time renames, and puts back first what one that was killed has half renamed.
     """
     state = unchanged = "nothing there was changed"
     try:
@@ -48,8 +105,7 @@ def replace_files(folder: Path, write: Callable[[Path], None]) -> None:
             if not folder.exists():
                 cleanup.callback(_remove_if_empty, folder)
             folder.mkdir(parents=True, exist_ok=True)
-            temp = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
-            cleanup.callback(shutil.rmtree, temp, ignore_errors=True)
+            temp = _scratch(cleanup, folder, BUNDLE)
             new, old = temp / "new", temp / "old"
             new.mkdir()
             old.mkdir()
@@ -57,6 +113,8 @@ def replace_files(folder: Path, write: Callable[[Path], None]) -> None:
             names = [name for name in ORDER if (new / name).exists()]
             for name in names:
                 _settle(new / name)
+            cleanup.enter_context(_locked(folder))
+            for name in names:
                 if os.path.lexists(folder / name):
                     _link(folder / name, old / name)
             try:
@@ -73,13 +131,58 @@ def replace_files(folder: Path, write: Callable[[Path], None]) -> None:
                 later.close()
                 state = unchanged
                 raise
-            with suppress(OSError):  # not every file system can sync a folder
-                _sync(folder)
-    except OSError as error:
+            _sync_folder(folder)
+    except FAULTS as error:
         raise BundleError(
             f"cannot save the bundle to {folder} ({error}); {state}. Choose a folder that can be "
             "written to, with space left"
         ) from error
+
+
+def cut_off(folder: Path) -> Path | None:
+    """Return where the files are that a killed saver has half replaced, if one has."""
+    for temp in folder.glob(f"{BUNDLE}*"):
+        with _locked(temp, wait=False) as free:
+            if free and _half_moved(temp):
+                return temp / "old"
+    return None
+
+
+def _half_moved(temp: Path) -> bool:
+    """Whether files are left both in ``new`` and in ``old``, where the replaced ones are."""
+    return all((temp / part).is_dir() and any((temp / part).iterdir()) for part in ("new", "old"))
+
+
+def _scratch(cleanup: ExitStack, parent: Path, prefix: str) -> Path:
+    """Return a new folder that lasts as long as the stack; killed processes' are cleared away."""
+    with _locked(parent):  # so that nobody clears away a folder that is not locked yet
+        for left in parent.glob(f"{prefix}*"):
+            with _locked(left, wait=False) as free:
+                if free:
+                    for old in (left / "old").glob("*") if _half_moved(left) else ():
+                        old.replace(parent / old.name)
+                    shutil.rmtree(left, ignore_errors=True)
+        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+        cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
+        cleanup.enter_context(_locked(folder))
+    return folder
+
+
+@contextmanager
+def _locked(folder: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Lock a folder, until the block or the process ends; yield whether it is."""
+    locked, descriptor = False, None
+    with suppress(ImportError, OSError):  # a platform or a file system without locks
+        import fcntl
+
+        descriptor = os.open(folder, os.O_RDONLY)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        locked = True
+    try:
+        yield locked
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def _remove_if_empty(folder: Path) -> None:
@@ -101,6 +204,11 @@ def _settle(path: Path) -> None:
     shutil.copymode(probe, path)
     probe.unlink()
     _sync(path)
+
+
+def _sync_folder(path: Path) -> None:
+    with suppress(OSError):  # not every file system can sync a folder
+        _sync(path)
 
 
 def _sync(path: Path) -> None:

@@ -18,7 +18,8 @@ CHOICES: Mapping[str, tuple[Any, ...]] = {
     "start": ("scratch", "rule"),
     "alignment": ("uniform", "first"),
     "primitives": (15, 18),
-    **dict.fromkeys(("layernorm", "dead_layer", "separate", "softmax"), (True, False)),
+    **dict.fromkeys(("layernorm", "dead_layer", "separate", "softmax", "faithful"), (True, False)),
+    "language": ("none", "gpt", "llm"),
 }
 #: The largest sizes: a config may come from a stranger's file, and a network is built from it.
 LARGEST = {
@@ -63,6 +64,11 @@ class HyperConfig:
             showed it to the published code; torch 2 hides it.
         start: PITH: ``"scratch"`` is published; ``"rule"`` adds what is generated to the matrices
             of a closed-form projection.
+        language: LoGAH: which of the released classes for language models it is of: ``"gpt"`` has a
+            bin for GPT-2's vocabulary, and divides what ends a branch by sqrt(2 L); ``"llm"``, the
+            later one, has bins for three, and gives every matrix one standard deviation.
+        faithful: whether it was trained by the released code's rules, which then are its default;
+            see :func:`weightinit.init_from_hypernet`.
 
     Raises:
         BundleError: if a value is not one of the allowed ones, or the sizes do not fit each other.
@@ -90,6 +96,8 @@ class HyperConfig:
     alignment: Literal["uniform", "first"] = "uniform"
     softmax: bool = False
     start: Literal["scratch", "rule"] = "scratch"
+    language: Literal["none", "gpt", "llm"] = "none"
+    faithful: bool = False
 
     def __post_init__(self) -> None:
         """Check every field."""
@@ -109,18 +117,27 @@ class HyperConfig:
             first = int(least.get(name, 1))
             if type(value) is not int or not first <= value <= most:
                 raise BundleError(f"{name} is {value!r}: use a whole number of {first} to {most}")
+        if self.language != "none" and self.kind != "logah":
+            raise BundleError(f"language {self.language!r} of kind {self.kind!r}: use kind 'logah'")
+        if self.faithful and self.start == "rule":
+            raise BundleError("no released code starts at a rule: use faithful=False, or 'scratch'")
         if self.hid % self.heads or self.hid % 4:
             raise BundleError(f"hid {self.hid}: use a multiple of 4 and of heads, {self.heads}")
 
     @classmethod
     def pith(cls, **changes: Any) -> HyperConfig:
-        """Return PITH as released: progressive expansion of the original path alone.
+        """Return PITH as released: the first blocks, and the original path alone expands.
 
         Examples:
             >>> HyperConfig.pith(separate=True, expansion="both").max_shape
             (4096, 4096, 16)
         """
-        return replace(cls("pith", max_shape=(4096, 4096, 16), expansion="original"), **changes)
+        own = cls("pith", max_shape=(4096, 4096, 16), expansion="original", alignment="first")
+        return replace(own, **changes)
+
+    def as_stored(self, faithful: bool) -> bool:
+        """Return whether a language model's matrices are predicted as they are stored: LoGAH's."""
+        return self.language != "none" or (faithful and self.kind == "logah")
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""

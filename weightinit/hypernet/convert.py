@@ -80,7 +80,7 @@ def convert(
     kind: str | None = None,
     max_shape: int | None = None,
     num_classes: int | None = None,
-    softmax: bool = False,
+    softmax: bool | None = None,
     key: str | None = None,
     licence: str = "other",
     max_bytes: int = MAX_BYTES,
@@ -94,8 +94,8 @@ def convert(
         max_shape: rows and columns that a low-rank decoder was trained to predict, which its
             weights do not say. Default: the file's config, else 2048, or 4096 for PITH.
         num_classes: number of classes it was trained on, likewise. Default: the file's, else 1000.
-        softmax: whether its graphs had nodes for attention's softmax, as those made by torch 1 had;
-            nothing in the file says so.
+        softmax: whether its graphs had nodes for attention's softmax, as those made by torch 1 had,
+            GHN-3's own probably; nothing in the file says so. Default: they had not.
         key: key of the state dict in the file, e.g. ``"ema_state_dict"``. Default: ``state_dict``.
         licence: SPDX identifier of the weights.
         max_bytes: largest file that is read.
@@ -115,7 +115,7 @@ def convert(
         ...     torch.save({"state_dict": tiny.state_dict()}, f"{folder}/old.pt")
         ...     done = convert(f"{folder}/old.pt", f"{folder}/new", max_shape=512)
         >>> done.config.hid, done.config.max_shape, done.assumed
-        (16, (512, 512, 16), ('num_classes',))
+        (16, (512, 512, 16), ('num_classes', 'softmax'))
     """
     from weightinit.hypernet.files import HyperNetwork
     from weightinit.hypernet.network import GraphHyperNetwork

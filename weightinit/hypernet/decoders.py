@@ -7,7 +7,7 @@ rows a tensor needs one or a few.
 from __future__ import annotations
 
 import itertools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,15 @@ class LowRank(NamedTuple):
         if self.base is None:
             return self.a @ self.b.mT
         return torch.addmm(self.base, self.a, self.b.mT)
+
+    def std(self) -> Tensor:
+        """Return the standard deviation of each product ``[...]``, which is not multiplied out."""
+        exact = torch.float32 if self.a.device.type == "mps" else torch.float64
+        a, b = self.a.to(exact), self.b.to(exact)
+        count = a.shape[-2] * b.shape[-2]
+        total = (a.sum(-2) * b.sum(-2)).sum(-1)
+        squares = ((a.mT @ a) * (b.mT @ b)).sum((-2, -1))
+        return ((squares - total.square() / count).relu() / (count - 1)).sqrt().to(self.a)
 
     def write(self, out: Tensor) -> None:
         """Multiply out into a tensor, without gradients and without another copy of it."""
@@ -66,25 +75,20 @@ class LowRankDecoder(nn.Module):
         hid, rank = config.hid, config.rank
         self.rank, self.max_ck = rank, config.max_ck
         self.mlp = _MLP(hid, 4 * hid, 8 * hid, 2 * rank * rank)
-        self.names = [f"l2{'' if head == 0 else f'_{head}'}" for head in range(heads)]
+        marks = ["" if head == 0 else f"_{head}" for head in range(heads)]
         if config.dead_layer:
-            for head in range(heads):
-                self.add_module(f"l1{'' if head == 0 else f'_{head}'}", nn.Linear(rank, rank))
-        self.steps = 2 if expand else 0
-        for name in self.names:
-            wide = rank
-            for step in range(self.steps):
-                self.add_module(f"{name}_step{step + 1}", nn.Linear(wide, 2 * wide))
-                wide *= 2
-            last = f"{name}_step{self.steps + 1}" if expand else name
-            self.add_module(last, nn.Linear(wide, config.max_ck))
+            for mark in marks:
+                self.add_module(f"l1{mark}", nn.Linear(rank, rank))
+        sizes = (rank, 2 * rank, 4 * rank, self.max_ck) if expand else (rank, self.max_ck)
+        steps = ("_step1", "_step2", "_step3") if expand else ("",)
+        self.names = [[f"l2{mark}{step}" for step in steps] for mark in marks]
+        for names in self.names:
+            for name, pair in zip(names, itertools.pairwise(sizes), strict=True):
+                self.add_module(name, nn.Linear(*pair))
 
-    def last(self, head: int = 0) -> nn.Linear:
-        """Return the layer that latents end in."""
-        name = self.names[head]
-        layer = self.get_submodule(f"{name}_step{self.steps + 1}" if self.steps else name)
-        assert isinstance(layer, nn.Linear)
-        return layer
+    def layers(self, head: int = 0) -> list[Any]:
+        """Return the linear layers after the MLP: those that widen latents, and the last."""
+        return [self.get_submodule(name) for name in self.names[head]]
 
     def hidden(self, y: Tensor, which: slice, count: int) -> Tensor:
         """Return the first latents of A (0) or B (1), ``[N, factors, count, r]``, not yet widened.
@@ -99,9 +103,10 @@ class LowRankDecoder(nn.Module):
 
     def entries(self, y: Tensor, begin: int, end: int, head: int) -> Tensor:
         """Return entries of a factor, read along latents ``[N, c, r]``: ``[N, end - begin]``."""
-        for step in range(self.steps):
-            y = self.get_submodule(f"{self.names[head]}_step{step + 1}")(y).relu()
-        last, found = self.last(head), []
+        *steps, last = self.layers(head)
+        for step in steps:
+            y = step(y).relu()
+        found = []
         while begin < end:
             latent, column = divmod(begin, self.max_ck)
             # whole latents together, the rest of one on its own

@@ -13,10 +13,18 @@ from torch.nn import functional
 from weightinit.hypernet.config import HyperConfig
 from weightinit.hypernet.graph import Graph
 
-__all__ = ["Encoder", "ShapeEncoder"]
+__all__ = ["VOCABULARIES", "Encoder", "ShapeEncoder", "channel_bins"]
 
 #: Rows of the tables: degrees up to 100, distances from the input up to 1000, edges up to 254.
 DEGREES, DISTANCES, EDGES = 101, 1001, 257
+#: Of GPT-2, and of Llama 2 and Llama 3 as well.
+VOCABULARIES = {"none": set(), "gpt": {50257}, "llm": {32000, 50257, 128256}}
+
+
+def channel_bins(classes: int, language: str) -> set[int]:
+    """Return the published bins of rows and columns."""
+    bins = {1, 3, classes, *range(8, 64, 8), *range(64, 4096, 16), *range(4096, 8193, 32)}
+    return bins | VOCABULARIES[language]
 
 
 class ShapeEncoder(nn.Module):
@@ -24,8 +32,7 @@ class ShapeEncoder(nn.Module):
 
     def __init__(self, config: HyperConfig) -> None:
         super().__init__()
-        channels = {1, 3, config.num_classes, *range(8, 64, 8), *range(64, 4096, 16)}
-        channels |= set(range(4096, 8193, 32))
+        channels = channel_bins(config.num_classes, config.language)
         spatial = {*range(1, max(12, config.max_shape[2]), 2), 14, 16}
         # not buffers: they are no weights, and have values on the meta device too
         self.channels = torch.tensor(sorted(channels), device="cpu")

@@ -121,8 +121,10 @@ class HyperNetwork(Bundle):
         model = GPT if found.primitives == 18 else VIT.format(size=size)
         use = USES.get(found.kind, "wi.init_from_hypernet(model, {name})").format(name=name)
         sizes = " ".join(f"{label}={size}" for label, size in config.sizes.items())
+        trained = "the released code" if found.faithful else "weightinit"
         return (
             f"Weight hypernetwork ({config.method})",
             f"{model}\n{use}",
-            f"A hypernetwork with an encoder of {config.depth} blocks, sizes {sizes}.",
+            f"A hypernetwork with an encoder of {config.depth} blocks, sizes {sizes}. It was "
+            f"trained by the rules of {trained}, by which it predicts.",
         )

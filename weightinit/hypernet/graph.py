@@ -50,12 +50,14 @@ class Node:
             weight and bias. Empty for an operation without parameters.
         block: index of its block, -1 outside.
         shape: shape of what it predicts: out, in, height, width; empty without parameters.
+        turned: whether that shape is in, out: that of a matrix which is stored transposed.
     """
 
     op: str
     roles: tuple[str, ...] = ()
     block: int = -1
     shape: tuple[int, ...] = ()
+    turned: bool = False
 
     @property
     def head(self) -> bool:
@@ -75,11 +77,15 @@ class Node:
 
 @dataclass(frozen=True)
 class Graph:
-    """Nodes in topological order, the first the input, and the edges between them, forwards."""
+    """Nodes in topological order, the first the input, and the edges between them, forwards.
+
+    ``stored`` is the graph of a language model as LoGAH's released classes for them see it.
+    """
 
     nodes: tuple[Node, ...]
     edges: tuple[tuple[int, int], ...]
     cutoff: int = CUTOFF
+    stored: bool = False
 
     @cached_property
     def distances(self) -> Tensor:
@@ -96,6 +102,11 @@ class Graph:
         found[found > self.cutoff] = 0
         return torch.from_numpy(found.astype(np.int64))
 
+    @property
+    def depth(self) -> int:
+        """Number of blocks."""
+        return 1 + max(node.block for node in self.nodes)
+
     @cached_property
     def types(self) -> Tensor:
         """Ids of the node types ``[n]``, int64."""
@@ -106,6 +117,7 @@ def graph_of(
     target: Anatomy,
     *,
     softmax: bool = False,
+    stored: bool = False,
     extra: Mapping[str, tuple[int, int]] | None = None,
 ) -> Graph:
     """Return the graph of a transformer.
@@ -116,6 +128,7 @@ def graph_of(
     Args:
         target: anatomy of the model.
         softmax: whether attention has a node of its own.
+        stored: whether matrices of a language model have the shape that they are stored in.
         extra: matrices ``(rows, columns)`` by role that read the stream after the last norm, beside
             the head: TAL's M.
 
@@ -128,16 +141,17 @@ def graph_of(
         >>> len(graph.nodes), int(graph.distances.count_nonzero())
         (152, 11473)
     """
-    built = _Builder(target, softmax)
+    stored = stored and "embed.token.weight" in target.outside
+    built = _Builder(target, softmax, stored)
     built.build(extra or {})
-    return Graph(tuple(built.nodes), tuple(built.edges))
+    return Graph(tuple(built.nodes), tuple(built.edges), stored=stored)
 
 
 class _Builder:
     """Adds nodes in the order of a forward pass; what adds returns the index of the last one."""
 
-    def __init__(self, target: Anatomy, softmax: bool) -> None:
-        self.target, self.softmax = target, softmax
+    def __init__(self, target: Anatomy, softmax: bool, stored: bool) -> None:
+        self.target, self.softmax, self.stored = target, softmax, stored
         self.nodes: list[Node] = []
         self.edges: list[tuple[int, int]] = []
 
@@ -206,7 +220,11 @@ class _Builder:
             if found := [role for role in roles if role in pieces]:
                 sizes = [pieces[role].size for role in found]
                 shape = (sum(size[0] for size in sizes), *(*sizes[0][1:], 1, 1, 1)[:3])
-                last = self._add(Node(op, tuple(found), block, shape), (last,))
+                order = pieces[found[0]].spec.layout.parts[0].order
+                turned = self.stored and which == "weight" and order[0] > 0
+                if turned:
+                    shape = (shape[1], shape[0], *shape[2:])
+                last = self._add(Node(op, tuple(found), block, shape, turned), (last,))
         return last
 
     def _norm(self, last: int, pieces: Mapping[str, Piece], block: int, norm: str) -> int:

@@ -8,12 +8,15 @@ from typing import Any
 
 from weightinit.errors import BundleError
 from weightinit.hypernet.config import HyperConfig, Kind
+from weightinit.hypernet.encoder import VOCABULARIES, channel_bins
 
 __all__ = ["Shapes", "inferred"]
 
 Shapes = Mapping[str, tuple[int, ...]]
 #: Rows of the embedding of kernel sizes, by the largest kernel: of CIFAR-10 and of ImageNet.
 KERNELS = {9: 11, 11: 16}
+#: The most rows that the embedding of channels has where models classify images.
+IMAGES = 392
 
 
 def inferred(
@@ -22,14 +25,15 @@ def inferred(
     *,
     max_shape: int | None = None,
     num_classes: int | None = None,
-    softmax: bool = False,
+    softmax: bool | None = None,
 ) -> tuple[HyperConfig, tuple[str, ...]]:
     """Return the config, and the fields that neither the weights nor anybody stated.
 
     The published loaders guess the number of heads from the width; the edge bias has it exactly.
     Of GHN-3 everything is in the weights; a low-rank decoder does not say which sizes it was
-    trained to predict (``max_shape``), nor an encoder alone the number of classes. ``stated`` is
-    the ``config`` of the file, in the published code's words; arguments come before it.
+    trained to predict (``max_shape``), nor an encoder alone the number of classes, and no file
+    whether graphs had softmax nodes. ``stated`` is the ``config`` of the file, in the published
+    code's words; arguments come before it.
 
     Raises:
         BundleError: if they are no hypernetwork's, or contradict what is asked for.
@@ -40,8 +44,8 @@ def inferred(
         >>> with torch.device("meta"):
         ...     state = GraphHyperNetwork(HyperConfig.pith()).state_dict()
         >>> config, assumed = inferred({name: tuple(t.shape) for name, t in state.items()}, {})
-        >>> config == HyperConfig.pith(), assumed
-        (True, ('num_classes', 'max_shape'))
+        >>> config == HyperConfig.pith(faithful=True), assumed
+        (True, ('num_classes', 'max_shape', 'softmax'))
     """
     if stated.get("weight_norm") is False or stated.get("use_1d_decoder") is True:
         raise BundleError(
@@ -61,27 +65,45 @@ def inferred(
         "layers": sum(name.startswith("gnn.") and name.endswith(".ln1.weight") for name in shapes),
         "heads": _matrix(shapes, "gnn.0.attn.proj_e.2.weight")[0],
         "layernorm": "ln.weight" in shapes,
-        "softmax": softmax,
+        "faithful": True,
         "task_dim": _matrix(shapes, task)[1] if task in shapes else 0,
     }
-    given = {
-        "num_classes": stated.get("num_classes") if num_classes is None else num_classes,
-        "max_shape": stated.get("max_shape") if max_shape is None else max_shape,
-    }
+    unsaid: list[str] = []
+
+    def choose(name: str, given: Any, usual: int) -> Any:
+        value = stated.get(name) if given is None else given
+        if value is None:
+            unsaid.append(name)
+        return usual if value is None else value
+
     if lowrank:
-        usual = {"num_classes": 1000, "max_shape": 4096 if kind == "pith" else 2048}
-        chosen = {name: usual[name] if value is None else value for name, value in given.items()}
-        facts |= _low_rank(shapes, kind) | chosen
-        facts["max_shape"] = _three(chosen["max_shape"], shapes)
-        return HyperConfig(**facts), tuple(name for name in given if given[name] is None)
-    facts |= _convolutional(shapes, hid)
-    for name, asked, fact in (
-        ("max_shape", max_shape, facts["max_shape"][0]),
-        ("num_classes", num_classes, facts["num_classes"]),
-    ):
-        if asked not in (None, fact):
-            raise BundleError(f"{name} {asked} was asked for, and the weights say {fact}")
-    return HyperConfig(**facts), ()
+        facts |= _low_rank(shapes, kind)
+        facts["num_classes"] = classes = choose("num_classes", num_classes, 1000)
+        usual = 4096 if kind == "pith" else 2048
+        if kind == "logah" and (language := _language(shapes, classes)) != "none":
+            facts["language"] = language
+            # Its decoder has 16 rows for each one that it was trained to predict.
+            usual = max(facts["max_ck"] // 16, 1)
+        facts["max_shape"] = _three(choose("max_shape", max_shape, usual), shapes)
+    else:
+        facts |= _convolutional(shapes, hid)
+        for name, asked, fact in (
+            ("max_shape", max_shape, facts["max_shape"][0]),
+            ("num_classes", num_classes, facts["num_classes"]),
+        ):
+            if asked not in (None, fact):
+                raise BundleError(f"{name} {asked} was asked for, and the weights say {fact}")
+    facts["softmax"] = choose("softmax", softmax, False)
+    return HyperConfig(**facts), tuple(unsaid)
+
+
+def _language(shapes: Shapes, classes: Any) -> str:
+    """Return the class for language models whose vocabularies the table of channels has."""
+    rows = _matrix(shapes, "shape_enc.embed_channel.weight")[0]
+    if type(classes) is not int or rows <= IMAGES:
+        return "none"
+    fitting = (n for n in VOCABULARIES if rows == len(channel_bins(classes, n)) + 1)
+    return next(fitting, "none")
 
 
 def _low_rank(shapes: Shapes, kind: Kind) -> dict[str, Any]:
@@ -94,6 +116,7 @@ def _low_rank(shapes: Shapes, kind: Kind) -> dict[str, Any]:
     }
     if kind == "pith":
         both = "decoderpq.l2_step1.weight" in shapes
+        facts["alignment"] = "first"
         facts["pathway"] = "dual" if "decoderpq.mlp.fc.4.weight" in shapes else "shared"
         facts["expansion"] = "both" if both else "original" if wide else "none"
     return facts

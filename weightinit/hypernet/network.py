@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import UserDict
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from weightinit.anatomy.roles import facts
 from weightinit.errors import ProjectionError
 from weightinit.hypernet.config import HyperConfig
 from weightinit.hypernet.decoders import (
@@ -122,7 +124,8 @@ class GraphHyperNetwork(Encoder):
         *,
         task: Tensor | None = None,
         fuse: Fuse | None = None,
-        faithful: bool = False,
+        faithful: bool | None = None,
+        std: float = 0.02,
     ) -> WeightMap:
         """Return every weight that the graph has a node for, fp32, differentiable.
 
@@ -130,13 +133,16 @@ class GraphHyperNetwork(Encoder):
             graph: graph of the target.
             task: TAL's task embedding ``[task_dim]``.
             fuse: changes matrices before they are scaled.
-            faithful: clip and tile as the published code does.
+            faithful: clip and tile as the published code does; None is how it was trained.
+            std: standard deviation of a language model's matrices, by its own initialiser.
 
         Raises:
             ProjectionError: if the task does not fit, or the target is larger than can be decoded.
         """
         self._check_task(task)
+        faithful = self.config.faithful if faithful is None else faithful
         clipped = faithful or self.config.kind == "ghn3"
+        scaled = partial(_scaled, graph, std=None if self.config.language == "gpt" else std)
         if not clipped:
             self._check_sizes(graph)
         groups: dict[Any, list[int]] = {}
@@ -153,7 +159,7 @@ class GraphHyperNetwork(Encoder):
                 values: Decoded = self._vectors(run, members, node, clipped)
             else:
                 values = self._matrices(run, members, node, clipped)
-                values = _scaled(values if fuse is None else fuse(run, members, values), node)
+                values = scaled(node, values if fuse is None else fuse(run, members, values))
             for place, index in enumerate(members):
                 found |= _parts(graph.nodes[index], values, place)
         return WeightMap(found)
@@ -165,7 +171,7 @@ class GraphHyperNetwork(Encoder):
                 f"this hypernetwork needs a task: pass task=, an embedding of {size} numbers, or "
                 "images of the task and ancestor="
             )
-        if task is not None and tuple(task.shape) != (size,):
+        if task is not None and (not size or tuple(task.shape) != (size,)):
             raise ProjectionError(
                 f"the task embedding has shape {tuple(task.shape)}: "
                 + (f"use one of ({size},)" if size else "this hypernetwork takes none")
@@ -246,15 +252,25 @@ def _tiled(values: Tensor, shape: Sequence[int]) -> Tensor:
     return values
 
 
-def _scaled(values: Decoded, node: Node) -> Decoded:
-    """Return what was clipped at its full size, times sqrt(beta / fan-in), but for embeddings."""
+def _scaled(graph: Graph, node: Node, values: Decoded, *, std: float | None) -> Decoded:
+    """Return what was clipped at its full size, times sqrt(beta / fan-in), but for embeddings.
+
+    Matrices of a language model as it is stored have the standard deviation ``std``; without one,
+    what ends a branch is divided by sqrt(2 L).
+    """
     rows, columns, height, width = node.shape
     beta = 1 if node.spatial and (columns == 1 or height < width) else 2
     scale = 1.0 if node.op == "pos_enc" else (beta / (columns * height * width)) ** 0.5
-    if isinstance(values, LowRank):
-        # What repeats rows of the product repeats those of a factor.
-        return LowRank(_tiled(values.a, (rows,)) * scale, _tiled(values.b, (columns,)))
-    return _tiled(values, (rows, columns)) * scale
+    if not isinstance(values, LowRank):
+        return _tiled(values, (rows, columns)) * scale
+    # What repeats rows of the product repeats those of a factor.
+    whole, scales = LowRank(_tiled(values.a, (rows,)), _tiled(values.b, (columns,))), scale
+    if graph.stored and std is not None:
+        scales = std / (whole.std()[:, None, None] + 1e-7)
+    elif graph.stored and facts(node.roles[0]).end:
+        scales = scale / (2 * graph.depth) ** 0.5
+    a, b = whole.a * scales, whole.b
+    return LowRank(b, a) if node.turned else LowRank(a, b)
 
 
 def _parts(node: Node, values: Decoded, place: int) -> dict[Key, Decoded]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +13,11 @@ from torch import Tensor
 from weightinit.anatomy import Anatomy
 from weightinit.ancestor.ancestor import Ancestor
 from weightinit.errors import ProjectionError
+from weightinit.hypernet.config import HyperConfig
 from weightinit.hypernet.files import HyperNetwork
 from weightinit.hypernet.network import GraphHyperNetwork
 from weightinit.hypernet.predict import Prediction
+from weightinit.inherit.calibration import calls_of
 from weightinit.inherit.running import Runnable, captured
 from weightinit.plan import Inheritance
 
@@ -37,7 +39,8 @@ class PITH:
     Args:
         hypernet: a built-in name, a folder, ``"org/name@revision"``, or an object; None is the one
             that ships with weightinit.
-        faithful: as the released code: block i from block i, positions one off.
+        faithful: as the released code: block i from block i, positions one off; None is how the
+            hypernetwork was trained.
 
     Examples:
         >>> import timm, weightinit as wi
@@ -52,7 +55,7 @@ class PITH:
     """
 
     hypernet: HypernetLike | None = None
-    faithful: bool = False
+    faithful: bool | None = None
 
     def plan(
         self, source: Runnable, target: Anatomy, *, seed: int = 0, calibration: object = None
@@ -70,6 +73,8 @@ class PITH:
 def named_network(hypernet: HypernetLike) -> tuple[GraphHyperNetwork, str]:
     """Return the network, and where it is from in words."""
     if isinstance(hypernet, GraphHyperNetwork):
+        if hypernet.embed.weight.is_meta:
+            raise ProjectionError("the hypernetwork is on the meta device: give it weights first")
         return hypernet, "network"
     if not isinstance(hypernet, HyperNetwork):
         hypernet = HyperNetwork.from_pretrained(hypernet)
@@ -83,20 +88,66 @@ def predicted(network: GraphHyperNetwork, target: Anatomy, **options: Any) -> In
 
 
 @torch.no_grad()
-def embedding(task: Tensor | Iterable[Tensor], source: Ancestor | None) -> Tensor:
-    """Return a task embedding as it is, or the ancestor's mean feature of images."""
-    if isinstance(task, Tensor) and task.dim() == 1:
-        return task
+def embedding(
+    task: Tensor | Mapping[str, Any] | Iterable[Any] | None,
+    source: Ancestor | None,
+    config: HyperConfig,
+) -> Tensor | None:
+    """Return a task embedding as it is, or the ancestor's mean feature of images.
+
+    Images are a batch, or an iterable of what :func:`weightinit.project_from` calibrates with.
+    """
+    if task is None:
+        return None
+    if not config.task_dim:
+        raise ProjectionError(
+            f"this hypernetwork of kind {config.kind!r} takes none of a task: leave task= out, or "
+            "pass one of kind 'tal'"
+        )
+    if not isinstance(task, Tensor) or task.dim() != 1:
+        task = _mean_feature(task, source)
+    plain = task.layout == torch.strided and not (task.is_meta or task.is_complex())
+    if not plain or not torch.isfinite(task).all():
+        raise ProjectionError(
+            "the task embedding holds values that are not finite, or none: check the images, or "
+            f"pass task=, {config.task_dim} numbers"
+        )
+    return task.float()
+
+
+def _mean_feature(task: Any, source: Ancestor | None) -> Tensor:
+    """Return the mean ``[d]`` of what the ancestor's classifier reads, one batch after another."""
     if source is None:
         raise ProjectionError(
             "task= are images, whose embedding an ancestor makes: pass ancestor=, or the embedding"
         )
-    module, total, count = source.module(), torch.zeros((), dtype=torch.float64), 0
+    batches = [task] if isinstance(task, (Tensor, Mapping)) else task
+    if isinstance(task, str) or not isinstance(batches, Iterable):
+        raise ProjectionError(
+            f"task= is a {type(task).__name__}: pass an embedding, a batch of images, or an "
+            "iterable of batches"
+        )
+    module, total, count = source.module().eval().float(), torch.zeros(()).double(), 0
     device = next(module.parameters()).device
     with captured(module) as found:
-        for images in [task] if isinstance(task, Tensor) else task:
-            module(images.to(device))
-            total, count = total + found.pop().double().sum(0).cpu(), count + len(images)
+        for number, batch in enumerate(batches):
+            try:
+                ((args, kwargs),) = calls_of([batch], module)
+                args = [_on(value, device) for value in args]
+                module(*args, **{name: _on(value, device) for name, value in kwargs.items()})
+                features = found.pop().double()
+            except Exception as error:  # whatever a forward pass makes of the wrong batch
+                raise ProjectionError(
+                    f"the ancestor does not run on batch {number} of task= "
+                    f"({' '.join(str(error).split())[:300]}): pass images as it was trained on"
+                ) from error
+            total, count = total + features.sum(0).cpu(), count + len(features)
     if not count:
         raise ProjectionError("task= holds no images: pass at least one batch")
-    return (total / count).float()
+    return total / count
+
+
+def _on(value: Any, device: torch.device) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    return value.to(device, torch.float32 if value.is_floating_point() else value.dtype)

@@ -17,6 +17,9 @@ Calibration = Iterable[Any] | None
 #: Positional and keyword arguments of a forward pass.
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
+#: Bounds on what is held, so that a loader without an end is found out.
+MOST, MOST_BYTES = 4096, 4 << 30
+
 _LABELS = {"label", "labels", "target", "targets", "next_sentence_label"}
 _HELP = "pass a few unlabelled batches as project_from(..., calibration=batches)"
 
@@ -34,7 +37,22 @@ def calls_of(calibration: Calibration, module: nn.Module) -> list[Call]:
             f"calibration= is a {type(calibration).__name__}: pass an iterable of batches, such as "
             "a list of tensors or a data loader"
         )
-    calls = [_call(batch, number, module) for number, batch in enumerate(calibration)]
+    calls: list[Call] = []
+    size = 0
+    for number, batch in enumerate(calibration):
+        args, kwargs = _call(batch, number, module)
+        tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
+        if any(x.is_meta for x in tensors):
+            raise ProjectionError(
+                f"calibration batch {number} is on the meta device: {_HELP}, with values"
+            )
+        size += sum(x.numel() * x.element_size() for x in tensors)
+        if number >= MOST or size > MOST_BYTES:
+            raise ProjectionError(
+                f"calibration= holds more than {MOST} batches or {MOST_BYTES >> 30} GiB, all of "
+                "which are held: pass a few, such as itertools.islice(loader, 20)"
+            )
+        calls.append((args, kwargs))
     if not calls:
         raise ProjectionError(f"calibration= holds no batches: {_HELP}")
     return calls

@@ -15,19 +15,18 @@ from weightinit.init.operators import Copies, Op, along, cycle, scale
 
 __all__ = ["Copying"]
 
+#: Head dims, of the blocks and of the attention pool.
+HEAD_DIMS = frozenset({"k", "kp"})
+
 
 class Copying:
     """Copies of the channels of every axis that grows: a method's :data:`Axes`.
 
     Where the head dim grows, queries and keys are scaled so that their products, divided by the
-    root of the new head dim, are as before.
-
-    Args:
-        growth: growth from the ancestor to the target.
-        choose: returns the channels that are copied, given a label and its old and new size; None
-            copies them in turn. Query heads that share a key-value head are called ``"in group"``.
-        added: returns what uneven shares have more than even ones, given a place, even shares and
-            the copies (the mean over copies is taken off); None leaves them even.
+    root of the new head dim, are as before. ``choose`` returns the channels that are copied, given
+    a label and its old and new size (None copies them in turn); query heads that share a key-value
+    head are called ``"in group"``. ``added`` returns what uneven shares have more than even ones,
+    of which the mean over copies is taken off.
     """
 
     def __init__(
@@ -85,10 +84,11 @@ class Copying:
         return self.choose(label, old, new)
 
     def _rows(self, copies: Copies, labels: Labels, place: Place) -> Op:
-        if "k" not in self.growth.grown or labels[-1] != "k" or not self._product(place):
+        head = labels[-1]
+        if head not in HEAD_DIMS & self.growth.grown.keys() or not self._product(place):
             return copies.index
-        old, new = self.growth.grown["k"]
-        inner = self._single("k").counts.double()
+        old, new = self.growth.grown[head]
+        inner = self._single(head).counts.double()
         gain = ((new / old) ** 0.5 / inner).sqrt().repeat(len(copies.index) // new)
         return lambda tensor, dim: scale(along(tensor, dim, copies.index), dim, gain)
 
@@ -98,4 +98,5 @@ class Copying:
         if fact.letter not in ("q", "k"):
             return False
         normed = f"{fact.parent}.{fact.letter}_norm.weight"
-        return fact.kind == "norm" or not any(normed in block for block in self.growth.new.blocks)
+        new = self.growth.new
+        return fact.kind == "norm" or not any(normed in x for x in (*new.blocks, new.outside))

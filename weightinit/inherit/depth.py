@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
+from operator import index
 
 from weightinit.anatomy import Anatomy
 from weightinit.errors import ProjectionError
@@ -18,9 +20,10 @@ __all__ = [
     "mixes",
 ]
 
-#: A rule by name, or from (blocks of the ancestor, blocks of the target) to a mix of the ancestor's
-#: blocks for each of the target's; a block of an empty mix is new.
-Depth = str | Callable[[int, int], list[Mix]]
+#: A rule by name; the ancestor's block for each of the target's, by its number over all stages; or
+#: a function from (blocks of the ancestor, blocks of the target) to a mix of the ancestor's blocks
+#: for each of the target's, where a block of an empty mix is new.
+Depth = str | Sequence[int] | Callable[[int, int], list[Mix]]
 
 
 def _solar(old: int, new: int) -> list[int]:
@@ -49,7 +52,7 @@ RULES: Mapping[str, Callable[[int, int], list[Mix]]] = {
     "mid": _single(
         lambda old, new: [min(max(0, (old - new) // 2 + i), old - 1) for i in range(new)]
     ),
-    # Even steps from the first to the last, as linspace rounds them.
+    # Even steps from the first to the last; halves are rounded to the even block.
     "uniform": _single(
         lambda old, new: [round(i * (old - 1) / max(1, new - 1)) for i in range(new)]
     ),
@@ -82,12 +85,9 @@ def followers(old: int, new: int) -> list[Mix]:
 def damping(depth: int, auxiliary: int) -> float:
     """Return the factor on what each block of a much deeper target adds to the residual stream.
 
-    A target of r times the blocks writes r times as often: up to r = 1.5 that does no harm, beyond
-    it min(1, (1.5 / r)^(3/4)) makes up for it (ours; chosen on validation images of CIFAR-10).
-
-    Args:
-        depth: depth of the target.
-        auxiliary: depth of the model that the scalers were trained in.
+    A target of r times the auxiliary model's blocks writes r times as often: up to r = 1.5 that
+    does no harm, beyond it min(1, (1.5 / r)^(3/4)) makes up for it (ours; chosen on validation
+    images of CIFAR-10).
 
     Examples:
         >>> damping(8, 6), round(damping(24, 6), 3)
@@ -104,6 +104,8 @@ def mixes(depth: Depth, source: Anatomy, target: Anatomy) -> list[Mix]:
             f"the ancestor has {len(old)} stages and the target {len(new)}: use an ancestor of the "
             "same family and as many stages"
         )
+    if not isinstance(depth, str) and not callable(depth):
+        return _listed(depth, old, new)
     chosen: list[Mix] = []
     offset = 0
     for before, after in zip(old, new, strict=True):
@@ -113,7 +115,32 @@ def mixes(depth: Depth, source: Anatomy, target: Anatomy) -> list[Mix]:
     return chosen
 
 
-def blocks_for(depth: Depth, old: int, new: int) -> list[Mix]:
+def _listed(depth: Sequence[int], old: Sequence[int], new: Sequence[int]) -> list[Mix]:
+    """Return the blocks of a list, each of its stage; a negative number counts from the end."""
+    total = sum(old)
+    try:
+        blocks = [index(block) for block in depth]
+    except TypeError:
+        raise ProjectionError(
+            f"depth={depth!r}: use one of {sorted(RULES)}, or the ancestor's block for each of the "
+            f"target's {sum(new)}, such as {list(range(total))[: sum(new)]}"
+        ) from None
+    places = [stage for stage, number in enumerate(new) for _ in range(number)]
+    first = [0, *accumulate(old)]
+    blocks = [block + total if block < 0 else block for block in blocks]
+    if len(blocks) != sum(new) or any(
+        not first[stage] <= block < first[stage + 1]
+        for block, stage in zip(blocks, places, strict=True)
+    ):
+        stages = f" in stages of {[*old]}" if len(old) > 1 else ""
+        raise ProjectionError(
+            f"depth={[*depth]} names {len(blocks)} blocks for a target of {sum(new)}, and the "
+            f"ancestor has 0 to {total - 1}{stages}: name one of the same stage for each"
+        )
+    return [((block, 1.0),) for block in blocks]
+
+
+def blocks_for(depth: str | Callable[[int, int], list[Mix]], old: int, new: int) -> list[Mix]:
     """Return which of ``old`` blocks make each of ``new`` ones, by a rule's name or a function.
 
     Examples:

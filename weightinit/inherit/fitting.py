@@ -19,11 +19,8 @@ class ComposedModel(nn.Module):
 
     The weights stay in the inner model as plain tensors until the next forward, for activation
     checkpointing computes them again in the backward pass. ``torch.func.functional_call`` would
-    take them back before, and costs a fortyfold of the time.
-
-    Args:
-        model: the inner model, which loses the parameters that follow from others.
-        names: names of these parameters.
+    take them back before, and costs a fortyfold of the time. The inner model loses the parameters
+    of the names given.
     """
 
     def __init__(self, model: nn.Module, names: Iterable[str]) -> None:
@@ -72,20 +69,13 @@ def run(
     progress: bool | None = None,
     title: str | None = None,
 ) -> None:
-    """Run an optimizer over the gradients of a step function.
+    """Run an optimizer over the gradients of ``step``, which returns the loss of a step's number.
 
-    Args:
-        steps: numbers of the steps; a resumed run starts in the middle.
-        step: computes the gradients of one step, from its number, and returns the loss.
-        optimizer: updates the parameters, and clears their gradients.
-        scaler: loss scaler of fp16 training, by which ``step`` has scaled the loss.
-        after: called with the number of finished steps and the last loss: schedules the learning
-            rate, records, saves. What it returns is shown beside the bar.
-        progress: whether to show a bar; None shows it on a terminal.
-        title: what the bar is of.
-
-    Raises:
-        ProjectionError: if the loss is not finite; the parameters are those of the step before.
+    ``after`` is called with the number of finished steps and the last loss: it schedules the
+    learning rate, records and saves, and what it returns is shown beside the bar (``progress``;
+    None shows it on a terminal). ``scaler`` is that of fp16 training, by which ``step`` has scaled
+    the loss. A loss that is not finite is a ProjectionError; the parameters are those of the step
+    before.
     """
     from tqdm import tqdm
 

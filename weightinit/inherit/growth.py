@@ -7,7 +7,7 @@ blocks add nothing to the residual stream. What breaks one of these is a fault, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 
 from torch import Tensor
@@ -17,25 +17,20 @@ from weightinit.errors import ProjectionError
 from weightinit.inherit.depth import Depth, Mix, followers, mixes
 from weightinit.inherit.transfer import Place
 
-__all__ = ["Growth", "claim", "followers"]
+__all__ = ["Growth", "followers"]
 
 #: Norms whose statistics are plain averages over channels; where none is named, it is one of them.
-PLAIN_NORMS = ("LayerNorm", "LayerNormFp32", "RmsNorm", "RmsNormFp32", "RMSNorm")
-TRAITS = ("act", "norm", "form", "pool", "rope", "grid", "pos_prefix", "prefix_tokens")
+PLAIN_NORMS = (
+    "LayerNorm", "LayerNormFp32", "LayerNorm2d", "LayerNorm2dFp32",
+    "RmsNorm", "RmsNormFp32", "RMSNorm", "RmsNorm2d", "RmsNorm2dFp32",
+)  # fmt: skip
+TRAITS = ("act", "norm", "form", "pool", "rope", "grid", "prefix_tokens")
 
 
 class Growth:
-    """Which axes grow from an ancestor to a target.
+    """Which axes grow from an ancestor to a target, and by which blocks.
 
-    Args:
-        method: name of the method, for messages.
-        old: anatomy of the ancestor.
-        new: anatomy of the target.
-        depth: rule for the blocks of the target; see :func:`followers`.
-        lossless: whether to refuse growth that no proof covers.
-
-    Raises:
-        ProjectionError: if an axis or the depth shrinks, or an axis changes that no rule grows.
+    ``lossless`` refuses what changes the function; a target that is smaller anywhere is refused.
 
     Examples:
         >>> import timm, weightinit as wi
@@ -65,17 +60,15 @@ class Growth:
                 "stream there are none: use method='bert2bert' or 'stacking', or keep the depth "
                 f"{old.depth}"
             )
-        stuck = sorted(
-            {
-                _text(*pair)
-                for pair in self._block_pairs()
-                if self._stuck(*pair) and pair[1].facts.kind != "table"
-            }
+        stuck = dict.fromkeys(
+            f"{piece.role} ({'x'.join(map(str, own.size))} -> {'x'.join(map(str, piece.size))})"
+            for own, piece, block in self._pairs
+            if block and own and self._stuck(own, piece) and piece.facts.kind != "table"
         )
         if lossless and stuck:
             raise ProjectionError(
-                f"{method} has no rule for {', '.join(stuck)}: give the target the ancestor's "
-                "size there"
+                f"{method} has no rule for {', '.join(sorted(stuck))}: give the target the "
+                "ancestor's size there"
             )
 
     @property
@@ -101,6 +94,11 @@ class Growth:
     def depth(self) -> list[Mix]:
         """The mix of the ancestor's blocks for each block of the target."""
         return mixes(self._depth, self.old, self.new)
+
+    @property
+    def reordered(self) -> bool:
+        """Whether the target has other blocks than the ancestor's, one for one."""
+        return self.depth != mixes("first", self.old, self.old)
 
     @cached_property
     def identity(self) -> list[bool]:
@@ -141,19 +139,58 @@ class Growth:
             out.zero_()
         return added
 
-    def faults(self, uneven: Callable[[Labels], bool]) -> list[str]:
-        """Return why the target computes another function; ``uneven`` tells norms that change."""
-        return [*self._differences(), *self._unproven(), *self._norms(uneven)]
+    def claim(
+        self,
+        name: str,
+        uneven: Callable[[Labels], bool],
+        more: Iterable[str] = (),
+        condition: str = "",
+    ) -> tuple[str, list[str]]:
+        """Return for the report a few words for each row, and what to say once.
+
+        ``uneven`` tells the axes over which norms change, ``more`` are further faults of the
+        method, and ``condition`` is that on which the function is kept.
+        """
+        faults = [*self._differences(), *self._norms(uneven), *more]
+        doubts = list(self._unproven())
+        if faults:
+            return name, [f"{name} is not lossless here: {'; '.join([*faults, *doubts])}"]
+        if doubts:
+            return name, [f"{name} is not proven lossless here{condition}: {'; '.join(doubts)}"]
+        words = f"{name}, lossless{' with eps as noted' if condition else ''}"
+        return words, [f"{name} is lossless here{condition}"]
+
+    def eps(self, ratio: float) -> str:
+        """Return the condition on the norms' eps where the stream holds more than its copies."""
+        if ratio == 1:
+            return ""
+        others = any(
+            piece.facts.kind == "norm" and not piece.axes[0].stream for _, piece, _ in self._pairs
+        )
+        which = ", in the norms over the residual stream alone" if others else ""
+        return f" if you set the norms' eps to {ratio:.6g} of the ancestor's{which}"
+
+    @cached_property
+    def _pairs(self) -> list[tuple[Piece | None, Piece, bool]]:
+        """Each piece of the target, with the ancestor's of its place; and whether in a block."""
+        first = dict(reversed(self.old.extra_blocks))
+        pairs = [(first.get(stack, {}), block, True) for stack, block in self.new.extra_blocks]
+        for mix, block in zip(self.depth, self.new.blocks, strict=True):
+            own = self.old.blocks[mix[0][0]] if mix else {}
+            pairs.append((own, block, True))
+        pairs.append((self.old.outside, self.new.outside, False))
+        return [(own.get(r), p, inside) for own, new, inside in pairs for r, p in new.items()]
 
     def _differences(self) -> Iterator[str]:
         old, new = self.old, self.new
-        if not new.traits.proven or old.family != new.family:
-            yield f"no test proves it for the family {new.family}"
         for trait in TRAITS:
             was, now = getattr(old.traits, trait), getattr(new.traits, trait)
             if was is not None and was != now:
                 yield f"{trait} is {now}, not {was}"
-        before, after = (dict(_pieces(seen)) for seen in (old, new))
+        before, after = (
+            dict.fromkeys(role for block in (*x.all_blocks, x.outside) for role in block)
+            for x in (old, new)
+        )
         if lost := sorted(before.keys() - after.keys()):
             yield f"the target lacks {', '.join(lost)}"
         added = (x for x in after.keys() - before.keys() if not facts(x).loose)
@@ -163,26 +200,32 @@ class Growth:
             yield f"the ancestor lacks {', '.join(fresh)}"
         if len(old.extra_blocks) != len(new.extra_blocks):
             yield "the blocks off the main stack differ in number"
-        other = [r for r in after if r in before and self._stuck(before[r], after[r])]
+        other = [
+            p.role
+            for own, p, _ in self._pairs
+            if own and self._stuck(own, p) and not self._longer(own, p)
+        ]
         if other:
-            yield f"{', '.join(other)} are of another size, so resampled or fresh"
+            yield f"{_listed(other)} are of another size, so resampled or fresh"
+        if new.traits.rope not in (None, "none") and "k" in self.grown:
+            yield "the head dim grows, and rotations of its channels depend on it"
 
     def _unproven(self) -> Iterator[str]:
-        deeper = self.new.blocks[0] if self.new.depth > self.old.depth else ()
+        if not self.new.traits.proven or self.old.family != self.new.family:
+            yield f"no test proves it for the family {self.new.family}"
+        deeper = self.reordered
         names = [
-            role
-            for role, piece in _pieces(self.new)
-            if not piece.facts.proven and (role in deeper or any(map(self._grows, piece.axes)))
+            piece.role
+            for _, piece, inside in self._pairs
+            if not piece.facts.proven and ((inside and deeper) or any(map(self._grows, piece.axes)))
         ]
         if names:
-            yield f"no test proves it for {', '.join(dict.fromkeys(names))}"
-        if self.new.traits.rope not in (None, "none") and "k" in self.grown:
-            yield "the head dim grows, and rotations of its channels depend on it"
+            yield f"no test proves it for {_listed(names)}"
 
     def _norms(self, uneven: Callable[[Labels], bool]) -> Iterator[str]:
         over = {
-            role: piece.axes[0]
-            for role, piece in _pieces(self.new)
+            piece.role: piece.axes[0]
+            for _, piece, _ in self._pairs
             if piece.facts.kind == "norm"
             and piece.facts.gain
             and len(piece.axes) == 1
@@ -191,20 +234,17 @@ class Growth:
         norm = self.new.traits.norm
         if over and norm is not None and norm not in PLAIN_NORMS:
             yield f"a {norm} over more channels is another function"
-        d, more = self.sizes.get("d", (1, 1))
-        if self.new.traits.form == "adaLN" and more % d:
-            yield "norms without a gain average over channels that are not copied equally often"
         wrong = [role for role, labels in over.items() if uneven(labels)]
         if wrong:
             yield f"{', '.join(wrong)} average over channels that are not copied equally often"
 
-    def _block_pairs(self) -> Iterator[tuple[Piece, Piece]]:
-        others = ([block for _, block in seen.extra_blocks] for seen in (self.old, self.new))
-        for old, new in ((self.old.blocks, self.new.blocks), tuple(others)):
-            for block in new:
-                for role, piece in block.items():
-                    if old and role in old[0]:
-                        yield old[0][role], piece
+    def _longer(self, old: Piece, new: Piece) -> bool:
+        """Whether a table of words or of positions in a text has new rows behind the old ones."""
+        rows = self.new.is_table(new) and new.facts.kind != "token" and new.size[0] >= old.size[0]
+        return rows and all(
+            a == b or self._grows(labels)
+            for a, b, labels in zip(old.size[1:], new.size[1:], new.axes[1:], strict=True)
+        )
 
     def _grows(self, labels: Labels) -> bool:
         return not self.grown.keys().isdisjoint(labels)
@@ -217,29 +257,5 @@ class Growth:
         )
 
 
-def claim(name: str, faults: Sequence[str], condition: str = "") -> tuple[str, list[str]]:
-    """Return for the report a few words for each row, and what to say once.
-
-    Args:
-        name: name of the method.
-        faults: faults from :meth:`Growth.faults`.
-        condition: condition on which the function is kept, if any.
-
-    Examples:
-        >>> claim("LEMON", ["the head is fresh"])
-        ('LEMON', ['LEMON is not lossless here: the head is fresh'])
-    """
-    if faults:
-        return name, [f"{name} is not lossless here: {'; '.join(faults)}"]
-    words = f"{name}, lossless{' with eps as noted' if condition else ''}"
-    return words, [f"{name} is lossless here{condition}"]
-
-
-def _pieces(anatomy: Anatomy) -> Iterator[tuple[str, Piece]]:
-    extra_blocks = (block for _, block in anatomy.extra_blocks)
-    for block in (*anatomy.blocks[:1], *extra_blocks, anatomy.outside):
-        yield from block.items()
-
-
-def _text(old: Piece, new: Piece) -> str:
-    return f"{new.role} ({'x'.join(map(str, old.size))} -> {'x'.join(map(str, new.size))})"
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(names))

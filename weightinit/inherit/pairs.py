@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from dataclasses import replace
 
 from weightinit.anatomy import Anatomy, Difference, facts, label_of
 from weightinit.errors import ProjectionError
@@ -22,12 +23,14 @@ FUNCTION = {
 }
 
 
-def check_pair(ancestor: Anatomy, target: Anatomy) -> list[str]:
+def check_pair(ancestor: Anatomy, target: Anatomy, kept: Collection[str] = ()) -> list[str]:
     """Return notes on a pair of models, or raise ProjectionError because they do not fit.
 
     They do not fit if they are of different families, if their blocks hold other parts, if the
-    ancestor lacks some of its tensors, or if it has the target's shapes and other heads.
+    ancestor lacks some of its tensors, or if it has the target's shapes and other heads. Parameters
+    of the target that are ``kept``, by name, need nothing of the ancestor.
     """
+    target = replace(target, specs=tuple(x for x in target.specs if x.name not in kept))
     if ancestor.family != target.family:
         raise ProjectionError(
             f"a {ancestor.family} has no weights for a {target.family}: use an ancestor of the "
@@ -39,6 +42,8 @@ def check_pair(ancestor: Anatomy, target: Anatomy) -> list[str]:
             "all of its state dict, or the module itself"
         )
     target_roles, ancestor_roles = (_roles(anatomy) for anatomy in (target, ancestor))
+    # What does nothing at a known value starts there.
+    target_roles = {x for x in target_roles if x in ancestor_roles or facts(x).neutral is None}
     if target_roles != ancestor_roles:
         extra = some(ancestor_roles - target_roles, 8) or "nothing"
         missing = some(target_roles - ancestor_roles, 8) or "nothing"
@@ -54,7 +59,8 @@ def check_pair(ancestor: Anatomy, target: Anatomy) -> list[str]:
             notes.append(
                 f"the {name} differs ({old} in the ancestor, {new} in the target): another function"
             )
-    for label, (old, new) in Difference(ancestor, target).sizes.items():
+    sizes = {**Difference(ancestor, target).widths, "depth": (ancestor.depth, target.depth)}
+    for label, (old, new) in sizes.items():
         ratio = max(old, new) / min(old, new)
         if ratio > LARGE_RATIO and (label == "depth" or label_of(label).width):
             notes.append(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,17 +14,9 @@ from torch.nn import functional
 from weightinit.anatomy import Anatomy, Piece, anatomy
 from weightinit.errors import BundleError, ProjectionError
 from weightinit.inherit.calibration import calls_of
-from weightinit.inherit.transfer import Source
+from weightinit.inherit.method import Runnable
 
 __all__ = ["Runnable", "Running", "captured", "exact", "first_tensor", "watching"]
-
-
-class Runnable(Source, Protocol):
-    """A source of weights that can be run; :class:`weightinit.Ancestor` is one."""
-
-    def module(self) -> nn.Module:
-        """Return a copy to run, in eval mode."""
-        ...
 
 
 def exact(tensor: Tensor) -> Tensor:

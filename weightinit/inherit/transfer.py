@@ -6,7 +6,7 @@ W' = rows (sum_i c_i W_i) columns^T: every published rule of this family is a ch
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from torch import Tensor
@@ -16,9 +16,8 @@ from weightinit.errors import ProjectionError
 from weightinit.inherit.axis import Axis
 from weightinit.inherit.depth import Mix
 from weightinit.inherit.fresh import fresh_part
-from weightinit.inherit.outside import carry, resampled
-from weightinit.inherit.source import Source, outside_of
-from weightinit.inherit.tables import resized
+from weightinit.inherit.method import Source, outside_of
+from weightinit.inherit.outside import carry, resized
 from weightinit.init import operators
 from weightinit.init.operators import along
 from weightinit.plan import Part
@@ -141,7 +140,8 @@ class _Transferral:
         where = ", ".join(f"{c:.2g} x block {i}" if c != 1 else f"block {i}" for i, c in mix[:3])
         more = ", ..." if len(mix) > 3 else ""
         text = f"{role} of {where if index >= 0 else 'its place'}{more} ({transfer.how})"
-        return Part("written", text, inherit)
+        mixed = tuple(mix) if index >= 0 else ()
+        return Part("written", text, inherit, how=transfer.how, blocks=mixed)
 
     def _check(self, own: Piece, piece: Piece, place: Place) -> None:
         """Raise ProjectionError where an axis changes that nothing acts on."""
@@ -171,27 +171,8 @@ class _Transferral:
 
     def _outside(self, piece: Piece) -> Part:
         """Return the part of the first carrier that has something for a piece."""
-        carriers = [self._tied_head, self._table, self._moved_whole, self._carried]
-        if resampled(piece) or piece.facts.kind == "head":
-            carriers[2:] = [self._carried, self._moved_whole]
-        parts = (carrier(piece, Place(piece.role)) for carrier in carriers)
-        return next(filter(None, parts), None) or fresh_part(piece, self.seed)
-
-    def _tied_head(self, piece: Piece, place: Place) -> Part | None:
-        """Return how a head comes from the token embedding, whose matrix it was in the ancestor."""
-        own = self.source.anatomy.outside
-        tokens = own.get("embed.token.weight")
-        if place.role != "head.weight" or "head.weight" in own or tokens is None:
-            return None
-        if len(piece.size) != 2 or tokens.size[0] != piece.size[0]:
-            return None
-        axis = self.transfer.axes(Labels("d"), place) or _SAME
-        text = f"{tokens.role}, the ancestor's head too ({self.transfer.how})"
-
-        def inherit(out: Tensor) -> None:
-            out.copy_(along(self.source.part(tokens).to(out), 1, axis.columns))
-
-        return Part("written", text, inherit)
+        carried = (carrier(piece, Place(piece.role)) for carrier in (self._table, self._carried))
+        return next(filter(None, carried), None) or fresh_part(piece, self.seed)
 
     def _table(self, piece: Piece, place: Place) -> Part | None:
         """Return how biases that all blocks share come from those of another window."""
@@ -199,35 +180,21 @@ class _Transferral:
         if own is None or piece.facts.kind != "table":
             return None
         self._check(own, piece, place)
-        return self._whole(own, piece, place, f"{place.role} of {own.size[0]} offsets")
-
-    def _moved_whole(self, piece: Piece, place: Place) -> Part | None:
-        """Return how a tensor comes over whose every axis is alike or has an operator."""
-        own = self.source.anatomy.outside.get(piece.role)
-        if own is None or own.axes != piece.axes:
-            return None
-        for old, new, labels in zip(own.size, piece.size, piece.axes, strict=True):
-            acts = labels.channel or labels.block
-            if old != new and (not acts or self.transfer.axes(labels, place) is None):
-                return None
-        return self._whole(own, piece, place, piece.role)
-
-    def _whole(self, own: Piece, piece: Piece, place: Place, text: str) -> Part:
-        return Part(
-            "written",
-            f"{text} ({self.transfer.how})",
-            lambda out: out.copy_(self._moved(own, piece, place, out)),
-        )
+        how = self.transfer.how
+        moved = partial(self._moved, own, piece, place)
+        text = f"{place.role} of {own.size[0]} offsets ({how})"
+        return Part("written", text, lambda out: out.copy_(moved(out)), how=how)
 
     def _carried(self, piece: Piece, place: Place) -> Part | None:
-        """Return how positions, patches, heads and the like come over, the stream acted on."""
-        width = next((labels for labels in piece.axes if labels.stream), Labels("d"))
-        stream = self.transfer.axes(width, place) or _SAME
-        return carry(piece, self.target, self.outside, self.source.anatomy.traits, stream)
+        """Return how any other tensor comes over, its channels acted on."""
+        own = self.source.anatomy.outside.get(piece.role)
+        if own is not None and own.axes != piece.axes and piece.facts.kind != "position":
+            return None
 
+        def axes(labels: Labels) -> Axis | None:
+            return self.transfer.axes(labels, place)
 
-def _keep(tensor: Tensor, dim: int) -> Tensor:
-    return tensor
-
-
-_SAME = Axis(_keep, _keep)
+        traits = self.source.anatomy.traits
+        part = carry(piece, self.target, self.outside, traits, axes, self.seed)
+        how = part and (part.how or part.text)
+        return part and replace(part, text=f"{part.text} ({self.transfer.how})", how=how)

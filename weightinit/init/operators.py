@@ -145,7 +145,7 @@ def select_indices(
         return torch.randperm(old, generator=generator)[:new].sort().values
     if new and old % new == 0:
         return torch.arange(new) * (old // new)
-    return torch.linspace(0, old - 1, new).round().long()
+    return torch.linspace(0, old - 1, new, dtype=torch.float32).round().long()
 
 
 def cycle(old: int, new: int) -> Tensor:

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 from weightinit.anatomy import Anatomy, Difference
 from weightinit.inherit.calibration import Calibration
-from weightinit.inherit.method import Method
-from weightinit.inherit.running import Runnable
+from weightinit.inherit.method import Method, Runnable
 from weightinit.methods.activation.method import ActivationAware, suits
 from weightinit.methods.bert2bert import Bert2BERT
 from weightinit.methods.each import EachAxis
 from weightinit.methods.halfway import ShrinkThenGrow, smaller
 from weightinit.methods.lemon import LEMON
 from weightinit.methods.selection import WeightSelection
+from weightinit.methods.subcloning import Subcloning, ranks
 from weightinit.plan import Inheritance
 
 __all__ = ["SELECTION", "Auto"]
 
-#: The method that shrinks without data.
+#: The method that shrinks without data, and the one that shrinks what cannot be fitted to data.
 SELECTION = WeightSelection(depth="first_last", rescale=True)
+RANKED = Subcloning(depth="first_last")
 
 
 @dataclass(frozen=True)
@@ -28,12 +30,14 @@ class Auto:
 
     A target that is nowhere smaller grows without loss (:class:`LEMON`). A target that is nowhere
     larger is fitted to what the ancestor does on the calibration batches
-    (:class:`ActivationAware`); without them, or with blocks of another kind, it keeps the first
-    blocks and the last, whole heads and evenly chosen channels, rescaled
-    (:class:`WeightSelection`). A target that is both, on different axes, is shrunk in that way and
-    then grown (:class:`ShrinkThenGrow`). For a model of several widths (ConvNeXt) that grows
-    anywhere, each axis has its own rule (:class:`EachAxis`). Post-norm blocks (BERT), to which none
-    can be added without loss, are stacked (:class:`Bert2BERT`).
+    (:class:`ActivationAware`); with blocks of another kind it keeps the channels that their
+    activations rank first (:class:`Subcloning`), and without batches the first blocks and the last,
+    whole heads and evenly chosen channels, rescaled (:class:`WeightSelection`). A target that is
+    both, on different axes, is shrunk in that way and then grown (:class:`ShrinkThenGrow`). A model
+    of several widths (ConvNeXt) grows without loss in depth and to whole multiples of its widths;
+    else each axis has its own rule (:class:`EachAxis`). Post-norm blocks (BERT), to which none can
+    be added without loss, are stacked (:class:`Bert2BERT`). The report says what was picked, and
+    whether it is lossless; calibration batches of which no method has use are warned about.
 
     Examples:
         >>> import timm, weightinit as wi
@@ -56,13 +60,17 @@ class Auto:
         grows, shrinks = bool(difference.grown), bool(difference.shrunk)
         if "depth" in difference.grown and new.traits.form == "post_norm":
             return EachAxis() if shrinks else Bert2BERT()
-        if grows and len(new.stages) > 1:
+        uneven = any(after % before for before, after in difference.wider.values())
+        if grows and len(new.stages) > 1 and (shrinks or uneven):
             return EachAxis()
         if grows and not shrinks:
             return LEMON()
         least = smaller(old, new) if grows else new
-        fitted = calibration is not None and shrinks and suits(old, least)
-        method = ActivationAware() if fitted else SELECTION
+        method: Method = SELECTION
+        if calibration is not None and shrinks and suits(old, least):
+            method = ActivationAware()
+        elif calibration is not None and ranks(old, least):
+            method = RANKED
         return ShrinkThenGrow(method) if grows else method
 
     def plan(
@@ -70,10 +78,16 @@ class Auto:
     ) -> Inheritance:
         """Return what the method that was picked makes of the target, and say which it is."""
         chosen = self.choose(source.anatomy, target, calibration)
-        planned = chosen.plan(source, target, seed=seed, calibration=calibration)
-        fits = isinstance(getattr(chosen, "shrink", chosen), ActivationAware)
-        unused = calibration is not None and not fits
+        looks = isinstance(getattr(chosen, "shrink", chosen), (ActivationAware, Subcloning))
+        unused = calibration is not None and not looks
         reason = ", which has no use for calibration=" if unused else ""
+        if unused and Difference(source.anatomy, target).shrunk:
+            warnings.warn(
+                f"method 'auto' picked {type(chosen).__name__}{reason} for these models: leave it "
+                "out, or choose another method=",
+                stacklevel=5,
+            )
+        planned = chosen.plan(source, target, seed=seed, calibration=calibration)
         return Inheritance(
             planned.parts, [f"method 'auto' picked {chosen}{reason}", *planned.notes]
         )

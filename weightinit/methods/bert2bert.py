@@ -7,6 +7,7 @@ https://arxiv.org/abs/2110.07143.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Literal, get_args
@@ -21,7 +22,8 @@ from weightinit.inherit.copies import Copying
 from weightinit.inherit.depth import Depth, Mix
 from weightinit.inherit.fresh import sub_generator
 from weightinit.inherit.growth import Growth
-from weightinit.inherit.transfer import Axes, Place, Source, Transfer, transfer_parts
+from weightinit.inherit.method import Source, check_options
+from weightinit.inherit.transfer import Axes, Place, Transfer, transfer_parts
 from weightinit.init.operators import along, scale
 from weightinit.plan import Inheritance
 
@@ -44,7 +46,8 @@ class Bert2BERT:
             channels of a norm have equally many copies (twice the width, say) and the head dim is
             the same. ``"aki"`` takes them from the next block, so that no two channels are equal;
             it does not keep the function, and the paper finds it the better start.
-        depth: depth rule; ``"stack_top"`` is the paper's.
+        depth: depth rule; ``"stack_top"`` is the paper's. Or the ancestor's block for each of the
+            target's, ``[0, 1, 0, 1]``.
         copies: choice of g: ``"even"`` draws each channel before any is drawn again, so that g is
             uniform where it can be; ``"random"`` is the paper's independent draws, inexact at every
             norm.
@@ -67,26 +70,31 @@ class Bert2BERT:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        for name, allowed in (("mode", get_args(Mode)), ("copies", get_args(Choice))):
-            if getattr(self, name) not in allowed:
-                raise ProjectionError(f"{name}={getattr(self, name)!r}: use one of {allowed}")
+        check_options(self, mode=get_args(Mode), copies=get_args(Choice))
 
     def plan(
         self, source: Source, target: Anatomy, *, seed: int = 0, calibration: object = None
     ) -> Inheritance:
         """Return a part for every piece of a target that is no smaller on any axis."""
         copying = self._copying(source.anatomy, target, seed)
-        depth = copying.growth.depth
-        transfer = Transfer(copying, depth, "copied channels share their readers")
+        growth = copying.growth
+        transfer = Transfer(copying, growth.depth, "copied channels share their readers")
+        _, notes = growth.claim("bert2BERT", copying.uneven, self._faults(growth))
         if self.mode == "aki":
-            if any(len(mix) != 1 for mix in depth):
+            if any(len(mix) != 1 for mix in growth.depth):
                 raise ProjectionError(
                     f"depth={self.depth!r} mixes blocks, and mode='aki' takes rows of the next "
                     "one: use mode='fpi' or a depth rule that takes one block for each"
                 )
-            axes, roles = _upper_rows(copying, depth)
-            transfer = Transfer(axes, depth, "added rows from the next block", roles)
-        return Inheritance(transfer_parts(source, target, transfer, seed=seed))
+            axes, roles = _upper_rows(copying, growth.depth)
+            transfer = Transfer(axes, growth.depth, "added rows from the next block", roles)
+        return Inheritance(transfer_parts(source, target, transfer, seed=seed), notes)
+
+    def _faults(self, growth: Growth) -> Iterator[str]:
+        if growth.reordered:
+            yield "blocks are copied or left out, which changes the function"
+        if self.mode == "aki" and growth.grown:
+            yield "mode='aki' takes the added rows from the next block"
 
     def _copying(self, old: Anatomy, new: Anatomy, seed: int) -> Copying:
         if ("e" in old.widths) != ("e" in new.widths):

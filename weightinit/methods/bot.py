@@ -7,16 +7,18 @@ operator an axis (depth, out, in) and never leaves this library's machinery.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from weightinit.anatomy import Anatomy, Difference, Labels, Piece
+from weightinit.anatomy import Anatomy, Difference, Labels
 from weightinit.errors import ProjectionError, WeightInitError
 from weightinit.inherit.axis import Axis
 from weightinit.inherit.depth import Mix, mixes
-from weightinit.inherit.transfer import Place, Source, Transfer, transfer_parts
+from weightinit.inherit.method import Source
+from weightinit.inherit.transfer import Place, Transfer, transfer_parts
 from weightinit.init._wavelet import check_wavelet, resized, steps
 from weightinit.plan import Inheritance
 
@@ -38,9 +40,9 @@ class BoT:
     Args:
         wavelet: name of a discrete wavelet of PyWavelets (``pip install 'weightinit[wavelets]'``).
         normalize: norm of the filters. ``"ortho"`` has orthonormal filters: a step down an axis
-            multiplies a constant by the root of 2, and a step up divides it. Along channels that
-            keeps the size of sums, since what makes and what reads a channel both have it; along
-            depth it does not. With ``"mean"`` every step keeps constants. The paper leaves it open.
+            multiplies a constant by the root of 2, and a step up divides it. Every axis counts: at
+            half the width and half the depth a norm's gain of 1 becomes 2, and a matrix 2.83 times
+            as large. With ``"mean"`` every step keeps constants. The paper leaves it open.
 
     Raises:
         ProjectionError: if a value is not one of these, or PyWavelets is missing.
@@ -73,12 +75,12 @@ class BoT:
         how = f"{self.wavelet} wavelets{_changes(source.anatomy, target)}"
 
         def axes(labels: Labels, place: Place) -> Axis | None:
-            if not labels.channel:  # tokens, patches and classes are no signal
-                return None
-            size = _piece(target, place).size
+            if not (labels.channel and target.widths.keys() >= {*labels}):
+                return None  # tokens, patches and classes are no signal
+            size = math.prod(target.widths[label] for label in labels)
 
             def resize(tensor: Tensor, dim: int) -> Tensor:
-                return resized(tensor, dim, size[dim], self.wavelet, self.normalize)
+                return resized(tensor, dim, size, self.wavelet, self.normalize)
 
             return Axis(resize, resize)
 
@@ -93,14 +95,6 @@ class BoT:
             tuple((i, weight) for i, weight in enumerate(row) if abs(weight) > 1e-12)
             for row in weights.tolist()
         ]
-
-
-def _piece(target: Anatomy, place: Place) -> Piece:
-    """Return the parameter of the target that a place stands for."""
-    if place.target >= 0:
-        return target.blocks[place.target][place.role]
-    places = (target.outside, *(block for _, block in target.extra_blocks))
-    return next(pieces[place.role] for pieces in places if place.role in pieces)
 
 
 def _changes(old: Anatomy, new: Anatomy) -> str:

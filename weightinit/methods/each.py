@@ -10,8 +10,10 @@ import torch
 from weightinit.anatomy import Anatomy, Difference, Labels
 from weightinit.errors import ProjectionError
 from weightinit.inherit.axis import Axis, tiled
-from weightinit.inherit.depth import mixes
-from weightinit.inherit.transfer import Axes, Place, Source, Transfer, transfer_parts
+from weightinit.inherit.depth import Mix, blocks_for, mixes
+from weightinit.inherit.growth import Growth
+from weightinit.inherit.method import Source
+from weightinit.inherit.transfer import Axes, Place, Transfer, transfer_parts
 from weightinit.init.operators import cycle, joint_index, select_indices
 from weightinit.plan import Inheritance
 
@@ -23,8 +25,9 @@ class EachAxis:
     """Choose channels and whole heads evenly where the target has fewer, else repeat them.
 
     Copies share the weights of what reads them. Blocks are chosen evenly, or repeated in a row,
-    stage by stage. The method serves models of several widths, such as ConvNeXts, for which LEMON
-    has no rule. It is lossless only for whole multiples of the widths.
+    stage by stage. The method serves models of several widths, such as ConvNeXts, of which some
+    grow and others shrink, or which grow by no whole multiples. It is lossless only for whole
+    multiples of the widths at the same depth; the report says so.
 
     Examples:
         >>> import timm, weightinit as wi
@@ -46,9 +49,23 @@ class EachAxis:
                 f"the head dim {before} -> {after} changes together with other axes: keep the "
                 "ancestor's head dim (embed_dim / num_heads) in the target"
             )
-        depth = mixes("uniform" if target.depth < old.depth else "interlace", old, target)
+        depth = mixes(_evenly, old, target)
         transfer = Transfer(self.axes(old, target), depth, "chosen or repeated, axis by axis")
-        return Inheritance(transfer_parts(source, target, transfer, seed=seed))
+        parts = transfer_parts(source, target, transfer, seed=seed)
+        return Inheritance(parts, self._notes(Difference(old, target)))
+
+    def _notes(self, difference: Difference) -> list[str]:
+        """Return whether the function is kept."""
+        if difference.shrunk:
+            left = Difference.text(difference.shrunk)
+            return [f"EachAxis is not lossless here: it leaves out channels or blocks ({left})"]
+        growth = Growth("EachAxis", difference.old, difference.new, depth=_evenly, lossless=False)
+
+        def uneven(labels: Labels) -> bool:
+            return any(after % before for before, after in difference.along(labels) or ())
+
+        copied = ["blocks are repeated, which changes the function"] if growth.reordered else []
+        return growth.claim("EachAxis", uneven, copied)[1]
 
     def axes(self, old: Anatomy, new: Anatomy) -> Axes:
         """Return what becomes of every axis between the anatomies of an ancestor and a target."""
@@ -68,3 +85,8 @@ class EachAxis:
             return Axis(index, index)
 
         return find
+
+
+def _evenly(old: int, new: int) -> list[Mix]:
+    """Return blocks of a stage, chosen evenly or each several times in a row."""
+    return blocks_for("uniform" if new < old else "interlace", old, new)

@@ -17,8 +17,9 @@ from weightinit.anatomy import Anatomy, Labels
 from weightinit.errors import ProjectionError
 from weightinit.inherit.axis import Axis
 from weightinit.inherit.fresh import fresh_rule, sub_generator
-from weightinit.inherit.growth import Growth, claim
-from weightinit.inherit.transfer import Place, Source, Transfer, transfer_parts
+from weightinit.inherit.growth import Growth
+from weightinit.inherit.method import Source
+from weightinit.inherit.transfer import Place, Transfer, transfer_parts
 from weightinit.init.operators import corner
 from weightinit.plan import Inheritance
 
@@ -66,9 +67,10 @@ class Expansions:
                 "change the mean that LayerNorm subtracts; use method='lemon', which keeps it"
             )
         old, new = growth.grown.get("d", (1, 1))
-        condition = f" if you set the norms' eps to {old / new:.6g} of the ancestor's"
-        faults = growth.faults(lambda labels: not labels.stream)
-        how, notes = claim("Expansions", faults, condition if old < new else "")
+        condition = growth.eps(old / new)
+        how, notes = growth.claim(
+            "Expansions", lambda labels: not labels.stream, condition=condition
+        )
         transfer = Transfer(partial(_padded, growth, seed), growth.alone(), how, new=growth.silence)
         return Inheritance(transfer_parts(source, target, transfer, seed=seed), notes)
 
@@ -92,7 +94,7 @@ def _padded(growth: Growth, seed: int, labels: Labels, place: Place) -> Axis | N
         return tensor.new_zeros(shape)
 
     def drawn(tensor: Tensor, dim: int) -> Tensor:
-        draw = torch.empty(zeros(tensor, dim).shape)
+        draw = torch.empty(zeros(tensor, dim).shape, dtype=torch.float32)
         generator = sub_generator(seed, f"expansions {place.role} {place.target} {dim}")
         fresh_rule(place.role, draw.shape)[1](draw, generator)
         return draw.to(tensor)

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from weightinit.anatomy import Anatomy, Difference, Piece
 from weightinit.inherit.calibration import Calibration
-from weightinit.inherit.method import Method
-from weightinit.inherit.running import Runnable
+from weightinit.inherit.method import Method, Runnable
 from weightinit.methods.lemon import LEMON
 from weightinit.plan import Inheritance, Part
 
@@ -51,8 +50,14 @@ class ShrinkThenGrow:
         shrunk = self.shrink.plan(source, between, seed=seed, calibration=calibration)
         grown = self.grow.plan(ShrunkSource(between, shrunk.parts), target, seed=seed)
         name = type(self.shrink).__name__
+        same = between.stages == source.anatomy.stages
         parts = {
-            piece: replace(part, text=f"{part.text} of what {name} shrank")
+            piece: replace(
+                part,
+                text=f"{part.text} of what {name} shrank",
+                how=f"{part.how} of what {name} shrank" if part.how else "",
+                blocks=part.blocks if same else (),
+            )
             if part.action == "written"
             else part
             for piece, part in grown.parts.items()

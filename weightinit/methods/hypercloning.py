@@ -16,8 +16,9 @@ from weightinit.anatomy import Anatomy
 from weightinit.errors import ProjectionError
 from weightinit.inherit.copies import Copying
 from weightinit.inherit.fresh import sub_generator
-from weightinit.inherit.growth import Growth, claim
-from weightinit.inherit.transfer import Place, Source, Transfer, transfer_parts
+from weightinit.inherit.growth import Growth
+from weightinit.inherit.method import Source
+from weightinit.inherit.transfer import Place, Transfer, transfer_parts
 from weightinit.init.operators import Copies, scale
 from weightinit.plan import Inheritance
 
@@ -67,7 +68,7 @@ class HyperCloning:
                 "method='lemon', which grows to any size"
             )
         copying = Copying(growth, added=None if self.snr_db is None else partial(self._noise, seed))
-        how, notes = claim("HyperCloning", growth.faults(copying.uneven))
+        how, notes = growth.claim("HyperCloning", copying.uneven)
         transfer = Transfer(copying, growth.depth, how, growth.quiet(), growth.silence)
         return Inheritance(transfer_parts(source, target, transfer, seed=seed), notes)
 
@@ -88,7 +89,7 @@ def _pairs(even: Tensor, copies: Copies, ratio: float, generator: torch.Generato
     pair = copies.turns // 2
     paired = (copies.turns < copies.counts - 1) | (copies.counts % 2 == 0)
     shape = even.shape[0], (int(pair.max()) + 1) * old, *even.shape[2:]
-    draw = torch.randn(shape, generator=generator).to(even)
+    draw = torch.randn(shape, generator=generator, dtype=torch.float32).to(even)
     sign = (1 - 2 * (copies.turns % 2)) * paired
     noise = scale(draw.index_select(1, pair * old + copies.index), 1, sign)
     size = noise[:, paired].square().mean().sqrt()

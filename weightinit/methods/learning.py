@@ -15,6 +15,7 @@ from weightinit.ancestor.folding import folded
 from weightinit.inherit.fitting import ComposedModel
 from weightinit.inherit.method import Method
 from weightinit.inherit.pairs import check_pair
+from weightinit.numerics import plain_numerics
 from weightinit.plan import Plan
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class LearnedModel(ComposedModel, Generic[T]):
         fresh: parameters that the ancestor lacks (a head of other classes), trained along.
     """
 
+    @plain_numerics()
     def __init__(
         self,
         ancestor: AncestorLike,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Literal, get_args
 
 import torch
@@ -18,8 +18,9 @@ from weightinit.errors import ProjectionError
 from weightinit.inherit.axis import Axis
 from weightinit.inherit.copies import Copying
 from weightinit.inherit.fresh import fresh_rule, sub_generator
-from weightinit.inherit.growth import Growth, claim
-from weightinit.inherit.transfer import Place, Source, Transfer, transfer_parts
+from weightinit.inherit.growth import Growth
+from weightinit.inherit.method import Source, check_options
+from weightinit.inherit.transfer import Place, Transfer, transfer_parts
 from weightinit.init.operators import Copies, cycle
 from weightinit.plan import Inheritance
 
@@ -74,9 +75,7 @@ class LEMON:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        for name, allowed in (("mode", get_args(Mode)), ("depth", get_args(Depth))):
-            if getattr(self, name) not in allowed:
-                raise ProjectionError(f"{name}={getattr(self, name)!r}: use one of {allowed}")
+        check_options(self, mode=get_args(Mode), depth=get_args(Depth))
 
     def plan(
         self, source: Source, target: Anatomy, *, seed: int = 0, calibration: object = None
@@ -84,9 +83,9 @@ class LEMON:
         """Return a part for every piece of a target that is no smaller on any axis."""
         expansion = _Expansion(self, source, target, seed)
         growth = expansion.growth
-        ratio = expansion.ratio
-        condition = f" if you set the norms' eps to {ratio:.6g} of the ancestor's"
-        how, notes = claim("LEMON", expansion.faults(), condition if ratio < 1 else "")
+        how, notes = growth.claim(
+            "LEMON", expansion.uneven, expansion.faults(), growth.eps(expansion.ratio)
+        )
         transfer = Transfer(expansion.axes, growth.depth, how, growth.quiet(), expansion.silence)
         return Inheritance(transfer_parts(source, target, transfer, seed=seed), notes)
 
@@ -106,12 +105,16 @@ class _Expansion:
         old, new = self.growth.grown.get("d", (1, 1))
         return new // old * old / new
 
+    def uneven(self, labels: Labels) -> bool:
+        """Whether a norm over an axis is another function after the growth."""
+        return (not labels.stream or self.ratio == 1) and self.copying.uneven(labels)
+
     def faults(self) -> list[str]:
-        """Return why the function changes."""
+        """Return why what is left of the stream changes the function."""
         growth = self.growth
-        faults = growth.faults(lambda x: not x.stream and self.copying.uneven(x))
         if self.ratio == 1:
-            return faults
+            return []
+        faults: list[str] = []
         writing = [
             role
             for role, piece in growth.new.outside.items()
@@ -148,28 +151,31 @@ class _Expansion:
                 return copies.repeat(tensor, dim, tensor.abs().mean().view(1))
             generator = sub_generator(self.seed, f"lemon gain {place.role} {place.target}")
             wide = made(tensor, dim)
-            wide[len(copies.index) :] = 2 * torch.rand(copies.rest, generator=generator) - 1
+            free = torch.rand(copies.rest, generator=generator, dtype=torch.float32)
+            wide[len(copies.index) :] = 2 * free - 1
             return wide * self.ratio**0.5
 
         def columns(tensor: Tensor, dim: int) -> Tensor:
-            even = self.options.mode == "net2net"
+            even = self.options.mode == "net2net" or place.role in self._bare
             return copies.share(tensor, dim, None if even else partial(self._added, place))
 
         return Axis(rows, columns, gain)
 
+    @cached_property
+    def _bare(self) -> tuple[str, ...]:
+        """The roles that read a stream that no norm has freed of its mean: of an attention pool."""
+        outside = self.growth.new.outside
+        return ("pool.q.weight", "head.weight") if "pool.latent" in outside else ()
+
     def _weights(self, place: Place, size: int) -> Tensor:
         """Return the weights of the mean that a layer writes, so that a layer scale leaves it."""
-        scale = self._scale(place)
-        if scale is None or not (total := scale.abs().mean()):
-            return torch.full((size,), 1 / size, dtype=torch.float64)
-        return scale / total / size
-
-    def _scale(self, place: Place) -> Tensor | None:
-        """Return the layer scale after what a block of the ancestor writes, or None."""
+        even = torch.full((size,), 1 / size, dtype=torch.float64)
         if place.source < 0 or place.role not in self.growth.ends:
-            return None
+            return even
         piece = scale_of(place.role, self.source.anatomy.blocks[place.source])
-        return None if piece is None else self.source.part(piece).double()
+        scale = even if piece is None else self.source.part(piece).double()
+        total = scale.abs().mean()
+        return scale / total / size if piece is not None and total else even
 
     def silence(self, place: Place, out: Tensor) -> bool:
         """Fill what an added block writes into the stream, so that it is nothing."""
@@ -194,7 +200,7 @@ class _Expansion:
                     f"init= lacks {piece.spec.name}: pass the target's whole state_dict()"
                 )
             return new.split(piece.spec, given[piece.spec.name].to(even))[place.role]
-        draw = torch.empty(even.shape)
+        draw = torch.empty(even.shape, dtype=torch.float32)
         generator = sub_generator(self.seed, f"lemon {place.role} {place.target}")
         fresh_rule(place.role, tuple(even.shape))[1](draw, generator)
         return draw.to(even)

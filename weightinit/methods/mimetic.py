@@ -19,6 +19,7 @@ from weightinit import init
 from weightinit.anatomy import Anatomy, Piece
 from weightinit.errors import ProjectionError
 from weightinit.inherit.fresh import fresh_part, sub_generator
+from weightinit.inherit.method import check_options
 from weightinit.plan import Inheritance, Part
 
 __all__ = ["Mimetic", "planned_mimetic"]
@@ -56,8 +57,7 @@ class Mimetic:
         """Check every field."""
         if not all(map(math.isfinite, astuple(self)[:4])):
             raise ProjectionError(f"{self}: use finite numbers")
-        if self.positions not in get_args(Positions):
-            raise ProjectionError(f"positions={self.positions!r}: use one of {get_args(Positions)}")
+        check_options(self, positions=get_args(Positions))
 
 
 def planned_mimetic(
@@ -83,20 +83,14 @@ def planned_mimetic(
 
 @dataclass(frozen=True)
 class _Attention:
-    """The weights of one attention.
-
-    Args:
-        q: query weight; k, v and proj are the weights of keys, values and the output projection.
-        maps: number of attention maps: the heads, or twice as many in differential attention.
-        group: number of query heads that share a key head.
-    """
+    """The weights of one attention."""
 
     q: Piece
     k: Piece
     v: Piece
     proj: Piece
-    maps: int
-    group: int
+    maps: int  # the heads, or twice as many in differential attention
+    group: int  # number of query heads that share a key head
 
 
 def _attentions(anatomy: Anatomy) -> list[_Attention]:

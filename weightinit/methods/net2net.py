@@ -17,8 +17,9 @@ from weightinit.errors import ProjectionError
 from weightinit.inherit.axis import Axis
 from weightinit.inherit.copies import Copying
 from weightinit.inherit.fresh import sub_generator
-from weightinit.inherit.growth import Growth, claim
-from weightinit.inherit.transfer import Place, Source, Transfer, transfer_parts
+from weightinit.inherit.growth import Growth
+from weightinit.inherit.method import Source, check_options
+from weightinit.inherit.transfer import Place, Transfer, transfer_parts
 from weightinit.init.operators import Copies, Op, along, scale
 from weightinit.methods.bert2bert import Choice, copies_of
 from weightinit.plan import Inheritance
@@ -62,8 +63,7 @@ class Net2Net:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        if self.mapping not in get_args(Choice):
-            raise ProjectionError(f"mapping={self.mapping!r}: use one of {get_args(Choice)}")
+        check_options(self, mapping=get_args(Choice))
         if not self.noise >= 0:
             raise ProjectionError(f"noise={self.noise!r}: use 0 or a small number such as 0.01")
 
@@ -86,12 +86,12 @@ class Net2Net:
             generator = sub_generator(seed, f"net2net noise {place.role} {place.target}")
             return Axis(_noisy(axis.rows, copies, self.noise, generator), axis.columns, axis.gain)
 
-        how, notes = claim("Net2Net", self._faults(copying))
+        how, notes = growth.claim("Net2Net", copying.uneven, self._faults(copying))
         transfer = Transfer(axes, growth.depth, how, growth.quiet(), growth.silence)
         return Inheritance(transfer_parts(source, target, transfer, seed=seed), notes)
 
     def _faults(self, copying: Copying) -> list[str]:
-        faults = copying.growth.faults(copying.uneven)
+        faults: list[str] = []
         grown = [Labels((label,)) for label in copying.growth.grown]
         if any(labels.stream and copying.uneven(labels) for labels in grown):
             faults.append("method='lemon' keeps the function at any width")
@@ -107,7 +107,7 @@ def _noisy(rows: Op, copies: Copies, noise: float, generator: torch.Generator) -
         out = along(tensor, dim, rows)
         if tensor.dim() < 2:
             return out
-        draw = torch.randn(out.shape, generator=generator)
+        draw = torch.randn(out.shape, generator=generator, dtype=torch.float32)
         size = noise * tensor.square().mean().sqrt()
         return out + scale(draw.to(out) * size, dim, copies.turns > 0)
 

@@ -5,7 +5,7 @@ Xu et al., "Initializing Models with Larger Ones", ICLR 2024, https://arxiv.org/
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from weightinit.anatomy import Anatomy, Difference, Labels, ParamSpec, Piece
-from weightinit.errors import ProjectionError
 from weightinit.inherit.axis import Axis
 from weightinit.inherit.depth import Depth, Mix, mixes
 from weightinit.inherit.fresh import fresh_part, sub_generator
-from weightinit.inherit.transfer import Place, Source, Transfer, transfer_parts
+from weightinit.inherit.method import Source, check_options
+from weightinit.inherit.transfer import Place, Transfer, transfer_parts
 from weightinit.init.operators import SELECTIONS, along, joint_index, select_indices
 from weightinit.plan import Inheritance, Part
 
@@ -35,7 +35,8 @@ class WeightSelection:
         elements: channels to keep: ``"uniform"`` (the paper's best), ``"consecutive"``, or
             ``"random"`` (one draw for each axis, the same wherever it occurs).
         depth: blocks to keep: ``"first"`` (the paper's), ``"last"``, ``"mid"``, ``"uniform"``, or
-            ``"first_last"``, the first ones but for the last, which is the ancestor's last.
+            ``"first_last"``, the first ones but for the last, which is the ancestor's last; or
+            their numbers, ``[0, 2, 4]``.
         heads: ``"aligned"`` keeps whole heads, q, k and v apart. ``"flat"`` is the older spelling
             of ``faithful=True``.
         rescale: whether to multiply what reads a shortened axis by the root of the ratio of its
@@ -59,9 +60,7 @@ class WeightSelection:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        for name, allowed in (("elements", SELECTIONS), ("heads", ("aligned", "flat"))):
-            if getattr(self, name) not in allowed:
-                raise ProjectionError(f"{name}={getattr(self, name)!r}: use one of {allowed}")
+        check_options(self, elements=SELECTIONS, heads=("aligned", "flat"))
 
     def plan(
         self, source: Source, target: Anatomy, *, seed: int = 0, calibration: object = None
@@ -95,7 +94,15 @@ class WeightSelection:
     ) -> dict[Piece, Part]:
         """Select along stored axes, whatever they hold: the published code."""
         old = source.anatomy
-        pairs = dict(_pairs(old, target, depth))
+        places = [(target.outside, old.outside)] + [
+            (block, old.blocks[mix[0][0]]) for block, mix in zip(target.blocks, depth, strict=True)
+        ]
+        pairs = {
+            piece.spec.name: own[role].spec
+            for pieces, own in places
+            for role, piece in pieces.items()
+            if role in own
+        }
         how = f"{self.elements} selection of stored axes, as published"
 
         @lru_cache(maxsize=1)  # the pieces of a fused parameter follow one another
@@ -121,13 +128,3 @@ class WeightSelection:
 
 def _covers(old: tuple[int, ...], new: tuple[int, ...]) -> bool:
     return len(old) == len(new) and all(a >= b for a, b in zip(old, new, strict=True))
-
-
-def _pairs(old: Anatomy, new: Anatomy, depth: list[Mix]) -> Iterator[tuple[str, ParamSpec]]:
-    """Yield the name of each parameter of the target, with the ancestor's of its role and block."""
-    places = [(new.outside, old.outside)]
-    places += [(block, old.blocks[mix[0][0]]) for block, mix in zip(new.blocks, depth, strict=True)]
-    for pieces, own in places:
-        for role, piece in pieces.items():
-            if role in own:
-                yield piece.spec.name, own[role].spec

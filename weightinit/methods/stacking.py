@@ -7,13 +7,13 @@ Gong et al., "Efficient Training of BERT by Progressively Stacking", ICML 2019
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
-from weightinit.anatomy import Anatomy
+from weightinit.anatomy import Anatomy, Difference
 from weightinit.errors import ProjectionError
-from weightinit.inherit.depth import Depth, Mix, mixes
-from weightinit.inherit.transfer import Source, Transfer, transfer_parts
+from weightinit.inherit.depth import Depth, mixes
+from weightinit.inherit.method import Source
+from weightinit.inherit.transfer import Transfer, transfer_parts
 from weightinit.plan import Inheritance
 
 __all__ = ["Stacking"]
@@ -27,7 +27,7 @@ class Stacking:
         depth: depth rule: ``"stack"`` (whole copies, StackBERT), ``"stack_top"`` (the rest from the
             top blocks, bert2BERT), ``"interlace"`` (each block several times in a row), ``"solar"``
             (two overlapping copies), ``"interpolate"`` (between neighbours), or any other rule of
-            :mod:`weightinit.inherit.depth`.
+            :mod:`weightinit.inherit.depth`, or the ancestor's block for each, ``[0, 1, 0, 1]``.
 
     Examples:
         >>> import timm, torch, weightinit as wi
@@ -48,37 +48,20 @@ class Stacking:
             ProjectionError: if the target is shallower, or of another width, head count or MLP.
         """
         old = source.anatomy
-        if target.depth < old.depth:
+        difference = Difference(old, target)
+        if any(after < before for before, after in difference.depths.values()):
             raise ProjectionError(
                 f"stacking only grows, and the target has {target.depth} of {old.depth} blocks: "
                 "use method='weight_selection', which shrinks"
             )
         depth = mixes(self.depth, old, target)
-        differing = sorted(set(_differing(old, target, depth)))
-        if differing:
+        if wider := difference.wider:
             raise ProjectionError(
-                f"stacking grows depth alone, and the target differs in {', '.join(differing)}: "
+                f"stacking grows depth alone, and the target differs in {Difference.text(wider)}: "
                 "use method='bert2bert' or 'ligo', which grow width and depth"
             )
         how = f"stacked by {self.depth!r}" if isinstance(self.depth, str) else "stacked"
         transfer = Transfer(lambda label, place: None, depth, how)
-        return Inheritance(transfer_parts(source, target, transfer, seed=seed))
-
-
-def _differing(old: Anatomy, new: Anatomy, depth: list[Mix]) -> Iterator[str]:
-    """Yield what is not alike in the blocks: axes of other lengths, or other heads of that length.
-
-    Head counts that a bare state dict does not tell are not compared.
-    """
-    for label in ("h", "k"):
-        if label in old.sizes and label in new.sizes and old.sizes[label] != new.sizes[label]:
-            yield f"{label} ({old.sizes[label]} -> {new.sizes[label]})"
-    for block, mix in zip(new.blocks, depth, strict=True):
-        for piece in block.values():
-            for index, _ in mix:
-                own = old.blocks[index].get(piece.role)
-                if own is None or own.size == piece.size or piece.facts.kind == "table":
-                    continue
-                for labels, before, after in zip(piece.axes, own.size, piece.size, strict=False):
-                    if before != after:
-                        yield f"{labels} ({before} -> {after})"
+        copied = "Stacking is not lossless here: blocks are repeated, which changes the function"
+        notes = [copied] if difference.grown else []
+        return Inheritance(transfer_parts(source, target, transfer, seed=seed), notes)

@@ -6,7 +6,7 @@ ones", https://arxiv.org/abs/2312.09299.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -17,19 +17,23 @@ from weightinit.errors import ProjectionError
 from weightinit.inherit.axis import Axis
 from weightinit.inherit.calibration import Calibration
 from weightinit.inherit.depth import Depth, mixes
-from weightinit.inherit.running import Runnable, Running, exact, watching
+from weightinit.inherit.method import Runnable
+from weightinit.inherit.running import Running, exact, watching
 from weightinit.inherit.transfer import Place, Transfer, transfer_parts
 from weightinit.init.operators import along, joint_index
 from weightinit.plan import Inheritance
 
-__all__ = ["Subcloning", "check_shrinking", "mean_inputs"]
+__all__ = ["Subcloning", "check_shrinking", "mean_inputs", "ranks"]
 
 #: What a head consists of.
 _WHOLE = {
     "k": "the head dim (embed_dim / num_heads)",
     "e": "the number of key heads",
     "j": "the head dim of a map",
+    "kp": "the head dim of the attention pool",
 }
+#: Labels of heads, and the axis of their channels.
+_HEADS = {"h": ("h", "k"), "hp": ("hp", "kp")}
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,8 @@ class Subcloning:
     batches. No code was published; what the paper leaves open is as said here.
 
     Args:
-        depth: blocks to keep: ``"uniform"`` keeps the first and the last and drops evenly between.
+        depth: blocks to keep: ``"uniform"`` keeps the first and the last and drops evenly between;
+            or their numbers, ``[0, 2, 4]``.
         rescale: whether to multiply what reads a shortened axis by the root of the ratio of its
             lengths, to make up for the summands that are gone.
 
@@ -94,8 +99,7 @@ def _mean(
 ) -> Tensor:
     """Return the mean activation of what an axis of a block is chosen by, ``[size]``."""
     # Tables and gates of heads alone are chosen as the heads' channels are.
-    heads = labels[0] == "h"
-    ranked = Labels(("h", "k")) if heads else labels
+    ranked = Labels(_HEADS.get(labels[0], labels))
     matching = [
         mean / mean.mean().clamp_min(torch.finfo(mean.dtype).tiny)
         for (place, others), mean in means.items()
@@ -107,7 +111,7 @@ def _mean(
             "method='weight_selection', which needs no activations"
         )
     mean = torch.stack(matching).mean(0)
-    return mean.view(size, -1).mean(1) if heads else mean
+    return mean.view(size, -1).mean(1) if labels[0] in _HEADS else mean
 
 
 def mean_inputs(running: Running) -> dict[tuple[int, Labels], Tensor]:
@@ -117,14 +121,9 @@ def mean_inputs(running: Running) -> dict[tuple[int, Labels], Tensor]:
     ``[channels]`` are over batches, and over matrices that read the same axis there.
     """
     totals: dict[tuple[int, Labels], list[Tensor]] = {}
-    old = running.anatomy
-    places = [(-1, piece) for piece in old.outside.values()]
-    places += [(i, piece) for i, block in enumerate(old.blocks) for piece in block.values()]
     watched: dict[nn.Module, list[tuple[int, Piece]]] = {}
-    for index, piece in places:
-        matrix = len(piece.axes) > 1 and piece.side(1) == "columns"
-        if matrix and not any(label_of(label).kind == "patch" for x in piece.axes for label in x):
-            watched.setdefault(running.owner(piece), []).append((index, piece))
+    for index, piece in _readers(running.anatomy):
+        watched.setdefault(running.owner(piece), []).append((index, piece))
 
     def see(module: nn.Module, x: Tensor) -> None:
         x = exact(x.movedim(1, -1) if isinstance(module, nn.Conv2d) else x).abs()
@@ -144,6 +143,35 @@ def mean_inputs(running: Running) -> dict[tuple[int, Labels], Tensor]:
         for number in range(len(running.calls)):
             running.run(number)
     return {key: running.check(total / count).cpu() for key, (total, count) in totals.items()}
+
+
+def _readers(old: Anatomy) -> Iterator[tuple[int, Piece]]:
+    """Yield the matrices that read channels, each with its block of the main stack or -1."""
+    places = [(-1, old.outside), *((-1, block) for _, block in old.extra_blocks)]
+    for index, pieces in (*places, *enumerate(old.blocks)):
+        for piece in pieces.values():
+            matrix = len(piece.axes) > 1 and piece.side(1) == "columns"
+            kinds = {label_of(label).kind for labels in piece.axes for label in labels}
+            if matrix and "patch" not in kinds:
+                yield index, piece
+
+
+def ranks(old: Anatomy, new: Anatomy) -> bool:
+    """Return whether something is left out of the target, and activations tell what."""
+    try:
+        check_shrinking(old, new, "weight subcloning")
+    except ProjectionError:
+        return False
+    difference = Difference(old, new)
+    read = {piece.axes[1] for _, piece in _readers(old)}
+    shorter = {
+        Labels(_HEADS.get(labels[0], labels))
+        for pieces in (old.outside, *old.all_blocks)
+        for piece in pieces.values()
+        for labels in piece.axes
+        if difference.along(labels)
+    }
+    return bool(shorter) and all(labels.stream or labels in read for labels in shorter)
 
 
 def check_shrinking(old: Anatomy, new: Anatomy, method: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Mapping, Set
 from typing import Any, ClassVar
 
 import torch
@@ -17,6 +17,14 @@ from weightinit.files.bundle import Bundle, Wanted, copies
 from weightinit.files.checks import Shape, some
 from weightinit.files.config import BundleConfig
 from weightinit.files.locate import names
+from weightinit.templates.checks import (
+    any_size,
+    auxiliary_size,
+    axes_of,
+    scaler_size,
+    stack_place,
+    template_config,
+)
 from weightinit.templates.config import TemplateConfig
 
 __all__ = ["TemplateBundle", "as_bundle", "fitted_index", "list_templates", "size_entry"]
@@ -25,14 +33,6 @@ __all__ = ["TemplateBundle", "as_bundle", "fitted_index", "list_templates", "siz
 #: fitted for a ViT-L over templates of width 64 take 2 MB and describe 1.2 GB of float32.
 MAX_EXPANSION = 64
 EXPANSION_FLOOR = 2 * 2**30
-MAX_KINDS = 256
-#: The axes of one part of a kind, by module; "a" is the width inside attention, h times k, and "_"
-#: any size. A bias has the first; in one of several stacks the labels have its number. Other kinds
-#: may have any shape.
-KIND_AXES = {
-    "attn.qkv": "a d", "attn.proj": "d a", "mlp.fc1": "m d", "mlp.fc2": "d m", "norm1": "d",
-    "norm2": "d", "ada": "d d", "conv_dw": "d _",
-}  # fmt: skip
 #: Those of tensors outside the blocks; "_" is any size. Families and users have more roles, which
 #: only need a well-formed name.
 OUTSIDE_AXES = {
@@ -66,7 +66,15 @@ class TemplateBundle(Bundle):
         >>> import tempfile, torch
         >>> from weightinit.files.config import BundleConfig
         >>> from weightinit.templates.bundle import TemplateBundle
-        >>> from weightinit.templates.config import TemplateConfig
+        >>> from weightinit.templates.checks import (
+    any_size,
+    auxiliary_size,
+    axes_of,
+    scaler_size,
+    stack_place,
+    template_config,
+    )
+    from weightinit.templates.config import TemplateConfig
         >>> options = TemplateConfig.layers("share", 8, 1).to_dict()
         >>> sizes = {"d": 8, "h": 2, "k": 4, "m": 32}
         >>> config = BundleConfig("templates", "share", options, sizes, 1, "Apache-2.0")
@@ -85,33 +93,36 @@ class TemplateBundle(Bundle):
     @property
     def template_config(self) -> TemplateConfig:
         """The template set: its kinds, their number and shapes."""
-        return _template_config(self.config)
+        return template_config(self.config)
 
     @classmethod
     def wanted(cls, config: BundleConfig) -> Mapping[str, Wanted]:
         """Return the templates, and the scalers of methods that train them."""
-        template = _template_config(config)
+        template = template_config(config)
         shapes: dict[str, Wanted] = {}
         for kind, spec in template.kinds.items():
             shapes[f"templates.{kind}"] = (spec.number, *spec.shape)
             if template.trained:
-                shapes[f"scalers.{kind}"] = _scalers(config, template, kind)
+                shapes[f"scalers.{kind}"] = scaler_size(config, template, kind)
         return shapes
 
     @classmethod
     def optional(cls, config: BundleConfig, names: Set[str]) -> Mapping[str, Wanted]:
         """Return closed forms' scalers, scalers fitted for other sizes, tensors outside blocks."""
-        template = _template_config(config)
+        template = template_config(config)
         shapes: dict[str, Wanted] = {}
         for kind, spec in template.kinds.items():
-            shapes[f"scalers.{kind}"] = _scalers(config, template, kind)
+            shapes[f"scalers.{kind}"] = scaler_size(config, template, kind)
             for i, entry in enumerate(config.fitted):
-                shapes[f"fitted.{i}.{kind}"] = (entry["depth"], spec.number, *_any(spec.shape))
+                depth = entry["depth"]
+                if spec.stack:
+                    depth = entry["sizes"].get(f"depth{stack_place(config, spec.stack)}", depth)
+                shapes[f"fitted.{i}.{kind}"] = (depth, spec.number, *any_size(spec.shape))
         for name in names:
             role = name.removeprefix("outside.")
             if role != name and ROLE.fullmatch(role):
                 shapes[name] = (
-                    tuple(config.sizes.get(a, a) for a in _axes(OUTSIDE_AXES, role)) or None
+                    tuple(config.sizes.get(a, a) for a in axes_of(OUTSIDE_AXES, role)) or None
                 )
         return {name: shape for name, shape in shapes.items() if name in names}
 
@@ -119,9 +130,9 @@ class TemplateBundle(Bundle):
     def check(cls, config: BundleConfig, shapes: Mapping[str, Shape]) -> None:
         """Raise BundleError unless the tensors are those that the config calls for."""
         super().check(config, shapes)
-        template = _template_config(config)
+        template = template_config(config)
         for kind, spec in template.kinds.items():
-            size = _auxiliary_size(config, template, kind)
+            size = auxiliary_size(config, template, kind)
             if f"scalers.{kind}" in shapes or size is None:
                 continue
             if math.prod(template.scaler_shape(kind, size)) > 1:
@@ -143,7 +154,7 @@ class TemplateBundle(Bundle):
     ) -> None:
         """Raise BundleError if ``nbytes`` of tensors describe a model out of all proportion."""
         allowed = min(max(MAX_EXPANSION * nbytes, EXPANSION_FLOOR), max_bytes)
-        kinds = _template_config(config).kinds
+        kinds = template_config(config).kinds
         for kind, spec in kinds.items():
             # The scalers of any target are N / (w1 w2) times its size, whatever the scalers here.
             allowed_each = 1 if len(spec.shape) == 2 else MAX_EXPANSION
@@ -186,125 +197,11 @@ class TemplateBundle(Bundle):
         return f"Weight templates ({config.method})", code, "\n".join(lines)
 
 
-def _template_config(config: BundleConfig) -> TemplateConfig:
-    """Return the template set that a bundle's options describe, or raise BundleError."""
-    kinds = config.options.get("kinds")
-    if isinstance(kinds, Mapping) and len(kinds) > MAX_KINDS:
-        raise BundleError(f"the bundle has {len(kinds)} kinds: allowed are {MAX_KINDS}")
-    template = TemplateConfig.from_dict(config.options)
-    entries = config.options["kinds"].items()
-    known = {"number", "shape", "parts", "stack"}
-    odd = [kind for kind, entry in entries if set(entry) | {"stack"} != known]
-    if odd or not entries:
-        raise BundleError(
-            f"options of the bundle have {len(entries)} kinds, of which [{some(odd)}] have unknown "
-            "entries: use one kind or more, each of number, shape, parts and stack"
-        )
-    _check_traits(config)
-    stacks = set(config.traits.get("main_stacks", ()))
-    stray = [kind for kind, spec in template.kinds.items() if spec.stack not in {"", *stacks}]
-    if stray:
-        raise BundleError(
-            f"kinds [{some(stray)}] belong to none of the bundle's stacks {sorted(stacks)}: its "
-            "options and its traits are not of one bundle"
-        )
-    if config.method != template.method:
-        raise BundleError(
-            f"method is {config.method!r} in the bundle's config and {template.method!r} in its "
-            "options: they must agree"
-        )
-    width = next((n for label, n in config.sizes.items() if label_of(label).stream), template.width)
-    if width < template.width:
-        raise BundleError(
-            f"width of the templates is {template.width}, and the auxiliary model's is {width}: "
-            "templates must not be wider than the model they were trained in"
-        )
-    return template
-
-
-def _check_traits(config: BundleConfig) -> None:
-    """Raise BundleError if a trait that filling a model relies on is of another form."""
-
-    def whole(value: Any, least: int = 0) -> bool:
-        return type(value) is int and least <= value < 2**24
-
-    def listed(value: Any, sound: Callable[[Any], bool] = lambda n: whole(n, 1)) -> bool:
-        return isinstance(value, list | tuple) and all(map(sound, value))
-
-    forms: dict[str, tuple[Callable[[Any], bool], str]] = {
-        "grid": (lambda x: listed(x) and len(x) == 2, "two whole numbers"),
-        "pos_prefix": (whole, "a whole number"),
-        "prefix_tokens": (whole, "a whole number"),
-        "main_stacks": (lambda x: listed(x, lambda n: isinstance(n, str)), "a list of names"),
-        "depths": (listed, "a list of whole numbers"),
-        "trained_depths": (lambda x: listed(x, lambda n: whole(n, 1) or listed(n)), "depths"),
-        "trained_widths": (
-            lambda x: listed(x, lambda f: type(f) in (int, float) and 2**-12 <= f <= 1),
-            "a list of fractions of the width",
-        ),
-        "family": (lambda x: isinstance(x, str), "a name"),
-    }
-    traits = config.traits
-    for name, (sound, form) in forms.items():
-        value = traits.get(name)
-        if value is not None and not sound(value):
-            raise BundleError(f"trait {name} of the bundle is {value!r:.80}: it must be {form}")
-    stacks, depths = traits.get("main_stacks") or (), traits.get("depths") or ()
-    if len(stacks) > 1 and (len(depths) != len(stacks) or sum(depths) != config.depth):
-        raise BundleError(
-            f"the bundle has stacks {list(stacks)} of depths {list(depths)} and depth "
-            f"{config.depth}: there must be a depth for each, which sum to it"
-        )
-
-
 def _model(name: str) -> tuple[str, str]:
     """Split a tensor's name into what it belongs to, such as ``fitted.0``, and its kind or role."""
     words = name.split(".")
     number = 2 if words[0] == "fitted" else 1
     return ".".join(words[:number]), ".".join(words[number:])
-
-
-def _scalers(config: BundleConfig, template: TemplateConfig, kind: str) -> Wanted:
-    spec, size = template.kinds[kind], _auxiliary_size(config, template, kind)
-    if size is not None and len(size) != len(spec.shape):
-        raise BundleError(
-            f"templates of kind {kind} have {len(spec.shape)} axes, and what they make has "
-            f"{len(size)}: they must agree"
-        )
-    covered = _any(spec.shape) if size is None else template.scaler_shape(kind, size)
-    depth = config.depth
-    if spec.stack:
-        depth = config.traits["depths"][config.traits["main_stacks"].index(spec.stack)]
-    return (depth, spec.number, *covered)
-
-
-def _any(shape: Shape) -> tuple[str, ...]:
-    return tuple(f"s{i}" for i in range(len(shape)))
-
-
-def _axes(known: Mapping[str, str], role: str) -> list[str]:
-    """Return the axes of a role in a table; none if it is not there."""
-    module, _, which = role.rpartition(".")
-    axes = known.get(module if which in ("weight", "bias") else role, "").split()
-    return axes[:1] if which == "bias" else axes
-
-
-def _auxiliary_size(config: BundleConfig, template: TemplateConfig, kind: str) -> Shape | None:
-    """Return the size of one part of a kind in the auxiliary model; None for rarer kinds."""
-    spec = template.kinds[kind]
-    number = config.traits["main_stacks"].index(spec.stack) if spec.stack else ""
-    axes = _axes(KIND_AXES, kind[len(spec.stack) + 1 :] if spec.stack else kind)
-    size = []
-    for axis, tile in zip(axes, (*spec.unit, 1, 1), strict=False):
-        labels = {"a": ["h", "k"], "_": []}.get(axis, [f"{axis}{number}"])
-        absent = [label for label in labels if label not in config.sizes]
-        if absent:
-            raise BundleError(
-                f"sizes of the bundle lack {some(absent)}, which kind {kind} needs: save the sizes "
-                "of the auxiliary model with it"
-            )
-        size.append(math.prod(config.sizes[x] for x in labels) if labels else tile)
-    return tuple(size) or None
 
 
 def _named(sizes: Mapping[str, int]) -> str:

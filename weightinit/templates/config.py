@@ -138,7 +138,12 @@ class TemplateConfig:
 
     @classmethod
     def of(
-        cls, anatomy: Anatomy, *, layers: int = 2, width: int | None = None, method: str = "weit"
+        cls,
+        anatomy: Anatomy,
+        *,
+        layers: int | None = 2,
+        width: int | None = None,
+        method: str = "weit",
     ) -> TemplateConfig:
         """Return a template set for every role in the blocks of a model of any family.
 
@@ -150,7 +155,8 @@ class TemplateConfig:
 
         Args:
             anatomy: anatomy of the auxiliary model.
-            layers: how many blocks' worth of templates each kind has.
+            layers: how many blocks' worth of templates each kind has; None is all blocks', which
+                can hold any weights.
             width: width of the templates (in the first stage); default: the model's own.
             method: ``"weit"`` or ``"wave"``.
 

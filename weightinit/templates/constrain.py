@@ -15,10 +15,11 @@ from weightinit.inherit.fresh import base_seed, sub_generator
 from weightinit.templates.compose import Composer
 from weightinit.templates.config import TemplateConfig
 from weightinit.templates.constrained import ConstrainedModel
-from weightinit.templates.nested import NestedModel, Size, Sizes
+from weightinit.templates.nested import NestedModel
 from weightinit.templates.scalers import closed_form, linear_scalers
+from weightinit.templates.sizes import Size, Sizes
 
-__all__ = ["ConstrainedModel", "NestedModel", "Size", "Sizes", "constrain"]
+__all__ = ["ConstrainedModel", "constrain"]
 
 STD = 0.02
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from weightinit.anatomy import ParamSpec
 from weightinit.errors import ProjectionError
@@ -177,6 +178,8 @@ class ConstrainedModel(ComposedModel):
     ) -> TemplateBundle:
         """Return templates, scalers and what is outside the blocks as a bundle.
 
+        Parameters of a sharded model are gathered, so that all ranks must call it.
+
         Args:
             provenance: of the training, plain JSON. Parameters of the blocks that no kind covers
                 (layer scale, say) are not part of a bundle; they are listed under ``left_out``.
@@ -186,13 +189,13 @@ class ConstrainedModel(ComposedModel):
         tensors = {f"templates.{k}": v for k, v in self.template_values().items()}
         if self.config.trained:
             tensors |= {f"scalers.{k}": v for k, v in self.scaler_values().items()}
-        anatomy = self.composer.target
-        left = self.uncovered
+        anatomy, left = self.composer.target, self.uncovered
+        outside = dict(self.model.named_parameters(remove_duplicate=False))
         return as_bundle(
             anatomy,
             self.config,
-            tensors,
-            collect(anatomy, dict(self.model.named_parameters(remove_duplicate=False))),
+            {name: _gathered(value) for name, value in tensors.items()},
+            collect(anatomy, {name: _gathered(value) for name, value in outside.items()}),
             depth=self.depth if len(anatomy.stages) == 1 else anatomy.depth,
             licence=licence,
             provenance={**(provenance or {}), **({"left_out": left} if left else {})},
@@ -216,6 +219,10 @@ class _Constants(nn.Module):
 
     def values(self) -> list[Tensor]:
         return list(self.buffers())
+
+
+def _gathered(value: Tensor) -> Tensor:
+    return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def _key(kind: str) -> str:

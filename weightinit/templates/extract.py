@@ -11,30 +11,32 @@ ones.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from weightinit.anatomy import Anatomy, Piece
+from weightinit.anatomy import Piece
 from weightinit.ancestor.ancestor import Ancestor
 from weightinit.errors import ProjectionError
 from weightinit.inherit.fresh import base_seed, sub_generator
 from weightinit.kernels import kron
+from weightinit.numerics import plain_numerics
 from weightinit.templates.bundle import TemplateBundle, as_bundle
 from weightinit.templates.compose import Composer
 from weightinit.templates.config import TemplateConfig
-from weightinit.templates.kinds import TemplateKind, kind_of, kind_roles
+from weightinit.templates.kinds import TemplateKind, folded
 from weightinit.templates.lowrank import low_rank
 
 if TYPE_CHECKING:
     from weightinit.api import AncestorLike
 
-__all__ = ["auto_lg", "extract_templates", "heur_lg", "tiles_config"]
+__all__ = ["auto_lg", "extract_templates", "heur_lg"]
 
 
+@plain_numerics()
 def extract_templates(
     ancestor: AncestorLike,
     config: TemplateConfig | None = None,
@@ -58,8 +60,8 @@ def extract_templates(
     Args:
         ancestor: whatever :func:`weightinit.project_from` takes. It is only read.
         config: the template set; kinds that the ancestor lacks are dropped. None is
-            :func:`tiles_config`: tiles of the ancestor's width, as many as make it exact unless
-            ``number`` or ``error`` says otherwise.
+            :meth:`TemplateConfig.of` all its layers, which makes it exact unless ``number`` or
+            ``error`` says otherwise.
         number: number of templates, for all kinds or by kind; default: the config's.
         error: take the fewest templates of each kind that leave no more than this part of its norm.
         dtype: dtype of the bundle's tensors.
@@ -99,7 +101,8 @@ def extract_templates(
         raise ProjectionError(
             f"{number=} and {error=}: pass one of them, and an error from 0 to below 1"
         )
-    config = (config or tiles_config(anatomy)).restricted_to(anatomy)
+    config = config or TemplateConfig.of(anatomy, layers=None, method="wave")
+    config = config.restricted_to(anatomy)
     numbers = number if isinstance(number, Mapping) else dict.fromkeys(config.kinds, number)
     if unknown := set(numbers) - set(config.kinds):
         raise ProjectionError(
@@ -110,7 +113,8 @@ def extract_templates(
     for kind, spec in config.kinds.items():
         _check_size(composer, kind)
         shape = composer.scaler_shape(kind)
-        tiles = _tiles(kind_values(source, kind, anatomy.blocks), spec, config.order)
+        blocks = composer.blocks(kind)
+        tiles = _tiles(kind_values(source, config.roles(kind), blocks), spec, config.order)
         wanted = numbers.get(kind)
         if error is not None:
             wanted = min(tiles.shape)
@@ -123,12 +127,17 @@ def extract_templates(
         )
         kinds[kind] = replace(spec, number=len(templates))
         tensors[f"templates.{kind}"] = templates.view(-1, *spec.shape)
-        tensors[f"scalers.{kind}"] = scalers.view(anatomy.depth, *shape, -1).movedim(-1, 1)
-    blocks = (*anatomy.blocks, *(block for _, block in anatomy.extra_blocks))
-    left = sorted({role for block in blocks for role in block if kind_of(role) not in kinds})
+        tensors[f"scalers.{kind}"] = scalers.view(len(blocks), *shape, -1).movedim(-1, 1)
+    config = replace(config, kinds=kinds)
+    left = {
+        role
+        for block in anatomy.all_blocks
+        for role, piece in block.items()
+        if config.kind(role, piece.spec.stack) not in kinds
+    }
     return as_bundle(
         anatomy,
-        replace(config, kinds=kinds),
+        config,
         tensors,
         {role: source.part(piece) for role, piece in anatomy.outside.items()},
         depth=anatomy.depth,
@@ -137,37 +146,10 @@ def extract_templates(
             "ancestor": source.source,
             "method": "nearest Kronecker sum, without data",
             "relative_error": errors,
-            "left_out": left,
+            "left_out": sorted(left),
         },
         dtype=dtype,
     )
-
-
-def tiles_config(anatomy: Anatomy) -> TemplateConfig:
-    """Return a template set that holds a whole ancestor: every tile of its width.
-
-    Every matrix and vector of its blocks is a kind, cut to the longest tiles that divide it and
-    are no longer than the residual stream is wide.
-
-    Args:
-        anatomy: anatomy of the ancestor.
-    """
-    width = anatomy.sizes.get("d")
-    if width is None:
-        raise ProjectionError(
-            f"a {anatomy.family} has a width for every stage, and templates are of blocks that are "
-            "alike: use another ancestor"
-        )
-    kinds: dict[str, TemplateKind] = {}
-    for role, piece in anatomy.blocks[0].items():
-        known = all(label in anatomy.sizes for axis in piece.axes for label in axis)
-        kind = kind_of(role)
-        if kind in kinds or len(piece.size) > 2 or not known:
-            continue
-        shape = tuple(max(n for n in range(1, width + 1) if size % n == 0) for size in piece.size)
-        tiles = len(kind_roles(kind)) * math.prod(piece.size) // math.prod(shape)
-        kinds[kind] = TemplateKind(anatomy.depth * tiles, shape)
-    return TemplateConfig("wave", width, kinds)
 
 
 def heur_lg(ancestor: nn.Module, *, layers: int = 3) -> TemplateBundle:
@@ -198,7 +180,7 @@ def _cut(ancestor: nn.Module, method: str, layers: int) -> TemplateBundle:
     blocks = anatomy.blocks[-layers:] if method == "heur_lg" else anatomy.blocks[:layers]
     kinds, tensors = {}, {}
     for kind, spec in config.kinds.items():
-        whole = kind_values(source, kind, blocks).flatten(1, 2)
+        whole = kind_values(source, config.roles(kind), blocks).flatten(1, 2)
         kinds[kind] = replace(spec, shape=tuple(whole.shape[1:]))
         tensors[f"templates.{kind}"] = whole
     return as_bundle(
@@ -212,25 +194,28 @@ def _cut(ancestor: nn.Module, method: str, layers: int) -> TemplateBundle:
     )
 
 
-def kind_values(source: Ancestor, kind: str, blocks: Iterable[Mapping[str, Piece]]) -> Tensor:
+def kind_values(
+    source: Ancestor, roles: Sequence[str], blocks: Iterable[Mapping[str, Piece]]
+) -> Tensor:
     """Return the parameters of a kind, ``[blocks, roles, *size]``; what is missing is zero."""
     found = []
     for block in blocks:
-        parts = [source.part(block[role]) if role in block else None for role in kind_roles(kind)]
+        parts = [source.part(block[role]) if role in block else None for role in roles]
         first = next(part for part in parts if part is not None)
         whole = first.new_zeros(len(parts), *first.shape)
         for row, part in zip(whole, parts, strict=True):
             if part is not None:  # grouped keys and values have fewer rows than queries
                 row[: len(part)] = part
         found.append(whole)
-    return torch.stack(found)
+    values = torch.stack(found)
+    return values.flatten(3) if values.dim() > 4 else values
 
 
 def _check_size(composer: Composer, kind: str) -> None:
     """Raise ProjectionError unless the templates of a kind divide its parameters in all blocks."""
-    spec, size = composer.config.kinds[kind], composer.pieces[kind].size
-    blocks = composer.target.blocks
-    sizes = [[block[role].size for role in kind_roles(kind) if role in block] for block in blocks]
+    spec, size = composer.config.kinds[kind], folded(composer.pieces[kind])
+    roles, blocks = composer.config.roles(kind), composer.blocks(kind)
+    sizes = [[folded(block[role]) for role in roles if role in block] for block in blocks]
     firsts = {block[0] for block in sizes if block}
     if not all(sizes) or len(firsts) > 1:
         raise ProjectionError(

@@ -82,7 +82,7 @@ def head_dims(anatomy: Anatomy) -> frozenset[str]:
 
 
 def kinds_of(
-    anatomy: Anatomy, layers: int, width: int | None
+    anatomy: Anatomy, layers: int | None, width: int | None
 ) -> tuple[int, dict[str, TemplateKind]]:
     """Return the width of the templates and a kind for every role in a model's blocks.
 
@@ -90,8 +90,7 @@ def kinds_of(
         BundleError: if the blocks stand on no residual stream, or ``width`` does not divide them.
     """
     stacks = {stack: blocks for stack, blocks in anatomy.stacks.items() if blocks}
-    sizes = [{role: p.size for role, p in blocks[0].items()} for blocks in stacks.values()]
-    if all(size == sizes[0].get(role, size) for own in sizes for role, size in own.items()):
+    if len(stacks) <= 1:
         stacks = {"": anatomy.blocks}
     streams = {stack: _stream(blocks[0]) if blocks else 0 for stack, blocks in stacks.items()}
     first = next(iter(streams.values()), 0)
@@ -102,7 +101,9 @@ def kinds_of(
         )
     scale, inside, kinds = Fraction(width or first, first), head_dims(anatomy), {}
     for stack, blocks in stacks.items():
-        worth = min(layers, max(1, len(blocks) // 2)) if stack else layers
+        worth = layers or len(blocks)
+        if stack and layers:
+            worth = min(layers, max(1, len(blocks) // 2))
         pieces = {role: piece for block in reversed(blocks) for role, piece in block.items()}
         for role, piece in pieces.items():
             kind, roles = kind_of(role), len(kind_roles(kind_of(role)))

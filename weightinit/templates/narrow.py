@@ -9,19 +9,21 @@ descriptions, for the paper's code and full text were not available.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 
 from torch import Tensor
+from torch.nn import functional
 
-from weightinit.anatomy import Anatomy, Labels, Piece, label_of
+from weightinit.anatomy import Anatomy, Labels, label_of
 from weightinit.errors import ProjectionError
 from weightinit.init.operators import corner
 from weightinit.templates.bundle import TemplateBundle
 from weightinit.templates.config import TemplateConfig
 from weightinit.templates.kinds import head_dims
+from weightinit.templates.sizes import fraction_of
 
 __all__ = ["Narrowing", "exact", "narrowed"]
 
@@ -35,54 +37,57 @@ class Narrowing:
 
     Args:
         config: the template set.
-        pieces: a parameter of each kind, for its axes.
-        fraction: part of the width that is kept.
-        inside: labels inside the heads, which stay whole.
+        model: anatomy of a model that has its kinds, for their axes.
+        fraction: part of the width that is kept; heads stay whole.
     """
 
     config: TemplateConfig
-    pieces: Mapping[str, Piece]
+    model: Anatomy
     fraction: Fraction
-    inside: frozenset[str]
-
-    def scales(self, labels: Labels) -> bool:
-        """Return whether an axis is as much shorter as the network is narrower."""
-        return labels.channel and not self.inside.issuperset(labels)
 
     @cached_property
-    def cuts(self) -> Mapping[str, tuple[tuple[int, int, int], ...]]:
+    def inside(self) -> frozenset[str]:
+        """The labels that keep their size."""
+        return head_dims(self.model)
+
+    def factor(self, labels: Iterable[str]) -> Fraction:
+        """Return by how much an axis is shorter."""
+        scaled = any(label_of(x).kind == "channel" and x not in self.inside for x in labels)
+        return self.fraction if scaled else Fraction(1)
+
+    @cached_property
+    def cuts(self) -> Mapping[str, list[tuple[int, int, int]]]:
         """By kind, for each axis of a template: its tiles, and their length before and after."""
-        tiles: dict[tuple[str, Labels], int] = {}
-        for kind, piece in self.pieces.items():
+        pieces, tiles = self.config.pieces(self.model), {}
+        for kind, piece in pieces.items():
             spec = self.config.kinds[kind]
             for labels, length in zip(piece.axes, spec.unit, strict=False):
                 key = spec.stack, labels
                 tiles[key] = min(length, tiles.get(key, length))
-        return {kind: tuple(self._cuts(kind, piece, tiles)) for kind, piece in self.pieces.items()}
-
-    def _cuts(
-        self, kind: str, piece: Piece, tiles: Mapping[tuple[str, Labels], int]
-    ) -> list[tuple[int, int, int]]:
-        spec, cuts = self.config.kinds[kind], []
-        for dim, (labels, length) in enumerate(zip(piece.axes, spec.unit, strict=False)):
-            tile = tiles[spec.stack, labels]
-            kept = tile * self.fraction if self.scales(labels) else Fraction(tile)
-            if length % tile or kept.denominator != 1:
-                raise ProjectionError(
-                    f"templates of {kind}, {list(spec.shape)}, cannot be cut to "
-                    f"{float(self.fraction):g} of their width: use a width that keeps whole "
-                    "channels and heads of every tile"
-                )
-            cuts.append((length // tile * (1 if dim else spec.parts), tile, int(kept)))
-        return cuts
+        found: dict[str, list[tuple[int, int, int]]] = {kind: [] for kind in pieces}
+        for kind, piece in pieces.items():
+            spec = self.config.kinds[kind]
+            for dim, (labels, length) in enumerate(zip(piece.axes, spec.unit, strict=False)):
+                tile = tiles[spec.stack, labels]
+                kept = tile * self.factor(labels)
+                if length % tile or kept.denominator != 1:
+                    raise ProjectionError(
+                        f"templates of {kind}, {list(spec.shape)}, cannot be cut to "
+                        f"{float(self.fraction):g} of their width: use a width that keeps whole "
+                        "channels and heads of every tile"
+                    )
+                count = length // tile * (1 if dim else spec.parts)
+                found[kind].append((count, tile, int(kept)))
+        return found
 
     @cached_property
     def narrow(self) -> TemplateConfig:
         """The template set of what is kept."""
         kinds = {
-            kind: replace(spec, shape=tuple(count * kept for count, _, kept in self.cuts[kind]))
-            for kind, spec in self.config.kinds.items()
-            if kind in self.cuts
+            kind: replace(
+                self.config.kinds[kind], shape=tuple(count * kept for count, _, kept in cuts)
+            )
+            for kind, cuts in self.cuts.items()
         }
         return replace(self.config, width=int(self.config.width * self.fraction), kinds=kinds)
 
@@ -106,7 +111,7 @@ def exact(bundle: TemplateBundle, target: Anatomy) -> Fraction | None:
     ratios = {Fraction(target.sizes[x], sizes[x]) for x in streams}
     if not trained or len(ratios) != 1:
         return None
-    ratio, least = ratios.pop(), min(Fraction(f).limit_denominator(4096) for f in trained)
+    ratio, least = ratios.pop(), min(map(fraction_of, trained))
     inside = head_dims(target)
     whole = [n for x, n in sizes.items() if label_of(x).kind == "channel" and x not in inside]
     for copies in range(math.ceil(ratio), int(ratio / least) + 1):
@@ -119,25 +124,12 @@ def narrowed(bundle: TemplateBundle, target: Anatomy) -> TemplateBundle:
     """Return a bundle cut to the width of :func:`exact`, or the bundle itself where there is none.
 
     Tiled over the target, it computes what the network of that width inside the auxiliary model
-    does.
+    does. Kernels become the target's size.
     """
-    fraction = exact(bundle, target)
+    bundle, fraction = _resampled(bundle, target), exact(bundle, target)
     if fraction is None or fraction == 1:
         return bundle
-    config, inside = bundle.config, head_dims(target)
-    pieces = bundle.template_config.pieces(target)
-    blocks = {x for p in pieces.values() for labels in p.axes for x in labels}
-    stream = next(x for x in config.sizes if label_of(x).stream and x in target.sizes)
-    copies = Fraction(target.sizes[stream], config.sizes[stream]) / fraction
-
-    def factor(label: str) -> Fraction:
-        size = config.sizes.get(label, 0)
-        channel = label_of(label).kind == "channel" and label not in inside
-        # A width outside the blocks may be one of its own.
-        inherits = label in blocks or target.sizes.get(label) == copies * fraction * size
-        return fraction if channel and inherits else Fraction(1)
-
-    cut = Narrowing(bundle.template_config, pieces, fraction, inside)
+    config, cut = bundle.config, Narrowing(bundle.template_config, target, fraction)
     axes: dict[str, tuple[Labels, ...]] = {}
     for piece in target.outside.values():
         for role in (piece.role, *piece.facts.substitutes):
@@ -146,14 +138,41 @@ def narrowed(bundle: TemplateBundle, target: Anatomy) -> TemplateBundle:
     for name, value in bundle.tensors.items():
         what, _, rest = name.partition(".")
         if what == "outside" and rest in axes:
-            factors = [math.prod(map(factor, labels)) for labels in axes[rest]]
-            size = [int(n * f) for n, f in zip(value.shape, factors, strict=False)]
-            tensors[name] = corner(value, size)
-        elif what == "templates" and rest in pieces:
+            pairs = zip(value.shape, axes[rest], strict=False)
+            tensors[name] = corner(value, [int(n * cut.factor(labels)) for n, labels in pairs])
+        elif what == "templates" and rest in cut.cuts:
             tensors[name] = cut.template(rest, value)
-        elif any(name.endswith(f".{kind}") for kind in pieces) and what != "outside":
+        elif what != "outside" and any(name.endswith(f".{kind}") for kind in cut.cuts):
             tensors[name] = value
-    sizes = {label: int(size * factor(label)) for label, size in config.sizes.items()}
-    traits = {name: value for name, value in config.traits.items() if name != "trained_widths"}
-    config = replace(config, sizes=sizes, options=cut.narrow.to_dict(), traits=traits, sha256="")
+    config = replace(
+        config,
+        sizes={label: int(size * cut.factor([label])) for label, size in config.sizes.items()},
+        options=cut.narrow.to_dict(),
+        traits={name: value for name, value in config.traits.items() if name != "trained_widths"},
+        sha256="",
+    )
     return TemplateBundle(config, tensors, bundle.source)
+
+
+def _resampled(bundle: TemplateBundle, target: Anatomy) -> TemplateBundle:
+    """Return a bundle whose kernels have as many taps as a target's, of the same sum."""
+    kinds, tensors = dict(bundle.template_config.kinds), dict(bundle.tensors)
+    for kind, piece in bundle.template_config.pieces(target).items():
+        spec, size = kinds[kind], piece.size[1:]
+        taps = spec.shape[-1]
+        if len(piece.size) < 3 or taps == math.prod(size):
+            continue
+        side = math.isqrt(taps)
+        if side * side != taps:
+            raise ProjectionError(
+                f"templates of {kind} have {taps} taps, which are no square kernel, and the target "
+                f"needs {list(size)}: give it a kernel of as many taps"
+            )
+        kernels = tensors[f"templates.{kind}"].float().unflatten(-1, (side, side))
+        kernels = functional.interpolate(kernels, size, mode="bilinear") * taps / math.prod(size)
+        tensors[f"templates.{kind}"] = kernels.flatten(2).to(tensors[f"templates.{kind}"])
+        kinds[kind] = replace(spec, shape=(spec.shape[0], math.prod(size)))
+    if kinds == bundle.template_config.kinds:
+        return bundle
+    options = replace(bundle.template_config, kinds=kinds).to_dict()
+    return TemplateBundle(replace(bundle.config, options=options), tensors, bundle.source)

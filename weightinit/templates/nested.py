@@ -9,135 +9,22 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from fractions import Fraction
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from weightinit.anatomy import Anatomy, Rule, anatomy, label_of
+from weightinit.anatomy import Anatomy, Piece, Rule, anatomy
 from weightinit.errors import ProjectionError
 from weightinit.inherit.fitting import ComposedModel
 from weightinit.inherit.fresh import sub_generator
 from weightinit.init.operators import corner
 from weightinit.templates.compose import Composer
 from weightinit.templates.constrained import ConstrainedModel, Slots
-from weightinit.templates.kinds import head_dims
 from weightinit.templates.narrow import Narrowing
+from weightinit.templates.sizes import Size, Sizes, fraction_of
 
-__all__ = ["NestedModel", "Size", "Sizes"]
-
-
-@dataclass(frozen=True)
-class Size:
-    """The size of one network: what ``build`` is called with.
-
-    Args:
-        stages: number of blocks of each stack.
-        widths: sizes of the channels by axis label, such as ``d``, ``h`` and ``m`` of a ViT.
-        fraction: part of the full width.
-
-    Examples:
-        >>> size = Size((3,), {"d": 32, "h": 2, "k": 16, "m": 128}, 0.5)
-        >>> size.depth, size.width, size.heads
-        (3, 32, 2)
-    """
-
-    stages: tuple[int, ...]
-    widths: Mapping[str, int] = field(hash=False)
-    fraction: float = 1.0
-
-    @property
-    def depth(self) -> int:
-        """The number of blocks."""
-        return sum(self.stages)
-
-    @property
-    def width(self) -> int:
-        """The width of the residual stream, of the first stage's where there are several."""
-        return self.dims[0]
-
-    @property
-    def dims(self) -> tuple[int, ...]:
-        """The width of the residual stream in each stage."""
-        streams = sorted(label for label in self.widths if label_of(label).stream)
-        return tuple(self.widths[label] for label in streams)
-
-    @property
-    def heads(self) -> int:
-        """The number of heads of attention; 0 where there are none."""
-        return self.widths.get("h", 0)
-
-    def __str__(self) -> str:
-        return f"{'-'.join(map(str, self.stages))} blocks of width {self.width}"
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """The sizes that a constrained model is trained at: every depth at every width.
-
-    Args:
-        depths: numbers of blocks, or tuples of one number a stage; the model's own is always among
-            them.
-        widths: fractions of its width; 1 is always among them.
-        policy: ``"half"``: every forward in training takes the full size or, as likely, any of the
-            depths and widths; ``"sandwich"``: forwards take turns between the full size and a
-            smaller one, for two forwards a step.
-        seed: base seed of the draws.
-
-    Raises:
-        ProjectionError: if a depth or a width is none, or the policy is unknown.
-    """
-
-    depths: Iterable[int | tuple[int, ...]] = ()
-    widths: Iterable[float] = (1,)
-    policy: Literal["half", "sandwich"] = "half"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Check every field."""
-        object.__setattr__(self, "depths", tuple(self.depths))
-        object.__setattr__(self, "widths", tuple(self.widths))
-        if self.policy not in ("half", "sandwich"):
-            raise ProjectionError(f"policy={self.policy!r}: use 'half' or 'sandwich'")
-        for width in self.widths:
-            if not isinstance(width, (int, float)) or not 0 < width <= 1:
-                raise ProjectionError(
-                    f"widths={self.widths}: use fractions of the model's width, above 0 and up to 1"
-                )
-
-    def of(self, model: Anatomy) -> tuple[Size, ...]:
-        """Return all sizes of a model, the full one first.
-
-        Raises:
-            ProjectionError: if a depth is none of the model's, or a width leaves no whole channels
-                or heads.
-        """
-        full, inside = model.stages, head_dims(model)
-        depths = [full]
-        for depth in self.depths:
-            stages = tuple(depth) if isinstance(depth, Iterable) else (depth,)
-            fits = [type(n) is int and 1 <= n <= m for n, m in zip(stages, full, strict=False)]
-            if len(stages) != len(full) or not all(fits):
-                raise ProjectionError(
-                    f"depth {depth} is not inside the model's {list(full)}: use 1 block or more, "
-                    "up to its own number, and one number for each stage"
-                )
-            depths.append(stages)
-        sizes = []
-        for width in (1, *self.widths):
-            fraction = Fraction(width).limit_denominator(4096)
-            widths = {x: n * (1 if x in inside else fraction) for x, n in model.widths.items()}
-            odd = [f"{x}={model.widths[x]}" for x, n in widths.items() if int(n) != n]
-            if odd:
-                raise ProjectionError(
-                    f"width {width} does not leave whole channels and heads of {', '.join(odd)}: "
-                    "use another fraction"
-                )
-            whole = {x: int(n) for x, n in widths.items()}
-            sizes += [Size(stages, whole, float(fraction)) for stages in depths]
-        return tuple(dict.fromkeys(sizes))
+__all__ = ["NestedModel"]
 
 
 class NestedModel(ConstrainedModel):
@@ -146,7 +33,8 @@ class NestedModel(ConstrainedModel):
     In training every forward draws its size from the seed and the number of forwards so far, which
     the state dict holds: a resumed run draws the same sizes, and so do all ranks. In evaluation it
     is the full size, or what :meth:`at` says. The smaller networks are built by the user's
-    ``build``, and read their weights from this model's parameters.
+    ``build``, and read their weights from this model's parameters. torch.compile compiles each size
+    once: with more than 8, raise ``torch._dynamo.config.recompile_limit``.
 
     Args:
         model: a model on a device; it is copied.
@@ -286,69 +174,36 @@ class NestedModel(ConstrainedModel):
 class _Inner:
     """How the parameters of one smaller network follow from those of the full one.
 
-    Args:
-        whole: composes the full network's blocks.
-        size: size of the smaller one.
-        model: model of that size.
-        rules: rules by which its parameters are explained.
-
     Raises:
-        ProjectionError: if it is of another size or family.
+        ProjectionError: if ``model`` is not of that size, or of another family.
     """
 
     def __init__(
         self, whole: Composer, size: Size, model: nn.Module, rules: Iterable[Rule]
     ) -> None:
         seen, full = anatomy(model, rules=tuple(rules)), whole.target
-        fraction = Fraction(size.fraction).limit_denominator(4096)
-        self.cut = Narrowing(whole.config, whole.pieces, fraction, head_dims(full))
-        self._check(seen, full, size)
+        wanted, found = _places(full.reshaped(size.widths, size.stages)), _places(seen)
+        odd = [f"{x}={n}" for x, n in seen.widths.items() if size.widths.get(x, n) != n]
+        odd += [
+            f"{key[-1]} {list(found[key].size) if key in found else 'missing'}"
+            for key in (wanted | found)
+            if key not in wanted or key not in found or wanted[key].size != found[key].size
+        ]
+        if odd or seen.family != full.family:
+            raise ProjectionError(
+                f"build= gave a {seen.family} with {', '.join(odd[:5])} for {size}, which a "
+                f"{full.family} of widths {dict(size.widths)} is: build the model of the size that "
+                "it is called with, heads and all, and everything else as in the full one"
+            )
+        self.cut = Narrowing(whole.config, full, fraction_of(size.fraction))
         self.slots = Slots(Composer(self.cut.narrow, seen, whole.head_dim))
-        self.depths = {
-            kind: len(self.slots.composer.blocks(kind)) for kind in self.cut.narrow.kinds
-        }
-        places = {
-            (spec.stack, spec.block, piece.role): piece
-            for spec in full.specs
-            for piece in full.pieces(spec)
-        }
-        composed = set(self.slots.names)
+        self.depths = {kind: len(self.slots.composer.blocks(kind)) for kind in whole.config.kinds}
+        places, composed = _places(full), set(self.slots.names)
         self.rest = [
             (spec, [(places[spec.stack, spec.block, p.role], p.size) for p in seen.pieces(spec)])
             for spec in seen.specs
             if spec.name not in composed
         ]
-
-    def _check(self, seen: Anatomy, full: Anatomy, size: Size) -> None:
-        """Raise ProjectionError unless a model is the first part of the full one."""
-        pairs = [(seen.outside, full.outside)]
-        for stack, blocks in full.stacks.items():
-            pairs += zip(seen.stacks.get(stack, ()), blocks, strict=False)
-        odd: list[object] = []
-        if (seen.family, seen.stages) != (full.family, size.stages):
-            odd.append(f"a {seen.family} of {list(seen.stages)} blocks")
-        inside = {x for block in full.blocks for p in block.values() for a in p.axes for x in a}
-        for label in inside & size.widths.keys() & seen.widths.keys():
-            if seen.widths[label] != size.widths[label]:
-                odd.append(f"{label}={seen.widths[label]}")
-        for inner, outer in pairs:
-            odd += sorted(inner.keys() ^ outer.keys())
-            for role in inner.keys() & outer.keys():
-                axes = zip(inner[role].size, outer[role].size, outer[role].axes, strict=False)
-                for own, whole, labels in axes:
-                    fits = {whole * self.cut.fraction if self.cut.scales(labels) else whole}
-                    if inner is seen.outside and not labels.stream:
-                        fits.add(whole)  # it may be a width of its own
-                    if own not in fits:
-                        odd.append(f"{role} of {list(inner[role].size)}")
-                        break
-        if odd:
-            raise ProjectionError(
-                f"build= gave {', '.join(map(str, odd[:5]))} for {size}, where the full model is a "
-                f"{full.family} of {full.depth} blocks and {size.fraction:g} of its width is "
-                f"{dict(size.widths)}: build the model of the size that it is called with, heads "
-                "and all, and everything else as in the full one"
-            )
 
     def weights(self, full: NestedModel) -> dict[str, Tensor]:
         """Return all parameters by name, from the parameters of the full network."""
@@ -361,9 +216,14 @@ class _Inner:
                 stored = full.model.get_parameter(piece.spec.name)
                 part = piece.spec.layout.split(stored)[piece.spec.parts.index(piece.role)]
                 parts.append(corner(part, size))
-            value = spec.layout.merge(parts)
-            values |= dict.fromkeys((spec.name, *spec.tied), value)
+            values |= dict.fromkeys((spec.name, *spec.tied), spec.layout.merge(parts))
         return values
+
+
+def _places(seen: Anatomy) -> dict[tuple[str, int | None, str], Piece]:
+    """Return the pieces of a model by stack, block and role."""
+    pairs = ((spec, piece) for spec in seen.specs for piece in seen.pieces(spec))
+    return {(spec.stack, spec.block, piece.role): piece for spec, piece in pairs}
 
 
 def _shell(model: nn.Module, like: Tensor) -> ComposedModel:

@@ -21,6 +21,7 @@ from weightinit.inherit.outside import carry
 from weightinit.plan import Part, Recipe, assemble
 from weightinit.templates.bundle import TemplateBundle
 from weightinit.templates.compose import Composer
+from weightinit.templates.kinds import folded
 from weightinit.templates.narrow import narrowed
 
 __all__ = ["template_recipes"]
@@ -75,12 +76,16 @@ class _Parts:
         """Return what becomes of one piece."""
         if piece.spec.block is None:
             traits = Traits.of(self.bundle.config.traits)
-            carried = carry(piece, self.target, self.outside, traits)
+            carried = carry(piece, self.target, self.outside, traits, seed=self.seed)
             return carried or fresh_part(piece, self.seed)
         source = self._source(piece)
         kind = self.composer.kind(source)
         if kind not in self.scalers:
             return self._open_gate(piece) or fresh_part(piece, self.seed)
+        unit = self.composer.config.kinds[kind].unit
+        axes = zip(folded(source), unit, source.axes, strict=False)
+        if any(size != length and not labels.channel for size, length, labels in axes):
+            return fresh_part(piece, self.seed)  # a table of other classes, or of another window
         index = self.composer.index(kind, piece)
         # A row of zeros of the closed forms is a block that they leave random.
         if not self.composer.config.trained and not self.scalers[kind][index].any():
@@ -94,7 +99,7 @@ class _Parts:
                 self.composer.compose(source, templates, scalers, out=out)
                 return
             # Vectors of all blocks at once: one by one, calls cost most.
-            key = source.role, source.size, out.dtype
+            key = kind, source.role, source.size, out.dtype
             if key not in self.vectors:
                 scalers = scalers.to(out.dtype)
                 self.vectors[key] = self.composer.compose(source, templates, scalers)

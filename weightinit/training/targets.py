@@ -69,7 +69,8 @@ class Targets:
             if self.ancestor is not None and config.start == "rule":
                 rule = ClosedForm(target, self.ancestor, device=self.device)
             extra = {GUIDE: (self.guide, target.sizes["d"])} if self.guide else None
-            graph = graph_of(target, softmax=config.softmax, extra=extra)
+            stored = config.as_stored(config.faithful)
+            graph = graph_of(target, softmax=config.softmax, stored=stored, extra=extra)
             self._built[key] = Target(model, target, graph, rule)
         return self._built[key]
 

@@ -2,6 +2,7 @@
 
 from weightinit.anatomy.rules import (
     bert,
+    clip,
     convnext,
     dit,
     gpt2,
@@ -23,6 +24,7 @@ FAMILIES: tuple[Family, ...] = tuple(
         convnext,
         torchvision_vit,
         transformers_vit,
+        clip,
         bert,
         gpt2,
         torch_encoder,

@@ -17,9 +17,6 @@ FINAL_ADA = ("final.ada.shift", "final.ada.scale")
 BLOCK = (
     *VIT_BLOCK,
     *linear(r"adaLN_modulation\.1", "ada", "(6 d) d", ADA),
-    # LightningDiT's SwiGLU
-    *linear(r"mlp\.w12", "mlp.fc1_up", "(2 m) d", ("mlp.fc1", "mlp.up")),
-    *linear(r"mlp\.w3", "mlp.fc2", "d m"),
 )
 
 OUTSIDE = (

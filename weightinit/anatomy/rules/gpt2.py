@@ -1,14 +1,30 @@
-"""Hugging Face's GPT-2: its Conv1D stores matrices transposed, in x out."""
+"""GPT-2: Hugging Face's, whose Conv1D stores matrices in x out, and nanoGPT's linear layers."""
+
+from typing import Any
 
 from weightinit.anatomy.rules.rule import QKV, Family, Rule, Stack, W, linear
-from weightinit.anatomy.traits import note_config
+from weightinit.anatomy.traits import ModuleFacts, activation, note_config
+
+
+def _layer(match: str, role: str, rows: str, columns: str, parts: tuple[str, ...] = ()) -> Any:
+    """Return the rules of a layer that is stored either way; ``rows`` are those of its parts."""
+    stored = f"(3 {rows[1:]}" if parts else rows
+    weights = tuple(f"{part}.weight" for part in parts)
+    weight, bias = linear(match, role, f"{stored} {columns}", parts)
+    turned = f"{columns} {stored}"
+    return (
+        Rule(weight.match, weight.role, turned, weights, f"{rows} {columns}", when="conv1d"),
+        Rule(weight.match, weight.role, weight.pattern, weights, when="!conv1d"),
+        bias,
+    )
+
 
 BLOCK = (
     Rule(rf"ln_(?P<i>[12])\.{W}", "norm{i}.{w}", "d"),
-    *linear(r"attn\.c_attn", "attn.qkv", "d (3 h k)", QKV, to="(h k) d", bias="(3 h k)"),
-    *linear(r"attn\.c_proj", "attn.proj", "(h k) d", to="d (h k)"),
-    *linear(r"mlp\.c_fc", "mlp.fc1", "d m", to="m d"),
-    *linear(r"mlp\.c_proj", "mlp.fc2", "m d", to="d m"),
+    *_layer(r"attn\.c_attn", "attn.qkv", "(h k)", "d", QKV),
+    *_layer(r"attn\.c_proj", "attn.proj", "d", "(h k)"),
+    *_layer(r"mlp\.c_fc", "mlp.fc1", "m", "d"),
+    *_layer(r"mlp\.c_proj", "mlp.fc2", "d", "m"),
 )
 
 OUTSIDE = (
@@ -17,9 +33,24 @@ OUTSIDE = (
     Rule(rf"ln_f\.{W}", "norm.{w}", "d"),
     Rule(r"(?:lm_head|score|classifier)\.weight", "head.weight", "n d"),
     Rule(r"classifier\.bias", "head.bias", "n"),
+    # The Decision Transformer's returns, states, actions and time.
+    Rule(r"embed_timestep\.weight", "embed.time.weight", "r d"),
+    *linear(r"embed_(?P<x>return|state|action)", "embed.{x}", "d i"),
+    Rule(rf"embed_ln\.{W}", "norm_pre.{w}", "d"),
+    *linear(r"predict_(?P<x>return|state|action)(?:\.0)?", "head_{x}", "o d"),
 )
 
 STACKS = (Stack("blocks", r"h\.(?P<block>\d+)\.", BLOCK),)
+
+
+def _note(module: Any, noted: ModuleFacts) -> None:
+    note_config(module, noted)
+    block = module.h[0]
+    noted.flags["conv1d"] = type(block.attn.c_attn).__name__ == "Conv1D"
+    if not hasattr(module, "config"):  # nanoGPT's, whose config stands beside its transformer
+        noted.sizes["h"] = block.attn.n_head
+        noted.traits["act"] = activation(block.mlp.gelu)
+
 
 FAMILIES = (
     Family(
@@ -30,7 +61,7 @@ FAMILIES = (
         OUTSIDE,
         r"h\.\d+\.attn\.(?:bias|masked_bias)",
         form="pre_norm",
-        note=note_config,
+        note=_note,
         proven=True,
     ),
 )

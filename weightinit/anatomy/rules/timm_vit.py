@@ -1,4 +1,7 @@
-"""timm's plain ViTs: vision_transformer, hybrid, deit, beit, eva, naflexvit, relpos, sam, cait."""
+"""timm's plain ViTs: vision_transformer, hybrid, deit, beit, eva, naflexvit, relpos, sam, cait.
+
+Files of DINOv2 and DINOv3 have their names but for a few.
+"""
 
 from typing import Any
 
@@ -66,7 +69,16 @@ def _mlp(p: str, role: str, m: str = "m") -> tuple[Rule, ...]:
     return tuple(rules)
 
 
+# DINO's and its followers' SwiGLU, packed and not.
+SWIGLU = (
+    *linear(r"mlp\.w12", "mlp.fc1_up", "(2 m) d", ("mlp.fc1", "mlp.up")),
+    *linear(r"mlp\.w1", "mlp.fc1", "m d"),
+    *linear(r"mlp\.w2", "mlp.up", "m d"),
+    *linear(r"mlp\.w3", "mlp.fc2", "d m"),
+)
+
 BLOCK = (
+    *SWIGLU,
     Rule(rf"norm(?P<i>[12])\.{W}", "norm{i}.{w}", "d"),
     Rule(r"ls(?P<i>[12])\.gamma", "ls{i}", "d"),
     Rule(r"gamma_(?P<i>[12])", "ls{i}", "d"),
@@ -114,6 +126,7 @@ POOL = (
 
 OUTSIDE = (
     Rule(r"patch_embed\.proj\.weight", "patch.weight", "d c p q"),
+    Rule(r"patch_embed\.proj\.weight", "patch.weight", "d c w p q"),
     Rule(r"(?:patch_embed|embeds)\.proj\.bias", "patch.bias", "d"),
     Rule(rf"(?:patch_embed|embeds)\.norm\.{W}", "patch.norm.{w}", "d"),
     Rule(r"embeds\.proj\.weight", "patch.weight", "d c p q"),
@@ -123,6 +136,10 @@ OUTSIDE = (
     Rule(r"(?:embeds\.)?pos_embed", "pos", "1 gh gw d", to="(gh gw) d"),
     Rule(r"embeds\.pos_embed_(?P<x>[xy])", "pos.{x}", "1 u d"),
     Rule(r"(?:embeds\.)?(?P<x>cls|dist|reg)_token", "token.{x}", "1 r d"),
+    # DINOv2 calls them registers, DINOv3 storage.
+    Rule(r"(?:register|storage)_tokens", "token.reg", "1 r d"),
+    Rule(r"mask_token", "embed.mask", "1 r d"),
+    Rule(r"mask_token", "embed.mask", "r d"),
     Rule(rf"(?P<x>norm_pre|norm|fc_norm)\.{W}", "{x}.{w}", "d"),
     Rule(rf"neck\.{W}", "norm.{w}", "d"),
     *linear(r"(?P<x>head|head_dist)", "{x}", "n d"),
@@ -150,14 +167,15 @@ STEM = (
 STACKS = (
     Stack(
         "blocks",
-        r"blocks\.(?P<block>\d+)\.",
+        # DINOv2 keeps its blocks in chunks, numbered throughout.
+        r"blocks\.(?:\d+\.)?(?P<block>\d+)\.",
         (*BLOCK, *PARALLEL_THINGS, *PARALLEL_SCALING),
     ),
     Stack("token_blocks", r"blocks_token_only\.(?P<block>\d+)\.", BLOCK, main=False),
 )
 BUFFERS = (
     r".*\.(?:relative_position_index|rel_coords_log|k_bias|running_mean|running_var"
-    r"|num_batches_tracked|rp_bucket)|rope\.(?!freqs).*"
+    r"|num_batches_tracked|rp_bucket|bias_mask)|rope\.(?!freqs).*|rope_embed\..*"
 )
 
 
@@ -167,6 +185,9 @@ def _note(module: Any, noted: ModuleFacts) -> None:
         for stack in ("blocks", "blocks_token_only")
         for block in getattr(module, stack, nn.ModuleList()).children()
     ]
+    if any(isinstance(block, nn.ModuleList) for block in blocks):  # DINOv2's chunks
+        chunks = (block for chunk in blocks for block in chunk.children())
+        blocks = [block for block in chunks if not isinstance(block, nn.Identity)]
     _note_heads(noted, blocks)
     pool = getattr(module, "attn_pool", None)
     pool_heads = getattr(pool, "num_heads", None)
@@ -178,14 +199,15 @@ def _note(module: Any, noted: ModuleFacts) -> None:
         noted.sizes["p"], noted.sizes["q"] = embeds.patch_size
         noted.flags["channels_last"] = bool(getattr(embeds, "channels_last", False))
         stem = embeds
-    grid = getattr(stem, "grid_size", None)
+    grid = getattr(stem, "grid_size", getattr(stem, "patches_resolution", None))
     if grid:
         noted.traits["grid"] = tuple(grid)
     first = blocks[0] if blocks else None
     mlp = getattr(first, "mlp", None)
     note_mlp(noted, mlp if mlp is not None else first)
+    if hasattr(module, "num_prefix_tokens"):
+        noted.traits["prefix_tokens"] = int(module.num_prefix_tokens)
     noted.traits.update(
-        prefix_tokens=int(getattr(module, "num_prefix_tokens", 0)),
         pool=getattr(module, "global_pool", None),
         no_embed_class=bool(getattr(module, "no_embed_class", False)),
         form="branch_norm" if type(first).__name__ in _BRANCH_NORM else "pre_norm",
@@ -227,7 +249,7 @@ FAMILIES = (
     Family(
         "vit",
         "timm",
-        r"blocks\.\d+\.(?:norm1|attns|in_norm|attn)\.",
+        r"blocks\.(?:\d+\.)?\d+\.(?:norm1|attns|in_norm|attn)\.",
         STACKS,
         OUTSIDE,
         BUFFERS,

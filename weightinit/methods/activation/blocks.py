@@ -14,7 +14,7 @@ from weightinit.errors import ProjectionError
 from weightinit.inherit.running import Running, exact, watching
 from weightinit.methods.activation.keep import Keep
 from weightinit.methods.activation.leastsquares import Moments
-from weightinit.methods.activation.stream import Stream, normalise
+from weightinit.methods.activation.stream import Entry, Stream, normalise
 
 __all__ = ["Blocks", "Values", "absorbed"]
 
@@ -40,16 +40,10 @@ class Blocks:
     what their blocks write into the stream, and the matrices that write are fitted to what is
     missing there, given the hidden activations that the smaller block really has.
 
-    The target is played by the ancestor's own modules: its stream lies in the span of P^T, and
-    heads and neurons that it lacks are zeros. Nothing here knows how a block computes.
-
-    Args:
-        running: the ancestor's copy, whose blocks are overwritten.
-        target: anatomy of the target.
-        stream: the target's stream in the ancestor's.
-        calls: for each batch and block of the ancestor, a function from the stream before the block
-            to the stream after it.
-        ridge: strength of all regressions' ridge.
+    The target is played by the modules of the ancestor's copy, whose blocks are overwritten: its
+    stream lies in the span of P^T, and heads and neurons that it lacks are zeros. Nothing here
+    knows how a block computes. ``calls`` are, for each batch and block of the ancestor, functions
+    from the stream before the block to that after it.
     """
 
     running: Running
@@ -60,16 +54,19 @@ class Blocks:
 
     @torch.no_grad()
     def shrink(
-        self, groups: Sequence[Sequence[int]], streams: list[Tensor]
+        self,
+        groups: Sequence[Sequence[int]],
+        streams: list[Tensor],
+        entry: Entry | None = None,
     ) -> tuple[list[Values], list[Tensor]]:
         """Return the blocks of the target, and its stream after them in the ancestor's terms.
 
-        Args:
-            groups: the ancestor's blocks that each block of the target is made of.
-            streams: the stream before the first block, one a batch ``[..., d]``.
+        ``streams`` are those before the first block, one a batch ``[..., d]``, and ``entry`` is the
+        norm before it, if there is one.
         """
         theirs = streams
-        ours = [(self.project(x) @ self.stream.read.T).to(x) for x in streams]
+        starts = (entry(exact(x), self.stream) if entry else self.project(x) for x in streams)
+        ours = [(y @ self.stream.read.T).to(x) for x, y in zip(streams, starts, strict=True)]
         values = []
         for index, group in enumerate(groups):
             block = _Group(self, index, group)
@@ -85,9 +82,7 @@ class Blocks:
 def absorbed(bare: Sequence[tuple[Tensor, Tensor]], stream: Stream) -> Tensor:
     """Return the bias of a norm, float64 ``[d']``, that stands in for biases after it.
 
-    Args:
-        bare: matrices without a bias ``[outputs, d']``, each with the bias ``[outputs]`` it misses.
-        stream: the target's stream.
+    ``bare`` are matrices ``[outputs, d']``, each with the bias ``[outputs]`` that it misses.
     """
     if not bare:
         return torch.zeros_like(stream.write[:, 0])
@@ -96,19 +91,12 @@ def absorbed(bare: Sequence[tuple[Tensor, Tensor]], stream: Stream) -> Tensor:
 
 @dataclass(frozen=True)
 class _Record:
-    """What the ancestor's blocks of one group do.
+    """What the ancestor's blocks of one group do."""
 
-    Args:
-        after: the stream after them, one a batch.
-        reads: for each block, the first norm's output regressed on the target's.
-        norms: for each batch and block, the second norm's output.
-        goals: the target's stream after attention as it should be, one a batch.
-    """
-
-    after: list[Tensor]
-    reads: list[Moments]
-    norms: list[list[Tensor]]
-    goals: list[Tensor]
+    after: list[Tensor]  # the stream after them, one a batch
+    reads: list[Moments]  # for each block, the first norm's output regressed on the target's
+    norms: list[list[Tensor]]  # for each batch and block, the second norm's output
+    goals: list[Tensor]  # the target's stream after attention as it should be, one a batch
 
 
 class _Group:
@@ -129,12 +117,7 @@ class _Group:
         self.keep = Keep(blocks.running.anatomy, blocks.target, group)
 
     def fit(self, theirs: list[Tensor], ours: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Fit the block, and return the streams after it.
-
-        Args:
-            theirs: the ancestor's stream before the group, one a batch.
-            ours: the target's stream before the block in the ancestor's terms, one a batch.
-        """
+        """Fit the block, and return the ancestor's and the target's streams after it."""
         record = self._look(theirs, ours)
         project = self.blocks.project
         self._read("attn", "norm1", record.reads)

@@ -43,15 +43,9 @@ def fit_head(
 
     What the ancestor's heads are given is regressed on what the target's are given, whatever pools
     the tokens in between, and their matrices are multiplied by the result. The norm's gain becomes
-    1.
-
-    Args:
-        running: the ancestor's copy, whose final norms are overwritten.
-        target: anatomy of the target.
-        stream: the target's stream in the ancestor's.
-        features: what each of :func:`readers` was given, one a batch ``[..., d]``.
-        after: the target's stream after the blocks in the ancestor's terms, one a batch.
-        ridge: strength of the regressions' ridge.
+    1. The final norms of the ancestor's copy are overwritten. ``features`` are what each of
+    :func:`readers` was given, and ``after`` is the target's stream after the blocks in the
+    ancestor's terms, one a batch.
     """
     outside = running.anatomy.outside
     heads = {role: outside[role] for role in features}

@@ -33,13 +33,8 @@ class Keep:
     def choose(self, branch: str, moments: Moments) -> None:
         """Choose what explains best what a branch writes into the stream.
 
-        Args:
-            branch: ``"attn"`` or ``"mlp"``.
-            moments: hidden activations of all blocks ``[..., blocks * channels]``, and what they
-                write.
-
-        Raises:
-            ProjectionError: if something acts on all heads or neurons together.
+        ``moments`` are of the hidden activations of all blocks side by side, and of what they
+        write. Whatever acts on all heads or neurons together is refused.
         """
         label, unit = self._units(branch)
         size, number = self.old.sizes[label], self.new.sizes[label]

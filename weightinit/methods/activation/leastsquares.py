@@ -50,16 +50,10 @@ def choose(gram: Tensor, cross: Tensor, number: int, *, unit: int = 1) -> tuple[
     """Return which inputs explain the outputs best, chosen one after the other.
 
     Orthogonal least squares (Chen, Billings and Luo 1989): each choice is the input that explains
-    most of what those before it leave over.
-
-    Args:
-        gram: covariance of the inputs, float64 ``[units * unit, units * unit]``.
-        cross: covariance of inputs and outputs ``[units * unit, outputs]``.
-        number: number of units to choose.
-        unit: number of neighbouring inputs that come and go together: the channels of a head.
-
-    Returns:
-        Sorted indices of the units, int64 ``[number]``, and the variance that they explain.
+    most of what those before it leave over. ``gram`` and ``cross`` are the covariances of the
+    inputs and of inputs and outputs, ``unit`` is the number of neighbouring inputs that come and go
+    together: the channels of a head. The indices of the units are sorted, int64 ``[number]``, and
+    come with the variance that they explain.
     """
     size = len(gram)
     floor = 1e-4 * float(gram.diagonal().mean()) + torch.finfo(gram.dtype).tiny

@@ -18,12 +18,20 @@ from weightinit.errors import ProjectionError
 from weightinit.inherit.axis import Axis
 from weightinit.inherit.calibration import Calibration
 from weightinit.inherit.depth import Mix
-from weightinit.inherit.running import Runnable, Running, exact, watching
+from weightinit.inherit.method import Runnable
+from weightinit.inherit.running import Running, exact, watching
 from weightinit.inherit.transfer import Place, Transfer, transfer_parts
 from weightinit.init.operators import along
 from weightinit.methods.activation.blocks import Blocks, Values
 from weightinit.methods.activation.head import fit_head, readers
-from weightinit.methods.activation.stream import Stream, centres, groups_of, normalise, principal
+from weightinit.methods.activation.stream import (
+    Entry,
+    Stream,
+    centres,
+    groups_of,
+    normalise,
+    principal,
+)
 from weightinit.methods.subcloning import check_shrinking
 from weightinit.plan import Inheritance, Part
 
@@ -93,6 +101,11 @@ class ActivationAware:
         def axes(labels: Labels, place: Place) -> Axis | None:
             if not labels.stream:
                 return None
+            if fit.entry is not None and place.facts.place == "before":
+                return Axis(_cast(fit.entry.write.cpu()), _cast(read))
+            if fit.entry is not None and place.facts.place == "first norm":
+                gain, bias = fit.entry.gain.cpu(), fit.entry.shift.cpu()
+                return Axis(_constant(bias), read, _constant(gain))
             if shift is not None and place.facts.place == "final norm":
                 return Axis(_constant(shift), read, _constant(torch.ones_like(shift)))
             return Axis(_cast(write), _cast(read)) if narrower else None
@@ -119,8 +132,9 @@ def _fitted(pieces: Mapping[str, Piece], values: Values, where: str) -> dict[Pie
     """Return the parts of the pieces whose values were fitted."""
 
     def part(role: str) -> Part:
-        text = f"{role}{where} (fitted on calibration batches)"
-        return Part("written", text, lambda out: out.copy_(values[role]))
+        how = "fitted on calibration batches"
+        text = f"{role}{where} ({how})"
+        return Part("written", text, lambda out: out.copy_(values[role]), how=how)
 
     return {piece: part(role) for role, piece in pieces.items() if role in values}
 
@@ -158,35 +172,35 @@ def _check(old: Anatomy, new: Anatomy) -> None:
         )
     if old.sizes["d"] == new.sizes["d"]:
         return
-    wrong = [
-        role
-        for role, piece in old.outside.items()
-        if any(labels.stream for labels in piece.axes) and piece.facts.place not in PLACES
-    ] + [f"tied {role}" for role, piece in old.outside.items() if piece.spec.tied]
-    if wrong:
+    if wrong := _unfollowed(old, new):
         raise ProjectionError(
             f"{', '.join(wrong)} cannot follow a rotation of the stream's channels: keep embed_dim "
             f"= {old.sizes['d']}, or use method='subcloning'"
         )
 
 
+def _unfollowed(old: Anatomy, new: Anatomy) -> list[str]:
+    """Return what touches the stream outside the blocks, and cannot follow a rotation of it."""
+    first = {"norm_pre.weight", "norm_pre.bias"} & new.outside.keys()
+    return [
+        role
+        for role, piece in old.outside.items()
+        if any(labels.stream for labels in piece.axes)
+        and piece.facts.place not in PLACES
+        and role not in first
+    ] + [f"tied {role}" for role, piece in old.outside.items() if piece.spec.tied]
+
+
 @dataclass(frozen=True)
 class _Fit:
-    """The outcome of the fit on the calibration batches.
-
-    Args:
-        stream: the target's stream in the ancestor's.
-        groups: the ancestor's blocks that each block of the target is made of.
-        blocks: values of each block of the target.
-        head: values of what reads the stream after the blocks.
-        shift: the final norm's bias, its gain being 1; None leaves the norm alone.
-    """
+    """The outcome of the fit on the calibration batches."""
 
     stream: Stream
-    groups: list[list[int]]
+    groups: list[list[int]]  # the ancestor's blocks that each block of the target is made of
     blocks: list[Values]
-    head: Values
-    shift: Tensor | None
+    head: Values  # values of what reads the stream after the blocks
+    shift: Tensor | None  # the final norm's bias, its gain being 1; None leaves the norm alone
+    entry: Entry | None = None  # the norm before the blocks of a narrower target
 
 
 @torch.no_grad()
@@ -199,20 +213,32 @@ def _fit(running: Running, target: Anatomy, ridge: float) -> _Fit:
     stream = principal(running.check(observed.moment), width, centred=centres(norm))
     groups = groups_of(observed.similarity, depth)
     blocks = Blocks(running, target, stream, observed.calls, ridge)
-    values, after = blocks.shrink(groups, observed.streams)
-    if not features and width == old.sizes["d"]:
-        return _Fit(stream, groups, values, {}, None)
+    entry = None if width == old.sizes["d"] else _entry(running, stream, observed.streams)
+    values, after = blocks.shrink(groups, observed.streams, entry)
+    if width == old.sizes["d"] and (not features or _unfollowed(old, target)):
+        return _Fit(stream, groups, values, {}, None)  # the pool reads the final norm as it is
     head, shift = fit_head(running, target, stream, features, after, ridge=ridge)
-    return _Fit(stream, groups, values, head, shift)
+    return _Fit(stream, groups, values, head, shift, entry)
+
+
+def _entry(running: Running, stream: Stream, streams: list[Tensor]) -> Entry | None:
+    """Return the norm of the stream before the blocks, if the ancestor has one."""
+    outside = running.anatomy.outside
+    pieces = [piece for piece in outside.values() if piece.facts.place == "first norm"]
+    if not pieces:
+        return None
+    gain, bias = torch.ones_like(stream.write[0]), torch.zeros_like(stream.write[0])
+    for piece in pieces:
+        (bias if piece.facts.bias else gain).copy_(running.part(piece))
+    centred = centres(running.owner(pieces[0]))
+    return Entry.of(stream, gain, bias, streams, centred=centred)
 
 
 class _Observation:
     """What the ancestor does on every calibration batch.
 
-    Args:
-        running: the ancestor.
-        features: filled with what each head is given, one a batch ``[..., d]``.
-        most: number of neighbouring blocks to compare.
+    ``features`` is filled with what each head is given, and up to ``most`` neighbouring blocks are
+    compared.
 
     Attributes:
         moment: second moments of the normalised stream, float64 ``[d, d]``.

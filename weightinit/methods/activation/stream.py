@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from weightinit.errors import ProjectionError
 
-__all__ = ["Stream", "centres", "groups_of", "normalise", "principal"]
+__all__ = ["Entry", "Stream", "centres", "groups_of", "normalise", "principal"]
 
 
 def centres(norm: nn.Module) -> bool:
@@ -43,14 +43,10 @@ class Stream:
     channels is taken off on both sides alike. They have length (d'/d)^1/2. The variance over d'
     channels is then |P x|^2 / d' = |V^T x|^2 / d, the ancestor's but for what is lost, so that the
     norm's eps weighs as much. Norms commute with P: norm(P x) = P norm(V V^T x).
-
-    Args:
-        write: P, float64 ``[d', d]``, which multiplies what is written into the stream.
-        read: P^+ = P^T d / d', float64 ``[d, d']``, which multiplies what reads the stream.
     """
 
-    write: Tensor
-    read: Tensor
+    write: Tensor  # P, float64 [d', d], which multiplies what is written into the stream
+    read: Tensor  # P^+ = P^T d / d', float64 [d, d'], which multiplies what reads the stream
 
     @classmethod
     def of(cls, write: Tensor) -> Stream:
@@ -62,12 +58,8 @@ def principal(moment: Tensor, size: int, *, centred: bool) -> Stream:
     """Return the stream of the directions that hold most of what norms see.
 
     Of all bases of their span, the target's channels take the one that is nearest to channels of
-    the ancestor: at the same width P is the identity.
-
-    Args:
-        moment: second moments of the normalised stream, float64 ``[d, d]``.
-        size: d', the target's width.
-        centred: whether norms subtract the mean.
+    the ancestor: at the same width P is the identity. ``moment`` are second moments of the
+    normalised stream, float64 ``[d, d]``, and ``centred`` says whether norms subtract the mean.
     """
     width = len(moment)
     if size == width:
@@ -81,6 +73,44 @@ def principal(moment: Tensor, size: int, *, centred: bool) -> Stream:
     if centred:
         write = write + 1 / (size * width) ** 0.5
     return Stream.of(write * (size / width) ** 0.5)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A norm of the whole stream before the blocks (CLIP's), which follows P nearly.
+
+    The ancestor's is g n(x) + b. The target's is given P g n(x) up to each token's size, normalises
+    it, and has one gain for all channels: the mean size. Only the sizes of tokens differ then.
+    """
+
+    write: Tensor  # P g (I - 1 1^T / d), [d', d], which multiplies what is written before the norm
+    gain: Tensor  # [d']
+    shift: Tensor  # P b, [d']
+    centred: bool
+
+    @classmethod
+    def of(
+        cls, stream: Stream, gain: Tensor, bias: Tensor, streams: Sequence[Tensor], *, centred: bool
+    ) -> Entry:
+        """Return the norm for the ancestor's streams after it, one a batch ``[..., d]``."""
+        eye = torch.eye(len(gain), dtype=gain.dtype, device=gain.device)
+        write = stream.write * gain @ (eye - 1 / len(gain) if centred else eye)
+        ones, shift = torch.ones_like(stream.write[:, 0]), stream.write @ bias
+        bare = cls(write, ones, shift, centred)
+        sizes = [bare._spread(x.to(gain), stream).flatten() for x in streams]
+        return cls(write, ones * torch.cat(sizes).mean(), shift, centred)
+
+    def __call__(self, x: Tensor, stream: Stream) -> Tensor:
+        """Return the target's stream ``[..., d']`` where the ancestor's is x ``[..., d]``."""
+        y = self._centred(x, stream)
+        return self.gain * y / self._spread(x, stream) + self.shift
+
+    def _centred(self, x: Tensor, stream: Stream) -> Tensor:
+        y = x @ stream.write.T - self.shift
+        return y - y.mean(-1, keepdim=True) if self.centred else y
+
+    def _spread(self, x: Tensor, stream: Stream) -> Tensor:
+        return self._centred(x, stream).square().mean(-1, keepdim=True).sqrt().clamp_min(1e-12)
 
 
 def _free(size: int, like: Tensor, centred: bool) -> Tensor:
@@ -97,11 +127,8 @@ def groups_of(similarity: Tensor, number: int) -> list[list[int]]:
 
     All blocks of a group are computed from the stream at its beginning; the sum of how far the
     stream has moved by then is minimised. No group has more than old / new blocks, rounded up,
-    because its heads and neurons share the room of one.
-
-    Args:
-        similarity: mean cosine of the streams that two blocks are given, ``[old, old]``.
-        number: number of groups.
+    because its heads and neurons share the room of one. ``similarity`` is the mean cosine of the
+    streams that two blocks are given, ``[old, old]``.
 
     Examples:
         >>> groups_of(torch.tensor([[1, 0.9, 0.1], [0.9, 1, 0.5], [0.1, 0.5, 1]]), 2)

@@ -45,12 +45,9 @@ def factorize(weights: Tensor, rank: int | None = None) -> Factors:
     side by side and on top of one another, or of the mean where these explain more, and are then
     refined in turns: with V and the spectra fixed the best U is the polar factor of
     sum_l W_l V diag(s_l), and likewise V; the spectra are the diagonals of U^T W_l V. Every turn
-    explains more of the matrices, the last sweep less than a thousandth more. Matrices that have
-    shared singular vectors are recovered.
-
-    Args:
-        weights: matrices ``[depth, out, in]``.
-        rank: r; None takes the smaller of out and in, which is the largest.
+    explains more of the matrices ``[depth, out, in]``, the last sweep less than a thousandth more.
+    Matrices that have shared singular vectors are recovered. Without ``rank`` it is the largest,
+    the smaller of out and in.
     """
     number = min(rank or min(weights.shape[1:]), *weights.shape[1:])
     starts = [(left[:, :number], right[:, :number]) for left, right in _starts(weights)]

@@ -19,7 +19,8 @@ from weightinit.errors import ProjectionError
 from weightinit.files.operator import Operator, OperatorBundle
 from weightinit.inherit.depth import Mix, mixes
 from weightinit.inherit.fitting import fit
-from weightinit.inherit.transfer import Source, Transfer, transfer_parts
+from weightinit.inherit.method import Source
+from weightinit.inherit.transfer import Transfer, transfer_parts
 from weightinit.methods.fine.factors import Factors, factorize
 from weightinit.methods.learning import LearnedModel
 from weightinit.plan import Inheritance, Part
@@ -139,9 +140,8 @@ class FINE(Operator):
             found = factorize(weights, self.rank)
             blocks = {block: dict(depth[block]) for block in new[key]}
             coefficients = [[mix.get(i, 0.0) for i in old[key]] for mix in blocks.values()]
-            return replace(
-                found, spectra=torch.tensor(coefficients).to(found.spectra) @ found.spectra
-            )
+            mixing = torch.tensor(coefficients, dtype=torch.float64).to(found.spectra)
+            return replace(found, spectra=mixing @ found.spectra)
 
         return depth, of, {key: members for key, members in new.items() if key in old}
 

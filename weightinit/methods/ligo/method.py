@@ -19,7 +19,8 @@ from weightinit.errors import ProjectionError
 from weightinit.files.operator import Operator, OperatorBundle
 from weightinit.inherit.fitting import fit
 from weightinit.inherit.fresh import base_seed
-from weightinit.inherit.transfer import Source, Transfer, transfer_parts
+from weightinit.inherit.method import Source, check_options
+from weightinit.inherit.transfer import Transfer, transfer_parts
 from weightinit.methods.learning import LearnedModel
 from weightinit.methods.ligo.operator import (
     DEPTH_INITS,
@@ -86,9 +87,7 @@ class LiGO(Operator):
 
     def __post_init__(self) -> None:
         """Check the values."""
-        for name, allowed in (("depth_init", DEPTH_INITS), ("width_init", WIDTH_INITS)):
-            if getattr(self, name) not in allowed:
-                raise ProjectionError(f"{name}={getattr(self, name)!r}: use one of {allowed}")
+        check_options(self, depth_init=DEPTH_INITS, width_init=WIDTH_INITS)
 
     def start(self, ancestor: Anatomy, target: Anatomy, *, seed: int = 0) -> LiGO:
         """Return these options with the operator that they hold, or with a drawn one.

@@ -41,19 +41,12 @@ WIDTH_INITS = ("rand", "rand_softmax", "sel", "sel_noisy")
 
 @dataclass(frozen=True)
 class Level:
-    """The place of one block of a target in its stage.
+    """The place of one block of a target in its stage."""
 
-    Args:
-        first: index of the ancestor's first block of that stage.
-        old: number of blocks of the ancestor's stage.
-        index: index of the block within the target's stage.
-        new: number of blocks of the target's stage.
-    """
-
-    first: int
-    old: int
-    index: int
-    new: int
+    first: int  # index of the ancestor's first block of that stage
+    old: int  # number of blocks of the ancestor's stage
+    index: int  # index of the block within the target's stage
+    new: int  # number of blocks of the target's stage
 
     def start(self, depth_init: str) -> int:
         """Return the block of the ancestor's stage at which a one-hot scheme starts."""
@@ -87,17 +80,10 @@ def operator_shapes(old: Anatomy, new: Anatomy, *, tied: bool = True) -> dict[st
     """Return the name and shape of everything that an operator between two models holds.
 
     ``width.*`` are matrices C ``[added, old]`` of [I; C], ``depth.<block>.<role>`` vectors
-    ``[ancestor's blocks]``, one a parameter: weights and biases have their own.
-
-    Args:
-        old: anatomy of the ancestor.
-        new: anatomy of the target.
-        tied: whether there is one matrix for the residual stream of all layers (and one for the
-            classifier's transformation), and for each layer one for q, for k, for v with what reads
-            it, and for the hidden axis of the MLP. Otherwise every module has its own on each side.
-
-    Raises:
-        ProjectionError: if the target is smaller along an axis or in depth.
+    ``[ancestor's blocks]``, one a parameter: weights and biases have their own. If ``tied`` there
+    is one matrix for the residual stream of all layers (and one for the classifier's
+    transformation), and for each layer one for q, for k, for v with what reads it, and for the
+    hidden axis of the MLP. Otherwise every module has its own on each side.
     """
     shapes: dict[str, tuple[int, ...]] = {}
     name = _Names(new, tied)
@@ -196,10 +182,7 @@ def draw_operator(
     noise: float = 0.03,
     seed: int = 0,
 ) -> dict[str, Tensor]:
-    """Return an operator as the published code starts it, fp32 by :func:`operator_shapes`' names.
-
-    See :class:`weightinit.LiGO` for the arguments.
-    """
+    """Return an operator as the published code starts it, fp32, named as its shapes are."""
     places = levels(old, new)
     operator = {}
     for name, shape in operator_shapes(old, new, tied=tied).items():
@@ -218,7 +201,7 @@ def _draw(
     scheme: str, shape: tuple[int, ...], chosen: Tensor, noise: float, generator: torch.Generator
 ) -> Tensor:
     """Return rows that are one-hot at ``chosen``, with noise elsewhere, or random and sum to 1."""
-    drawn = torch.rand(shape, generator=generator)
+    drawn = torch.rand(shape, generator=generator, dtype=torch.float32)
     if scheme == "rand_softmax":
         return drawn.softmax(-1)
     if scheme == "rand":

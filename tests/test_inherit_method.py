@@ -1,7 +1,7 @@
 import torch
 from helpers.inherit import Stub, small_vit
 
-from weightinit.inherit.source import outside_of
+from weightinit.inherit.method import outside_of
 
 
 class Counting(Stub):
