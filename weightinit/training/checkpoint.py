@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -95,15 +96,10 @@ def save_checkpoint(
         for part, values in parts.items()
         for name, value in values.items()
     }
-    try:
+    with suppress(OSError):  # what it was is said when the file cannot be written
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic(path) as file:
-            save_file(tensors, file, metadata={"state": json.dumps(state)})
-    except (SafetensorError, OSError) as error:
-        raise WeightInitError(
-            f"cannot write {path} ({error}): make room or use another folder; what was saved "
-            "before is as it was, and resume=True (--resume) goes on from it"
-        ) from error
+    with atomic(path) as file:
+        save_file(tensors, file, metadata={"state": json.dumps(state)})
 
 
 def load_checkpoint(
