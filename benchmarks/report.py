@@ -63,8 +63,8 @@ def bundles() -> str:
                 f"`{name}`",
                 f"{bundle.config.depth} blocks of {sizes['d']}, {sizes['h']} heads, "
                 f"patch {sizes['p']}",
-                f"{auxiliary['val']['avg']} / {auxiliary['test']}",
-                f"{ancestor['val']} / {ancestor['test']}",
+                f"{next(iter(auxiliary['val'].values()))} / {auxiliary['test']}",
+                f"{ancestor['val']} / {ancestor['test']}" if ancestor else "none",
                 f"{kib:.0f} KiB",
             ]
         )

@@ -74,7 +74,7 @@ def test_what_is_there_is_not_overwritten(tmp_path, capsys, command):
     assert "holds a finished bundle" in text and "--resume" in text and "--force" in text
     (tmp_path / "mine" / "config.json").unlink()
     assert command(tmp_path, "--steps", "2") == 2
-    assert "holds a half-done one" in capsys.readouterr().err
+    assert "holds a half-done training" in capsys.readouterr().err
     assert command(tmp_path, "--steps", "2", "--resume", "--force") == 2
     assert "pass one of them" in capsys.readouterr().err
     assert command(tmp_path, "--steps", "2", "--resume") == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,23 +43,22 @@ class History:
 
     def resume(self, file: Path, state: Mapping[str, Any]) -> int:
         """Take over the history of a checkpoint of the same config; return its step."""
+        unknown = WeightInitError(
+            f"{file} is no checkpoint of this version: start again without resume (--force), or in "
+            "another folder"
+        )
         match state:
             case {
                 "step": int() as step,
                 "history": {"config": dict() as config, "rows": list() as rows, "seconds": seconds},
                 "scaler": dict(),
                 "recent": list() as recent,
-            } if (
-                0 <= step <= self.config["steps"]
-                and all(isinstance(row, dict) for row in rows)
-                and all(isinstance(value, (int, float)) for value in (seconds, *recent))
+            } if all(isinstance(row, dict) for row in rows) and all(
+                isinstance(value, (int, float)) for value in (seconds, *recent)
             ):
                 pass
             case _:
-                raise WeightInitError(
-                    f"{file} is no checkpoint of this version: start again without resume "
-                    "(--force), or in another folder"
-                )
+                raise unknown
         names = sorted({k for k in {*config, *self.config} if config.get(k) != self.config.get(k)})
         if names:
             other = [f"{k} {config.get(k)!r:.80}, now {self.config.get(k)!r:.80}" for k in names]
@@ -66,6 +66,8 @@ class History:
                 f"{file} was trained by another config ({'; '.join(other)}): resume with the same "
                 "options, or start in another folder"
             )
+        if not 0 <= step <= self.config["steps"]:
+            raise unknown
         self.rows, self.seconds = rows, seconds
         return step
 
@@ -94,15 +96,10 @@ def save_checkpoint(
         for part, values in parts.items()
         for name, value in values.items()
     }
-    try:
+    with suppress(OSError):  # what it was is said when the file cannot be written
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic(path) as file:
-            save_file(tensors, file, metadata={"state": json.dumps(state)})
-    except (SafetensorError, OSError) as error:
-        raise WeightInitError(
-            f"cannot write {path} ({error}): make room or use another folder; what was saved "
-            "before is as it was, and resume=True (--resume) goes on from it"
-        ) from error
+    with atomic(path) as file:
+        save_file(tensors, file, metadata={"state": json.dumps(state)})
 
 
 def load_checkpoint(

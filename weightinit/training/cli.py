@@ -19,7 +19,7 @@ SHARED = {option.name: option for option in fields(Run) if option.metadata}
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``train-templates`` to a parser."""
     option = parser.add_argument
-    option("--preset", required=True, help="digits-w32, cifar10-w64, imagenet-w192, ...")
+    option("--preset", required=True, help="digits-w32, digits-weit, cifar10-w64, ...")
     option("--data", help="digits, cifar10, a *.safetensors pack or its name, or image folder")
     option("--method", help="wave, weit, tleg or share; default: the preset's")
     option("--ancestor", metavar="NAME", help="timm name, file or folder of a classifier, or none")

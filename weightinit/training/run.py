@@ -94,12 +94,15 @@ class Run:
 
     def prepare(self) -> None:
         """Check that the folder can be written to, and that nothing in it would be lost."""
-        kinds = {CONFIG: "a finished bundle", "training/checkpoint.safetensors": "a half-done one"}
+        kinds = {
+            CONFIG: "a finished bundle",
+            "training/checkpoint.safetensors": "a half-done training",
+        }
         held = next((text for name, text in kinds.items() if _exists(self.folder / name)), None)
         if held and not (self.resume or self.force):
             raise WeightInitError(
-                f"{self.folder} holds {held}: pass resume=True (--resume) to go on with its "
-                "training, force=True (--force) to start again over it, or name another folder"
+                f"{self.folder} holds {held}: pass resume=True (--resume) to go on, "
+                "force=True (--force) to start again over it, or name another folder"
             )
         inner = self.folder / "training"
         new = [path for path in (inner, *inner.parents) if not _exists(path)]
