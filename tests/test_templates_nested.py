@@ -1,6 +1,7 @@
 """Networks inside a network: trained together, and started from one bundle."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -186,9 +187,9 @@ def test_half_precision_and_checkpointing_give_the_same_network():
 
 
 def test_it_compiles():
-    model = nested().train()
+    model = nested(wi.Sizes((1,), policy="sandwich")).train()
     compiled = torch.compile(copy.deepcopy(model), backend="aot_eager")
-    for _ in range(4):
+    for _ in range(2):
         expected, found = model(IMAGES), compiled(IMAGES)
         torch.testing.assert_close(found, expected)
         expected.sum().backward()
@@ -240,13 +241,20 @@ def test_it_runs_sharded(tmp_path):
         assert torch.equal(bundle.tensors[name], tensor)
 
 
-def test_averaged_weights_give_a_bundle():
+def test_copies_in_the_middle_of_a_training_are_independent():
+    """Averaged weights are such copies."""
     model = nested().train()
+    for _ in range(4):
+        model(IMAGES).sum().backward()
+    twin, again = copy.deepcopy(model), pickle.loads(pickle.dumps(model))
     average = torch.optim.swa_utils.AveragedModel(model, use_buffers=True)
     average.update_parameters(model)
-    bundle = average.module.to_bundle()
-    assert bundle.config.traits["trained_depths"] == [2, 3, 4]
-    assert bundle.config.traits["trained_widths"] == [0.5, 0.75, 1.0]
+    for _ in range(2):
+        expected = model(IMAGES)
+        assert torch.equal(twin(IMAGES), expected) and torch.equal(again(IMAGES), expected)
+    traits = average.module.to_bundle().config.traits
+    assert traits["trained_depths"] == [2, 3, 4]
+    assert traits["trained_widths"] == [0.5, 0.75, 1.0]
 
 
 def test_a_bundle_is_saved_and_its_sizes_fitted(tmp_path):

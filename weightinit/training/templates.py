@@ -15,7 +15,8 @@ from weightinit.templates.bundle import TemplateBundle
 from weightinit.templates.compose import Composer
 from weightinit.templates.config import TemplateConfig
 from weightinit.templates.constrain import ConstrainedModel, constrain
-from weightinit.templates.nested import NestedModel, Size, Sizes
+from weightinit.templates.nested import NestedModel
+from weightinit.templates.sizes import Size, Sizes
 from weightinit.training.data import load_data
 from weightinit.training.fleet import accelerator
 from weightinit.training.images import ImageData
