@@ -74,7 +74,7 @@ def test_auto_does_not_fit_what_needs_another_window(kind):
     ancestor, model = beit(**KINDS[kind]), beit(24, 4, 16, 2, 1, **KINDS[kind])
     images = [torch.randn(8, 3, 16, 16)] * 2
     plan = wi.plan_projection(ancestor, model, calibration=images)
-    assert "Subcloning" in plan.report().notes[-1]
+    assert "WeightSelection" in plan.report().notes[-1]
     plan.commit()
 
 
