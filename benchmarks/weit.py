@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import schema
 import torch
@@ -76,7 +76,7 @@ class Source:
 
     layers: int = 2
     sizes: str = "none"
-    policy: str = "half"
+    policy: Literal["half", "sandwich"] = "half"
     teacher: bool = False
     method: str = "weit"
     start: str | None = None
@@ -440,6 +440,7 @@ def main() -> None:
     parser.add_argument("--cache-dir", type=Path, default=Path.home() / ".cache" / "weightinit")
     parser.add_argument("--work", type=Path, help="default: <cache-dir>/weit")
     parser.add_argument("--results", type=Path, default=schema.RESULTS)
+    parser.add_argument("--record", action="store_true", help="only record what is there")
     parser.add_argument("--smoke", action="store_true", help="two steps of all, not recorded")
     given = parser.parse_args()
     began, load = time.monotonic(), schema.machine()["load"]
@@ -473,7 +474,7 @@ def main() -> None:
     with ProcessPoolExecutor(
         given.jobs, get_context("spawn"), initializer=_begin, initargs=(threads,)
     ) as pool:
-        for stage in pieces:
+        for stage in () if given.record else pieces:
             futures = [pool.submit(*piece) for piece in stage]
             for number, future in enumerate(as_completed(futures), 1):
                 now = time.monotonic() - began

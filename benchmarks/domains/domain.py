@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -16,6 +18,8 @@ from weightinit.anatomy import Rule
 
 Part = Literal["val", "test"]
 Loss = Callable[[nn.Module, torch.Generator], Tensor]
+#: What a step trains: a size of a nested model for each pass, or None.
+Sizes = tuple[wi.Size | None, ...]
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,55 @@ class Domain:
         return one[name] > other[name] if more else one[name] < other[name]
 
 
+class Replay:
+    """Training steps on a GPU, recorded once for each set of sizes and then replayed.
+
+    Small networks are trained at the rate at which a processor launches kernels; a CUDA graph
+    launches a whole step.
+
+    Args:
+        step: a training step at some sizes.
+        generator: what it draws from.
+        kept: everything that a step changes; recording leaves it as it was.
+    """
+
+    def __init__(
+        self,
+        step: Callable[[Sizes], None],
+        generator: torch.Generator,
+        kept: Callable[[], list[Tensor]],
+    ) -> None:
+        self.step, self.generator, self.kept = step, generator, kept
+        self.graphs: dict[Sizes, torch.cuda.CUDAGraph] = {}
+
+    def record(self, sizes: Sizes) -> None:
+        """Record the step at some sizes."""
+        state = self.generator.get_state()
+        before = {id(tensor): tensor.detach().clone() for tensor in self.kept()}
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                self.step(sizes)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        graph.register_generator_state(self.generator)
+        with torch.cuda.graph(graph):
+            self.step(sizes)
+        with torch.no_grad():
+            for tensor in self.kept():  # the optimizer's state is new with the first step
+                old = before.get(id(tensor))
+                tensor.zero_() if old is None else tensor.copy_(old)
+        self.generator.set_state(state)
+        self.graphs[sizes] = graph
+
+    def __call__(self, sizes: Sizes) -> None:
+        """Take a step at some sizes."""
+        if sizes not in self.graphs:
+            self.record(sizes)
+        self.graphs[sizes].replay()
+
+
 def learn(
     module: nn.Module,
     loss: Loss,
@@ -120,27 +173,35 @@ def learn(
     groups = param_groups_weight_decay(
         module, domain.weight_decay, no_weight_decay_list=tuple(excluded)
     )
-    optimizer = torch.optim.AdamW(groups, lr=lr, fused=True)
-    warmup = max(1, steps // 10)
-    schedule = torch.optim.lr_scheduler.SequentialLR(
-        optimizer,
-        [
-            torch.optim.lr_scheduler.LinearLR(optimizer, 1 / warmup, total_iters=warmup),
-            torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps - warmup)),
-        ],
-        [warmup],
-    )
+    cuda = domain.device.type == "cuda"
+    rate = torch.tensor(lr, device=domain.device)
+    optimizer = torch.optim.AdamW(groups, lr=rate, fused=True, capturable=cuda)
     generator = torch.Generator(domain.device).manual_seed(seed)
-    passes = getattr(module, "passes", 1)
-    module.train()
-    for step in range(1, steps + 1):
-        for _ in range(passes):
-            (loss(module, generator) / passes).backward()
+    nested = module if isinstance(module, wi.NestedModel) else None
+
+    def step(sizes: Sizes) -> None:
+        for size in sizes:
+            with nested.at(size) if nested and size else nullcontext():
+                (loss(module, generator) / len(sizes)).backward()
         nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        schedule.step()
+
+    def kept() -> list[Tensor]:
+        states = [value for state in optimizer.state.values() for value in state.values()]
+        return [*module.parameters(), *module.buffers(), *states]
+
+    take = Replay(step, generator, kept) if cuda else step
+    warmup = max(1, steps // 10)
+    module.train()
+    for number in range(steps):
+        along = (number - warmup) / max(1, steps - warmup)
+        share = (number + 1) / warmup if number < warmup else (1 + math.cos(math.pi * along)) / 2
+        rate.fill_(lr * share)
+        passes = nested.passes if nested else 1
+        calls = range(number * passes, (number + 1) * passes)
+        take(tuple(nested.drawn(call) if nested else None for call in calls))
         if after:
-            after(step)
+            after(number + 1)
             module.train()
     return module.eval()
