@@ -20,7 +20,7 @@ import copy
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
@@ -344,15 +344,15 @@ def starts(suite: str) -> dict[str, Any]:
 
 
 def runs(suite: str, kind: type[Domain], seeds: Sequence[int]) -> Iterator[Run]:
-    """Yield the runs of a suite, the long ones first."""
+    """Yield the runs of a suite, the long ones last."""
+    for seed in seeds:
+        for start, (_, _, fits, main) in starts(suite).items():
+            for shape in kind.targets if main or seed == seeds[0] else ():
+                if fits(kind.full, shape):
+                    yield Run(start, shape, seed)
     for seed in seeds:
         for start in ("random", "WeiT"):
             yield Run(start, kind.long, seed, long=True)
-    for start, (_, _, fits, main) in starts(suite).items():
-        for seed in seeds if main else seeds[:1]:
-            for shape in kind.targets:
-                if fits(kind.full, shape):
-                    yield Run(start, shape, seed)
 
 
 def perform(lab: Lab, run: Run) -> dict[str, Any]:
@@ -426,6 +426,19 @@ def _run(options: dict[str, Any], run: Run, file: Path) -> str:
     return f"{options['suite']} {run.start} {run.shape} {run.seed}: {shown}"
 
 
+def flat(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row of plain values: scores by name, a curve as its steps and its scores."""
+    found: dict[str, Any] = {}
+    for key, value in row.items():
+        if isinstance(value, Mapping):
+            found |= {f"{key}_{name}": score for name, score in value.items()}
+        elif key == "curve":
+            found |= {"at": [step for step, _ in value], "curve": [score for _, score in value]}
+        else:
+            found[key] = value
+    return found
+
+
 def main() -> None:
     """Run, and record one result file a suite."""
     parser = argparse.ArgumentParser(
@@ -485,7 +498,7 @@ def main() -> None:
     if given.smoke:
         return
     for suite, files in todo.items():
-        rows = [json.loads(file.read_text()) for file in files if file.exists()]
+        rows = [flat(json.loads(file.read_text())) for file in files if file.exists()]
         rows += [
             {"source": True, **json.loads(file.read_text())}
             for file in sorted((work / suite / "sources").glob("*/source.json"))
