@@ -1,4 +1,5 @@
 import os
+import signal
 import types
 from pathlib import Path
 
@@ -13,6 +14,14 @@ from huggingface_hub.utils import _detect_agent, _http, disable_progress_bars
 from torch import nn
 
 from weightinit.ancestor.models import Library
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interruptible():
+    """A shell starts what runs in its background with Ctrl-C ignored, and children inherit it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

@@ -140,7 +140,13 @@ def _labels(matches: Iterable[Match]) -> set[str]:
 
 
 def _fits(matched: Match, entry: TensorInfo) -> bool:
-    return any(len(parse(rule.pattern).axes) == len(entry.shape) for rule in matched.rules)
+    """Return whether one of the rules has the tensor's axes, those of length 1 included."""
+    patterns = [parse(rule.pattern).axes for rule in matched.rules]
+    return any(
+        len(axes) == len(entry.shape)
+        and all(axis != (("1",),) or n == 1 for axis, n in zip(axes, entry.shape, strict=True))
+        for axes in patterns
+    )
 
 
 def _explain(

@@ -45,7 +45,7 @@ _PLACES: dict[str, Place] = {
 _END = rf"(.+\.)?(proj|fc2){_W}"
 _ESSENTIAL = r"(patch|norm|embed\.token|stem\..+|down\.\d+(\.norm)?)\.weight|pos|token\.cls"
 _CENTRAL = r"(patch|stem\..+|embed\.\w+)\.weight|pos(\.\w+)?"
-_DISPENSABLE = r"(head|pre_logits|pool\.fc).*|embed\.mask"
+_DISPENSABLE = r"(head|pre_logits|pool\.fc|fc_norm|final).*|embed\.mask"
 _PROVEN = (
     rf"norm[12]{_W}|ls[12]?|(attn|attns\.\d+)\.([qkv]|proj|[qk]_norm|norm){_W}"
     rf"|(mlp|ffns\.\d+)\.(fc1|up|fc2|norm){_W}|(attns|ffns)\.\d+\.ls"

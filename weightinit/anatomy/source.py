@@ -138,8 +138,6 @@ def _walk(
     named += [(prefix + name, x) for name, x in module._parameters.items() if x is not None]
     if type(module).__module__.startswith(_QUANTIZED):
         refused.append(f"{prefix.rstrip('.')} ({type(module).__name__})")
-    if "parametrizations" in module._modules:
-        refused.append(f"{prefix}parametrizations")
     for name, child in module._modules.items():
         if child is not None:
             inner = _walk(child, f"{prefix}{name}.", (*above, module))

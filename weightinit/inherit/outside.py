@@ -17,7 +17,7 @@ from weightinit.inherit.method import LazyTensor
 from weightinit.init.operators import along
 from weightinit.plan import Part
 
-__all__ = ["carry", "collect", "resized"]
+__all__ = ["carry", "collect", "resampled", "resized"]
 
 Value = Tensor | LazyTensor
 #: What is done to the axes that are no channels, and a few words on it for the report.
@@ -32,6 +32,12 @@ def collect(anatomy: Anatomy, parameters: Mapping[str, Tensor]) -> dict[str, Ten
         value = parameters[piece.spec.name].detach().cpu()
         tensors[piece.role] = anatomy.split(piece.spec, value)[piece.role].clone()
     return tensors
+
+
+def resampled(piece: Piece) -> bool:
+    """Return whether a piece is of positions or patches, which another grid or size resamples."""
+    kinds = {label_of(label).kind for labels in piece.axes for label in labels}
+    return piece.facts.kind == "position" or "patch" in kinds
 
 
 def resized(value: Tensor, piece: Piece, *, old: Traits, new: Traits) -> Tensor:

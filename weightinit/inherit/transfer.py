@@ -17,7 +17,7 @@ from weightinit.inherit.axis import Axis
 from weightinit.inherit.depth import Mix
 from weightinit.inherit.fresh import fresh_part
 from weightinit.inherit.method import Source, outside_of
-from weightinit.inherit.outside import carry, resized
+from weightinit.inherit.outside import carry, resampled, resized
 from weightinit.init import operators
 from weightinit.init.operators import along
 from weightinit.plan import Part
@@ -188,7 +188,7 @@ class _Transferral:
     def _carried(self, piece: Piece, place: Place) -> Part | None:
         """Return how any other tensor comes over, its channels acted on."""
         own = self.source.anatomy.outside.get(piece.role)
-        if own is not None and own.axes != piece.axes and piece.facts.kind != "position":
+        if own is not None and own.axes != piece.axes and not resampled(piece):
             return None
 
         def axes(labels: Labels) -> Axis | None:

@@ -138,8 +138,8 @@ OUTSIDE = (
     Rule(r"(?:embeds\.)?(?P<x>cls|dist|reg)_token", "token.{x}", "1 r d"),
     # DINOv2 calls them registers, DINOv3 storage.
     Rule(r"(?:register|storage)_tokens", "token.reg", "1 r d"),
-    Rule(r"mask_token", "embed.mask", "1 r d"),
-    Rule(r"mask_token", "embed.mask", "r d"),
+    Rule(r"mask_token", "embed.mask", "1 1 d"),
+    Rule(r"mask_token", "embed.mask", "1 d"),
     Rule(rf"(?P<x>norm_pre|norm|fc_norm)\.{W}", "{x}.{w}", "d"),
     Rule(rf"neck\.{W}", "norm.{w}", "d"),
     *linear(r"(?P<x>head|head_dist)", "{x}", "n d"),
