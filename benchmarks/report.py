@@ -12,7 +12,7 @@ from typing import Any
 
 import schema
 from trials import plots
-from trials.speed import benchmarks
+from trials.speed import benchmarks, gpu
 from trials.tables import accuracies, best_rate, mean, origin, results, steps_saved, table
 
 from weightinit import HyperNetwork, TemplateBundle, list_templates
@@ -254,6 +254,57 @@ def texts() -> str:
     return f"{table(['', *columns], lines)}\n\n{origin(result)}"
 
 
+def weit_vit() -> str:
+    """WeiT and its baselines on CIFAR-10."""
+    return _weit("vit", "accuracy", 1)
+
+
+def weit_control() -> str:
+    """WeiT and its baselines in balancing bodies of several links."""
+    result = results("weit-control", "cuda")
+    rows = [row for row in result["rows"] if not row["long"]]
+    names, sizes = (list(dict.fromkeys(row[key] for row in rows)) for key in ("name", "target"))
+    links = ("1", "2", "3")
+
+    def success(name: str, size: str, when: str) -> str:
+        own = [row for row in rows if (row["name"], row["target"]) == (name, size)]
+        scores = [f"{mean(own, f'{when}_success_{n}'):.0f}" for n in links] if own else []
+        return " / ".join(scores)
+
+    lines = [
+        [f"{name}, {words}", *(success(name, size, when) for size in sizes)]
+        for name in names
+        for when, words in (("at_once", "at once"), ("trained", "after 400 steps"))
+    ]
+    error = _weit("control", "error", 4)
+    return f"{error}\n\nBodies balanced, in percent:\n\n{table(['', *sizes], lines)}"
+
+
+def _weit(suite: str, metric: str, digits: int) -> str:
+    result = results(f"weit-{suite}", "cuda")
+    rows = [
+        row
+        for row in result["rows"]
+        if not (row.get("source") or row.get("long") or "refused" in row)
+    ]
+    sizes = list(dict.fromkeys(row["target"] for row in rows))
+    lines = []
+    for name in dict.fromkeys(row["name"] for row in rows):
+        line = [name]
+        for size in sizes:
+            own = [row for row in rows if (row["name"], row["target"]) == (name, size)]
+            after = [row[f"trained_{metric}"] for row in own]
+            if not own:
+                line.append("")
+                continue
+            once = mean(own, f"at_once_{metric}")
+            half = (max(after) - min(after)) / 2
+            varied = f" ± {half:.{digits}f}" if len(own) > 1 else ""
+            line.append(f"{sum(after) / len(after):.{digits}f}{varied} ({once:.{digits}f})")
+        lines.append(line)
+    return f"{table(['', *sizes], lines)}\n\n{origin(result)}"
+
+
 def tune() -> str:
     """The learning rates that were tried."""
     result = results("learngene-tune-micro")
@@ -265,7 +316,7 @@ PARTS: Mapping[Path, Sequence[Callable[[], str]]] = {
     schema.ROOT / "docs" / "benchmarks.md": (
         depth, width, deeper, components, templates, fit, transfer, curves, tune, shrink, choices,
         grow,
-        hypernets, tasks, texts,
+        hypernets, tasks, texts, weit_vit, weit_control, gpu,
     ),
 }  # fmt: skip
 

@@ -40,6 +40,13 @@ def benchmarks() -> str:
     return "\n\n".join(parts)
 
 
+def gpu() -> str:
+    """The kernels and the hypernetworks on a GPU."""
+    kernels = results("kernels", "cuda")
+    parts = [kernel_table(kernels), origin(kernels), predictions("cuda")]
+    return "\n\n".join(parts)
+
+
 def transforms() -> str:
     """What it costs to take one checkpoint into another size."""
     result = results("transform")
@@ -67,9 +74,9 @@ def transforms() -> str:
     )
 
 
-def predictions() -> str:
+def predictions(device: str = "cpu") -> str:
     """Hypernetworks beside a plain reimplementation of the published decoding."""
-    result = results("hypernet")
+    result = results("hypernet", device)
     lines = [
         [
             row["name"],

@@ -113,9 +113,9 @@ def steps_saved(rows: Rows) -> tuple[str, list[dict[str, Any]]]:
     return text, found
 
 
-def results(suite: str) -> dict[str, Any]:
-    """The newest result file of a suite."""
-    files = [schema.load(path) for path in schema.RESULTS.glob(f"{suite}--*.json")]
+def results(suite: str, device: str = "cpu") -> dict[str, Any]:
+    """The newest result file of a suite on one kind of device."""
+    files = [schema.load(path) for path in schema.RESULTS.glob(f"{suite}--*--{device}.json")]
     return max(files, key=lambda result: result["timestamp"])
 
 
