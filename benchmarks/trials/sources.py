@@ -17,7 +17,8 @@ from trials.remember import remember
 from trials.scales import Scale
 from weightinit import TemplateBundle
 from weightinit.templates.config import TemplateConfig
-from weightinit.templates.constrain import ConstrainedModel, constrain
+from weightinit.templates.constrain import constrain
+from weightinit.templates.constrained import ConstrainedModel
 from weightinit.training.checkpoint import load_checkpoint
 from weightinit.training.config import TrainingConfig
 from weightinit.training.fleet import accelerator

@@ -11,7 +11,7 @@ from weightinit.anatomy.match import families_of, match, prefix_of
 from weightinit.anatomy.source import shorten, strip
 from weightinit.ancestor.weights import Weights
 from weightinit.errors import AnatomyError
-from weightinit.files.checks import some
+from weightinit.text import some
 
 __all__ = ["blocks_among", "fault", "pair"]
 

@@ -13,16 +13,9 @@ import torch
 from torch import Tensor
 
 from weightinit.errors import BundleError
-from weightinit.files.checks import (
-    PICKLE_SUFFIXES,
-    PICKLES,
-    Shape,
-    opened,
-    parse_json,
-    read_text,
-    some,
-)
+from weightinit.files.checks import PICKLE_SUFFIXES, PICKLES, Shape, opened, parse_json, read_text
 from weightinit.files.hub import CONFIG, WEIGHTS, Client
+from weightinit.text import some
 
 __all__ = ["ADVICE", "Weights", "download", "find_weights", "read_config"]
 

@@ -17,19 +17,12 @@ from torch import Tensor
 
 from weightinit.errors import BundleError
 from weightinit.files import hub
-from weightinit.files.checks import (
-    DTYPES,
-    Shape,
-    check_name,
-    check_shape,
-    read_text,
-    read_weights,
-    some,
-)
+from weightinit.files.checks import DTYPES, Shape, check_name, check_shape, read_text, read_weights
 from weightinit.files.config import MAX_CONFIG, BundleConfig
 from weightinit.files.hub import CARD, CONFIG, WEIGHTS
 from weightinit.files.locate import explain_missing, locate
 from weightinit.files.writing import cut_off, model_card, replace_files
+from weightinit.text import some
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -30,7 +30,6 @@ __all__ = [
     "parse_json",
     "read_text",
     "read_weights",
-    "some",
 ]
 
 MAX_HEADER = 10_000_000  # bytes

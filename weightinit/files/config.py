@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from weightinit.errors import BundleError
-from weightinit.files.checks import parse_json, some
+from weightinit.files.checks import parse_json
+from weightinit.text import some
 
 __all__ = ["MAX_CONFIG", "BundleConfig"]
 

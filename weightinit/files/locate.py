@@ -11,8 +11,9 @@ from pathlib import Path
 
 from weightinit.errors import BundleError
 from weightinit.files import hub
-from weightinit.files.checks import PICKLE_SUFFIXES, some
+from weightinit.files.checks import PICKLE_SUFFIXES
 from weightinit.files.hub import CONFIG, WEIGHTS
+from weightinit.text import some
 
 __all__ = ["explain_missing", "locate", "names"]
 

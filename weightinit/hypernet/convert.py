@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from weightinit.errors import BundleError
-from weightinit.files.checks import MAX_TENSORS, check_name, some
+from weightinit.files.checks import MAX_TENSORS, check_name
 from weightinit.hypernet.config import HyperConfig
 from weightinit.hypernet.infer import Shapes, inferred
 from weightinit.hypernet.unpickle import MAX_BYTES, read_pickle
+from weightinit.text import some
 
 __all__ = ["Converted", "convert"]
 

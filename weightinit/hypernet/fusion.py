@@ -14,8 +14,8 @@ from weightinit.errors import ProjectionError
 from weightinit.hypernet.decoders import LowRank
 from weightinit.hypernet.graph import Graph, Node, grid
 from weightinit.hypernet.network import Decoded, GraphHyperNetwork, Pass
-from weightinit.inherit.transfer import Source
-from weightinit.methods.selection import select_indices
+from weightinit.inherit.method import Source
+from weightinit.init.operators import select_indices
 
 __all__ = ["Fusion"]
 

@@ -18,7 +18,8 @@ from weightinit.hypernet.files import HyperNetwork
 from weightinit.hypernet.network import GraphHyperNetwork
 from weightinit.hypernet.predict import Prediction
 from weightinit.inherit.calibration import calls_of
-from weightinit.inherit.running import Runnable, captured
+from weightinit.inherit.method import Runnable
+from weightinit.inherit.running import captured
 from weightinit.plan import Inheritance
 
 __all__ = ["DEFAULT_PITH", "PITH", "HypernetLike", "embedding", "named_network", "predicted"]

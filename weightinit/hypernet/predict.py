@@ -16,7 +16,7 @@ from weightinit.hypernet.graph import Graph, graph_of, keyed
 from weightinit.hypernet.network import Decoded, GraphHyperNetwork, WeightMap
 from weightinit.hypernet.refinement import ClosedForm, Refinement
 from weightinit.inherit.fresh import fresh_part, sub_generator
-from weightinit.inherit.running import Runnable
+from weightinit.inherit.method import Runnable
 from weightinit.plan import Action, Inheritance, Part
 
 __all__ = ["Prediction"]

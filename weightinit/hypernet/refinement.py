@@ -17,9 +17,8 @@ from weightinit.anatomy.roles import facts
 from weightinit.hypernet.decoders import LowRank
 from weightinit.hypernet.graph import Graph, Key, keyed
 from weightinit.hypernet.network import Decoded, GraphHyperNetwork, Pass, WeightMap
-from weightinit.inherit.depth import mixes
-from weightinit.inherit.growth import followers
-from weightinit.inherit.running import Runnable
+from weightinit.inherit.depth import followers, mixes
+from weightinit.inherit.method import Runnable
 from weightinit.inherit.transfer import Place
 from weightinit.init.operators import along
 from weightinit.methods.auto import SELECTION, Auto

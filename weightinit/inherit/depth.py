@@ -13,7 +13,6 @@ from weightinit.init.operators import Mix, interpolation
 __all__ = [
     "RULES",
     "Depth",
-    "Mix",
     "blocks_for",
     "damping",
     "followers",

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from weightinit.anatomy import Anatomy, Difference, Labels, Piece, facts
 from weightinit.errors import ProjectionError
-from weightinit.inherit.depth import Depth, Mix, followers, mixes
+from weightinit.inherit.depth import Depth, followers, mixes
 from weightinit.inherit.transfer import Place
+from weightinit.init.operators import Mix
 
-__all__ = ["Growth", "followers"]
+__all__ = ["Growth"]
 
 #: Norms whose statistics are plain averages over channels; where none is named, it is one of them.
 PLAIN_NORMS = (

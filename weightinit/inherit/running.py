@@ -16,7 +16,7 @@ from weightinit.errors import BundleError, ProjectionError
 from weightinit.inherit.calibration import calls_of
 from weightinit.inherit.method import Runnable
 
-__all__ = ["Runnable", "Running", "captured", "exact", "first_tensor", "watching"]
+__all__ = ["Running", "captured", "exact", "first_tensor", "watching"]
 
 
 def exact(tensor: Tensor) -> Tensor:

@@ -14,15 +14,14 @@ from torch import Tensor
 from weightinit.anatomy import Anatomy, Labels, Piece, Role, facts
 from weightinit.errors import ProjectionError
 from weightinit.inherit.axis import Axis
-from weightinit.inherit.depth import Mix
 from weightinit.inherit.fresh import fresh_part
 from weightinit.inherit.method import Source, outside_of
 from weightinit.inherit.outside import carry, resampled, resized
 from weightinit.init import operators
-from weightinit.init.operators import along
+from weightinit.init.operators import Mix, along
 from weightinit.plan import Part
 
-__all__ = ["Axes", "Place", "Source", "Transfer", "transfer_parts"]
+__all__ = ["Axes", "Place", "Transfer", "transfer_parts"]
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,12 @@ from weightinit.anatomy import Anatomy, Labels
 from weightinit.errors import ProjectionError
 from weightinit.inherit.axis import Axis
 from weightinit.inherit.copies import Copying
-from weightinit.inherit.depth import Depth, Mix
+from weightinit.inherit.depth import Depth
 from weightinit.inherit.fresh import sub_generator
 from weightinit.inherit.growth import Growth
 from weightinit.inherit.method import Source, check_options
 from weightinit.inherit.transfer import Axes, Place, Transfer, transfer_parts
-from weightinit.init.operators import along, scale
+from weightinit.init.operators import Mix, along, scale
 from weightinit.plan import Inheritance
 
 __all__ = ["Bert2BERT", "copies_of"]

@@ -16,10 +16,11 @@ from torch import Tensor
 from weightinit.anatomy import Anatomy, Difference, Labels
 from weightinit.errors import ProjectionError, WeightInitError
 from weightinit.inherit.axis import Axis
-from weightinit.inherit.depth import Mix, mixes
+from weightinit.inherit.depth import mixes
 from weightinit.inherit.method import Source
 from weightinit.inherit.transfer import Place, Transfer, transfer_parts
 from weightinit.init._wavelet import check_wavelet, resized, steps
+from weightinit.init.operators import Mix
 from weightinit.plan import Inheritance
 
 __all__ = ["BoT"]

@@ -10,11 +10,11 @@ import torch
 from weightinit.anatomy import Anatomy, Difference, Labels
 from weightinit.errors import ProjectionError
 from weightinit.inherit.axis import Axis, tiled
-from weightinit.inherit.depth import Mix, blocks_for, mixes
+from weightinit.inherit.depth import blocks_for, mixes
 from weightinit.inherit.growth import Growth
 from weightinit.inherit.method import Source
 from weightinit.inherit.transfer import Axes, Place, Transfer, transfer_parts
-from weightinit.init.operators import cycle, joint_index, select_indices
+from weightinit.init.operators import Mix, cycle, joint_index, select_indices
 from weightinit.plan import Inheritance
 
 __all__ = ["EachAxis"]

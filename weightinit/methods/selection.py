@@ -15,11 +15,11 @@ from torch import Tensor
 
 from weightinit.anatomy import Anatomy, Difference, Labels, ParamSpec, Piece
 from weightinit.inherit.axis import Axis
-from weightinit.inherit.depth import Depth, Mix, mixes
+from weightinit.inherit.depth import Depth, mixes
 from weightinit.inherit.fresh import fresh_part, sub_generator
 from weightinit.inherit.method import Source, check_options
 from weightinit.inherit.transfer import Place, Transfer, transfer_parts
-from weightinit.init.operators import SELECTIONS, along, joint_index, select_indices
+from weightinit.init.operators import SELECTIONS, Mix, along, joint_index, select_indices
 from weightinit.plan import Inheritance, Part
 
 __all__ = ["WeightSelection"]

@@ -14,7 +14,7 @@ from torch import Tensor
 from weightinit.anatomy import Anatomy, label_of
 from weightinit.errors import BundleError
 from weightinit.files.bundle import Bundle, Wanted, copies
-from weightinit.files.checks import Shape, some
+from weightinit.files.checks import Shape
 from weightinit.files.config import BundleConfig
 from weightinit.files.locate import names
 from weightinit.templates.checks import (
@@ -26,6 +26,7 @@ from weightinit.templates.checks import (
     template_config,
 )
 from weightinit.templates.config import TemplateConfig
+from weightinit.text import some
 
 __all__ = ["TemplateBundle", "as_bundle", "fitted_index", "list_templates", "size_entry"]
 

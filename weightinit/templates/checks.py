@@ -9,9 +9,10 @@ from typing import Any
 from weightinit.anatomy import label_of
 from weightinit.errors import BundleError
 from weightinit.files.bundle import Wanted
-from weightinit.files.checks import Shape, some
+from weightinit.files.checks import Shape
 from weightinit.files.config import BundleConfig
 from weightinit.templates.config import TemplateConfig
+from weightinit.text import some
 
 __all__ = ["any_size", "auxiliary_size", "axes_of", "scaler_size", "stack_place", "template_config"]
 

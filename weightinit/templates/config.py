@@ -20,7 +20,7 @@ from weightinit.templates.kinds import (
 if TYPE_CHECKING:
     from weightinit.anatomy import Anatomy, Piece
 
-__all__ = ["TemplateConfig", "TemplateKind", "kind_of", "kind_roles"]
+__all__ = ["TemplateConfig"]
 
 #: Methods that train the scalers too; those of the others are closed forms.
 TRAINED = ("wave", "weit")

@@ -19,7 +19,7 @@ from weightinit.templates.nested import NestedModel
 from weightinit.templates.scalers import closed_form, linear_scalers
 from weightinit.templates.sizes import Size, Sizes
 
-__all__ = ["ConstrainedModel", "constrain"]
+__all__ = ["constrain"]
 
 STD = 0.02
 

@@ -30,7 +30,7 @@ from weightinit.training.tasks import Data, check_tasks, image_size, task_embedd
 if TYPE_CHECKING:
     from weightinit.api import AncestorLike
 
-__all__ = ["MetaConfig", "guidance", "listed", "meta_loss", "meta_train"]
+__all__ = ["guidance", "listed", "meta_loss", "meta_train"]
 
 
 def meta_train(

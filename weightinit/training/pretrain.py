@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from weightinit.errors import WeightInitError
-from weightinit.templates.constrain import ConstrainedModel
+from weightinit.templates.constrained import ConstrainedModel
 from weightinit.templates.nested import NestedModel
 from weightinit.training.checkpoint import History
 from weightinit.training.config import TrainingConfig
@@ -59,7 +59,8 @@ def pretrain(
 
     Examples:
         >>> import timm, torch, weightinit as wi
-        >>> from weightinit.training.pretrain import TrainingConfig, pretrain
+        >>> from weightinit.training.config import TrainingConfig
+        >>> from weightinit.training.pretrain import pretrain
         >>> vit = timm.create_model("vit_tiny_patch16_224", img_size=32, embed_dim=32, num_heads=2)
         >>> model = wi.constrain(vit, wi.TemplateConfig.wave(32))
         >>> def step(module, generator):

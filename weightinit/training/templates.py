@@ -14,7 +14,8 @@ from weightinit.errors import WeightInitError
 from weightinit.templates.bundle import TemplateBundle
 from weightinit.templates.compose import Composer
 from weightinit.templates.config import TemplateConfig
-from weightinit.templates.constrain import ConstrainedModel, constrain
+from weightinit.templates.constrain import constrain
+from weightinit.templates.constrained import ConstrainedModel
 from weightinit.templates.nested import NestedModel
 from weightinit.templates.sizes import Size, Sizes
 from weightinit.training.data import load_data

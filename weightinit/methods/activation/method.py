@@ -17,11 +17,10 @@ from weightinit.anatomy import Anatomy, Labels, Piece, facts
 from weightinit.errors import ProjectionError
 from weightinit.inherit.axis import Axis
 from weightinit.inherit.calibration import Calibration
-from weightinit.inherit.depth import Mix
 from weightinit.inherit.method import Runnable
 from weightinit.inherit.running import Running, exact, watching
 from weightinit.inherit.transfer import Place, Transfer, transfer_parts
-from weightinit.init.operators import along
+from weightinit.init.operators import Mix, along
 from weightinit.methods.activation.blocks import Blocks, Values
 from weightinit.methods.activation.head import fit_head, readers
 from weightinit.methods.activation.stream import (

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from weightinit.anatomy import Anatomy, Difference, Piece
 from weightinit.errors import ProjectionError
 from weightinit.files.operator import Operator, OperatorBundle
-from weightinit.inherit.depth import Mix, mixes
+from weightinit.inherit.depth import mixes
 from weightinit.inherit.fitting import fit
 from weightinit.inherit.method import Source
 from weightinit.inherit.transfer import Transfer, transfer_parts
+from weightinit.init.operators import Mix
 from weightinit.methods.fine.factors import Factors, factorize
 from weightinit.methods.learning import LearnedModel
 from weightinit.plan import Inheritance, Part
