@@ -9,7 +9,8 @@ from weightinit.errors import ProjectionError
 from weightinit.inherit.axis import Axis
 from weightinit.inherit.depth import mixes
 from weightinit.inherit.transfer import Place, Transfer, transfer_parts
-from weightinit.plan import Inheritance, Plan
+from weightinit.plan import Plan
+from weightinit.recipes import Inheritance
 
 
 class Ops:

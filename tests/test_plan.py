@@ -9,7 +9,8 @@ from torch import nn
 import weightinit as wi
 from weightinit.anatomy import anatomy
 from weightinit.errors import ProjectionError
-from weightinit.plan import Part, Plan, Recipe, assemble
+from weightinit.plan import Plan
+from weightinit.recipes import Part, Recipe, assemble
 
 
 def filled(model, value=0.5, **special):

@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from weightinit.methods.stacking import Stacking as Stacking
     from weightinit.methods.subcloning import Subcloning as Subcloning
     from weightinit.plan import Plan as Plan
-    from weightinit.plan import Recipe as Recipe
+    from weightinit.recipes import Recipe as Recipe
     from weightinit.registry import list_methods as list_methods
     from weightinit.report import Report as Report
     from weightinit.templates.bundle import TemplateBundle as TemplateBundle
@@ -96,7 +96,8 @@ _LAZY = {
         "methods.selection": "WeightSelection",
         "methods.stacking": "Stacking",
         "methods.subcloning": "Subcloning",
-        "plan": "Plan Recipe",
+        "plan": "Plan",
+        "recipes": "Recipe",
         "registry": "list_methods",
         "report": "Report",
         "templates.bundle": "TemplateBundle list_templates",

@@ -25,7 +25,8 @@ from weightinit.inherit.method import Method
 from weightinit.inherit.pairs import check_pair
 from weightinit.methods.mimetic import Mimetic, planned_mimetic
 from weightinit.numerics import plain_numerics
-from weightinit.plan import Plan, keeping, kept_by, names_of
+from weightinit.plan import Plan
+from weightinit.recipes import keeping, kept_by, names_of
 from weightinit.registry import get_method
 from weightinit.templates.bundle import TemplateBundle
 from weightinit.templates.wave import template_recipes

@@ -20,7 +20,7 @@ from weightinit.hypernet.predict import Prediction
 from weightinit.inherit.calibration import calls_of
 from weightinit.inherit.method import Runnable
 from weightinit.inherit.running import captured
-from weightinit.plan import Inheritance
+from weightinit.recipes import Inheritance
 
 __all__ = ["DEFAULT_PITH", "PITH", "HypernetLike", "embedding", "named_network", "predicted"]
 

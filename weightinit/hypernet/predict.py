@@ -17,7 +17,7 @@ from weightinit.hypernet.network import Decoded, GraphHyperNetwork, WeightMap
 from weightinit.hypernet.refinement import ClosedForm, Refinement
 from weightinit.inherit.fresh import fresh_part, sub_generator
 from weightinit.inherit.method import Runnable
-from weightinit.plan import Action, Inheritance, Part
+from weightinit.recipes import Action, Inheritance, Part
 
 __all__ = ["Prediction"]
 

@@ -23,7 +23,7 @@ from weightinit.inherit.transfer import Place
 from weightinit.init.operators import along
 from weightinit.methods.auto import SELECTION, Auto
 from weightinit.methods.each import EachAxis
-from weightinit.plan import Part
+from weightinit.recipes import Part
 
 __all__ = ["ClosedForm", "Refinement"]
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from weightinit.anatomy import Piece, facts
 from weightinit.errors import ProjectionError
-from weightinit.plan import Part
+from weightinit.recipes import Part
 
 __all__ = ["base_seed", "fresh_part", "fresh_rule", "sub_generator"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from weightinit.anatomy import Anatomy, facts
-from weightinit.plan import Recipe
+from weightinit.recipes import Recipe
 from weightinit.text import first
 
 __all__ = ["assumed", "drawn", "left_out", "lost", "neutral", "taken_over"]

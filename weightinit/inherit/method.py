@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from weightinit.anatomy import Anatomy, Piece
 from weightinit.errors import ProjectionError
-from weightinit.plan import Inheritance
+from weightinit.recipes import Inheritance
 
 __all__ = ["LazyTensor", "Method", "Runnable", "Source", "check_options", "outside_of"]
 

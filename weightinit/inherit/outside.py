@@ -15,7 +15,7 @@ from weightinit.inherit.axis import Axis, tiled
 from weightinit.inherit.fresh import sub_generator
 from weightinit.inherit.method import LazyTensor
 from weightinit.init.operators import along
-from weightinit.plan import Part
+from weightinit.recipes import Part
 
 __all__ = ["carry", "collect", "resampled", "resized"]
 

@@ -19,7 +19,7 @@ from weightinit.inherit.method import Source, outside_of
 from weightinit.inherit.outside import carry, resampled, resized
 from weightinit.init import operators
 from weightinit.init.operators import Mix, along
-from weightinit.plan import Part
+from weightinit.recipes import Part
 
 __all__ = ["Axes", "Place", "Transfer", "transfer_parts"]
 

@@ -15,7 +15,7 @@ from weightinit.methods.halfway import ShrinkThenGrow, smaller
 from weightinit.methods.lemon import LEMON
 from weightinit.methods.selection import WeightSelection
 from weightinit.methods.subcloning import Subcloning, ranks
-from weightinit.plan import Inheritance
+from weightinit.recipes import Inheritance
 
 __all__ = ["SELECTION", "Auto"]
 

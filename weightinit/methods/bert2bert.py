@@ -25,7 +25,7 @@ from weightinit.inherit.growth import Growth
 from weightinit.inherit.method import Source, check_options
 from weightinit.inherit.transfer import Axes, Place, Transfer, transfer_parts
 from weightinit.init.operators import Mix, along, scale
-from weightinit.plan import Inheritance
+from weightinit.recipes import Inheritance
 
 __all__ = ["Bert2BERT", "copies_of"]
 

@@ -21,7 +21,7 @@ from weightinit.inherit.method import Source
 from weightinit.inherit.transfer import Place, Transfer, transfer_parts
 from weightinit.init._wavelet import check_wavelet, resized, steps
 from weightinit.init.operators import Mix
-from weightinit.plan import Inheritance
+from weightinit.recipes import Inheritance
 
 __all__ = ["BoT"]
 

@@ -15,7 +15,7 @@ from weightinit.inherit.growth import Growth
 from weightinit.inherit.method import Source
 from weightinit.inherit.transfer import Axes, Place, Transfer, transfer_parts
 from weightinit.init.operators import Mix, cycle, joint_index, select_indices
-from weightinit.plan import Inheritance
+from weightinit.recipes import Inheritance
 
 __all__ = ["EachAxis"]
 

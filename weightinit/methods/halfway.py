@@ -16,7 +16,7 @@ from weightinit.anatomy import Anatomy, Difference, Piece
 from weightinit.inherit.calibration import Calibration
 from weightinit.inherit.method import Method, Runnable
 from weightinit.methods.lemon import LEMON
-from weightinit.plan import Inheritance, Part
+from weightinit.recipes import Inheritance, Part
 
 __all__ = ["ShrinkThenGrow", "smaller"]
 

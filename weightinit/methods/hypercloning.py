@@ -20,7 +20,7 @@ from weightinit.inherit.growth import Growth
 from weightinit.inherit.method import Source
 from weightinit.inherit.transfer import Place, Transfer, transfer_parts
 from weightinit.init.operators import Copies, scale
-from weightinit.plan import Inheritance
+from weightinit.recipes import Inheritance
 
 __all__ = ["HyperCloning"]
 

@@ -22,7 +22,7 @@ from weightinit.inherit.growth import Growth
 from weightinit.inherit.method import Source, check_options
 from weightinit.inherit.transfer import Place, Transfer, transfer_parts
 from weightinit.init.operators import Copies, cycle
-from weightinit.plan import Inheritance
+from weightinit.recipes import Inheritance
 
 __all__ = ["LEMON"]
 

@@ -20,7 +20,7 @@ from weightinit.anatomy import Anatomy, Piece
 from weightinit.errors import ProjectionError
 from weightinit.inherit.fresh import fresh_part, sub_generator
 from weightinit.inherit.method import check_options
-from weightinit.plan import Inheritance, Part
+from weightinit.recipes import Inheritance, Part
 
 __all__ = ["Mimetic", "planned_mimetic"]
 

@@ -22,7 +22,7 @@ from weightinit.inherit.method import Source, check_options
 from weightinit.inherit.transfer import Place, Transfer, transfer_parts
 from weightinit.init.operators import Copies, Op, along, scale
 from weightinit.methods.bert2bert import Choice, copies_of
-from weightinit.plan import Inheritance
+from weightinit.recipes import Inheritance
 
 __all__ = ["Net2Net"]
 

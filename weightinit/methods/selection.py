@@ -20,7 +20,7 @@ from weightinit.inherit.fresh import fresh_part, sub_generator
 from weightinit.inherit.method import Source, check_options
 from weightinit.inherit.transfer import Place, Transfer, transfer_parts
 from weightinit.init.operators import SELECTIONS, Mix, along, joint_index, select_indices
-from weightinit.plan import Inheritance, Part
+from weightinit.recipes import Inheritance, Part
 
 __all__ = ["WeightSelection"]
 

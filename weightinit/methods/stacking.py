@@ -14,7 +14,7 @@ from weightinit.errors import ProjectionError
 from weightinit.inherit.depth import Depth, mixes
 from weightinit.inherit.method import Source
 from weightinit.inherit.transfer import Transfer, transfer_parts
-from weightinit.plan import Inheritance
+from weightinit.recipes import Inheritance
 
 __all__ = ["Stacking"]
 

@@ -21,7 +21,7 @@ from weightinit.inherit.method import Runnable
 from weightinit.inherit.running import Running, exact, watching
 from weightinit.inherit.transfer import Place, Transfer, transfer_parts
 from weightinit.init.operators import along, joint_index
-from weightinit.plan import Inheritance
+from weightinit.recipes import Inheritance
 
 __all__ = ["Subcloning", "check_shrinking", "mean_inputs", "ranks"]
 

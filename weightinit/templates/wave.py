@@ -18,7 +18,7 @@ from weightinit.anatomy import Anatomy, Piece, Traits
 from weightinit.errors import ProjectionError
 from weightinit.inherit.fresh import fresh_part
 from weightinit.inherit.outside import carry
-from weightinit.plan import Part, Recipe, assemble
+from weightinit.recipes import Part, Recipe, assemble
 from weightinit.templates.bundle import TemplateBundle
 from weightinit.templates.compose import Composer
 from weightinit.templates.kinds import folded

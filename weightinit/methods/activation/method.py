@@ -32,7 +32,7 @@ from weightinit.methods.activation.stream import (
     principal,
 )
 from weightinit.methods.subcloning import check_shrinking
-from weightinit.plan import Inheritance, Part
+from weightinit.recipes import Inheritance, Part
 
 __all__ = ["ActivationAware", "suits"]
 

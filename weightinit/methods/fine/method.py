@@ -24,7 +24,7 @@ from weightinit.inherit.transfer import Transfer, transfer_parts
 from weightinit.init.operators import Mix
 from weightinit.methods.fine.factors import Factors, factorize
 from weightinit.methods.learning import LearnedModel
-from weightinit.plan import Inheritance, Part
+from weightinit.recipes import Inheritance, Part
 
 if TYPE_CHECKING:
     from weightinit.api import AncestorLike

@@ -30,7 +30,7 @@ from weightinit.methods.ligo.operator import (
     operator_axes,
     operator_shapes,
 )
-from weightinit.plan import Inheritance
+from weightinit.recipes import Inheritance
 
 if TYPE_CHECKING:
     from weightinit.api import AncestorLike
