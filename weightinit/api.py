@@ -1,5 +1,19 @@
 """The model-level calls: one line fills a model in place, and a plan shows it first.
 
+All of them take these arguments:
+
+- ``generator``: source of all random draws, from which one number is drawn; the global generator is
+  never touched.
+- ``keep``: parameters that stay as they are, by name, by the start of one, or by role (``"head"``,
+  ``"pos"``); what is kept needs no explanation.
+- ``rules``: a list of :class:`weightinit.Rule`, for parameters that no built-in one explains; see
+  :func:`weightinit.anatomy`.
+- ``unexplained``: what becomes of parameters that no rule explains and ``keep`` does not name:
+  ``"raise"``, or ``"keep"`` them as they are.
+
+The model may be on any device; a meta model is materialised on the CPU. Fill it before the
+optimizer is built. After an error it is as it was.
+
 Each ``plan_*`` takes the arguments of its verb and raises its errors, but for values that are not
 finite, which :meth:`Plan.validate` finds.
 """
@@ -65,28 +79,23 @@ def init_from_templates(
 
     Every block weight becomes :math:`W = \sum_t T_t \otimes S_t` (WAVE, Feng et al., CVPR 2025,
     Eq. 4) at the model's own depth and width; the tensors outside the blocks are resampled and
-    widened; a head with other classes is fresh. Call it before building the optimizer.
+    widened; a head with other classes is fresh.
 
     Args:
-        model: any ViT that :func:`weightinit.anatomy` explains, of any size, on any device. A meta
-            model is materialised on the CPU.
+        model: of the family that the templates were trained in, and of any size.
         templates: a built-in name, a folder, ``"org/name@revision"`` on the Hugging Face Hub, or a
             bundle; None takes the shipped ``cifar10-w64``.
         scalers: ``"nested"`` (WeiT), ``"interpolate"``, ``"linear"`` (WAVE's Eq. B.1) or
             ``"fitted"``; None is what the templates were trained for.
-        generator: of every random draw; None is a fixed seed. The global one is never touched.
+        generator: source of all random draws; None is a fixed seed.
         keep: names or roles (``"head"``, ``"pos"``) that stay as they are.
-        rules: for parameters of yours that no rule explains; see :func:`weightinit.anatomy`.
-        unexplained: ``"raise"`` on parameters that no rule explains and ``keep`` does not name, or
-            ``"keep"`` them as they are.
-
-    Returns:
-        ``model``.
+        rules: for parameters of yours that no rule explains.
+        unexplained: ``"raise"`` on parameters without explanation, or ``"keep"`` them.
 
     Raises:
         AnatomyError: if a parameter of the model is not explained.
         BundleError: if the templates cannot be had or are not sound.
-        ProjectionError: if they do not fit the model. The model is left as it was.
+        ProjectionError: if they do not fit the model.
 
     Examples:
         >>> import timm, torch, weightinit as wi
@@ -161,21 +170,16 @@ def init_mimetic(
     paper does not train the positions, which stay trainable here.
 
     Args:
-        model: any ViT that :func:`weightinit.anatomy` explains, of any size, on any device. A meta
-            model is materialised on the CPU.
+        model: a vision transformer of any size.
         options: a :class:`weightinit.Mimetic`; None is the paper's.
-        generator: of every random draw; None is a fixed seed. The global one is never touched.
+        generator: source of all random draws; None is a fixed seed.
         keep: names or roles (``"head"``, ``"pos"``) that stay as they are.
-        rules: for parameters of yours that no rule explains; see :func:`weightinit.anatomy`.
-        unexplained: ``"raise"`` on parameters that no rule explains and ``keep`` does not name, or
-            ``"keep"`` them as they are.
-
-    Returns:
-        ``model``.
+        rules: for parameters of yours that no rule explains.
+        unexplained: ``"raise"`` on parameters without explanation, or ``"keep"`` them.
 
     Raises:
         AnatomyError: if a parameter of the model is not explained.
-        ProjectionError: if it is no vision transformer. The model is left as it was.
+        ProjectionError: if it is no vision transformer.
 
     Examples:
         >>> import timm, torch, weightinit as wi
@@ -231,27 +235,23 @@ def project_from(
     """Fill a model in place with weights inherited from one pretrained ancestor, and return it.
 
     Narrower or wider, shallower or deeper, other heads, MLP ratio, patch and image size, all at
-    once. Call it before building the optimizer.
+    once.
 
     Args:
         ancestor: a timm name, ``"org/name@revision"`` on the Hugging Face Hub, a safetensors file
             or folder, a module, a state dict, or an :class:`weightinit.Ancestor`. It is only read.
-        target: a model of the same family, on any device. A meta model is materialised on the CPU.
-        method: by name, or an object of its options: ``wi.WeightSelection(heads="flat")``.
+        target: a model of the same family.
+        method: by name, or an object of its options: ``wi.WeightSelection(faithful=True)``.
         calibration: a few batches that the ancestor takes, unlabelled; some methods need them.
-        generator: of every random draw; None is a fixed seed. The global one is never touched.
+        generator: source of all random draws; None is a fixed seed.
         keep: names or roles (``"head"``, ``"pos"``) that stay as they are.
-        rules: for parameters of yours that no rule explains; see :func:`weightinit.anatomy`.
-        unexplained: ``"raise"`` on parameters that no rule explains and ``keep`` does not name, or
-            ``"keep"`` them as they are.
-
-    Returns:
-        ``target``.
+        rules: for parameters of yours that no rule explains.
+        unexplained: ``"raise"`` on parameters without explanation, or ``"keep"`` them.
 
     Raises:
         AnatomyError: if a parameter of the target or the ancestor is not explained.
         BundleError: if the ancestor cannot be had or is not sound.
-        ProjectionError: if the two do not fit. The target is left as it was.
+        ProjectionError: if the two do not fit.
 
     Warns:
         UserWarning: if the two are of very different size, or compute different functions; the
@@ -344,7 +344,7 @@ def init_from_hypernet(
     graphs have no node for (tokens, layer scales) are set by the rule that the report names.
 
     Args:
-        model: a ViT or GPT-2 of any size, on any device. A meta model is materialised on the CPU.
+        model: a ViT or GPT-2 of any size.
         hypernet: a built-in name, a folder, ``"org/name@revision"`` on the Hugging Face Hub, a
             :class:`weightinit.HyperNetwork`, or a network.
         task: TAL: an embedding ``[task_dim]``, or images of the task, a batch ``[B, C, H, W]`` or
@@ -354,20 +354,16 @@ def init_from_hypernet(
             positions of tokens are random, PITH's positions are one off, what has no node stays as
             it was, a language model's matrices have the standard deviation of its initialiser.
             None is the rules by which the hypernetwork was trained; the report notes them.
-        generator: of every random draw; None is a fixed seed. The global one is never touched.
+        generator: source of all random draws; None is a fixed seed.
         keep: names or roles (``"head"``, ``"pos"``) that stay as they are.
-        rules: for parameters of yours that no rule explains; see :func:`weightinit.anatomy`.
-        unexplained: ``"raise"`` on parameters that no rule explains and ``keep`` does not name, or
-            ``"keep"`` them as they are.
-
-    Returns:
-        ``model``.
+        rules: for parameters of yours that no rule explains.
+        unexplained: ``"raise"`` on parameters without explanation, or ``"keep"`` them.
 
     Raises:
         AnatomyError: if a parameter of the model is not explained.
         BundleError: if the hypernetwork or the ancestor cannot be had or is not sound.
         ProjectionError: if the model has layers outside the vocabulary, or is larger than the
-            hypernetwork predicts, or task or ancestor do not fit. The model is left as it was.
+            hypernetwork predicts, or task or ancestor do not fit.
 
     Examples:
         >>> import timm, weightinit as wi
