@@ -27,10 +27,7 @@ def deviations(
 ) -> Figure:
     """Return a figure of standard deviations of matrices, a panel a role.
 
-    Args:
-        title: what stands above.
-        rows: one a parameter.
-        series: values by name of the parameter, as ``"before"`` and ``"after"``.
+    ``series`` are values by name of the parameter, called ``"before"`` and ``"after"``.
     """
     from matplotlib.figure import Figure
 

@@ -100,7 +100,7 @@ class Anatomy:
         sizes: size of each axis label: ``d`` residual stream, ``h`` heads, ``k`` head dim, ``m``
             MLP hidden, ``t`` tokens, ``p q`` patch, ``c`` input channels, ``n`` classes, ...
         depth: number of blocks of the main stack.
-        family: family of the model: ``vit``, ``convnext``, ``bert``, ``gpt2``.
+        family: family of the model, such as ``vit`` or ``gpt2``; ``custom`` by rules alone.
         traits: what the model computes besides its weights; see :class:`Traits`.
         prefix: what stands before the model's own names, such as ``"model.encoder."``.
         unexplained: parameters that no rule explains and that were allowed to be there.

@@ -17,11 +17,8 @@ def silent(anatomy: Anatomy, values: Mapping[str, Tensor]) -> list[str]:
 
     Such are embeddings and stems of zeros, norms of the whole stream whose gains are zeros, and, in
     a model whose class token alone is read, attention that writes nothing in any block. A head of
-    zeros is none of them: training starts it.
-
-    Args:
-        anatomy: anatomy of the model.
-        values: values to be written, by name; what is missing is taken to pass a signal.
+    zeros is none of them: training starts it. ``values`` are those to be written, by name; what is
+    missing is taken to pass a signal.
     """
 
     def zero(piece: Piece | None) -> bool:

@@ -137,11 +137,8 @@ def read_weights(
 ) -> dict[str, torch.Tensor]:
     """Return the tensors of a safetensors file, in the dtypes stored, in memory of their own.
 
-    Args:
-        path: the file.
-        sha256: hex digest that the whole file must have, computed while it is read.
-        check: called with every tensor's shape and their bytes in all, before any is read.
-        max_bytes: size of the largest file that is read.
+    The digest ``sha256`` is of the whole file, and computed while it is read. ``check`` is called
+    with every tensor's shape and their bytes in all, before any is read.
 
     Raises:
         BundleError: if the file is malformed, over a limit, of another digest, or not finite.

@@ -90,15 +90,7 @@ def steps(old: int, new: int) -> int:
 
 
 def resized(value: Tensor, dim: int, size: int, wavelet: str, normalize: str) -> Tensor:
-    """Return a tensor with one dim of another length; see :func:`wavelet_`.
-
-    Args:
-        value: ``[*old]``, in fp32 or fp64.
-        dim: the dim to resize.
-        size: its new length.
-        wavelet: a discrete wavelet.
-        normalize: ``"ortho"`` or ``"mean"``.
-    """
+    """Return a tensor, fp32 or fp64, with one dim of another length; see :func:`wavelet_`."""
     count = steps(value.shape[dim], size)
     pywt, array = _pywt(), value.detach().cpu().numpy()
     options: dict[str, Any] = {"wavelet": wavelet, "mode": "periodization", "axis": dim}

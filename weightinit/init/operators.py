@@ -251,11 +251,8 @@ class Copies:
     ) -> Tensor:
         """Divide what reads old channels among their copies: W_j = W_g(j) / c_j + R_j - mean R.
 
-        Args:
-            tensor: a tensor with the old channels along ``dim``.
-            dim: the axis.
-            added: R, of the size of the even shares that it is given; the mean is over the copies
-                of each channel, so that their sum stays W. Channels after the copies hold R alone.
+        ``added`` returns R, of the size of the even shares that it is given; the mean is over the
+        copies of each channel, so that their sum stays W. Channels after the copies hold R alone.
         """
         index, part = self.index.to(tensor.device), self.counts.to(tensor).reciprocal()
         even = scale(tensor.index_select(dim, index), dim, part)

@@ -74,11 +74,7 @@ def kron_sum(
 
 
 def _shape(templates: Tensor, scalers: Tensor, order: str) -> tuple[int, ...]:
-    """Return the shape of the result; raise if operands do not fit.
-
-    Raises:
-        WeightInitError: if shapes, dtypes or devices do not fit, or the order is unknown.
-    """
+    """Return the shape of the result; WeightInitError if operands do not fit."""
     if order not in ("block", "paper"):
         raise WeightInitError(f"order={order!r} is unknown; use 'block' or 'paper'")
     axes = templates.ndim - 1

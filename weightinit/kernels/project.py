@@ -81,11 +81,7 @@ def _product(factors: Sequence[Tensor], lead: tuple[int, ...], dtype: torch.dtyp
 
 
 def _factors(source: Tensor, left: Factor, right: Factor) -> tuple[list[Tensor], tuple[int, ...]]:
-    """Return the one to five factors of a product and its leading axes; raise if they do not fit.
-
-    Raises:
-        WeightInitError: if shapes, dtypes or devices do not fit.
-    """
+    """Return the factors of a product and its leading axes; WeightInitError if they do not fit."""
     lefts, rights = _parts("left", left), _parts("right", right)
     tensors = [*lefts, source, *rights]
     if not all(tensor.is_floating_point() for tensor in tensors):

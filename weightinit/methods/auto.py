@@ -49,13 +49,7 @@ class Auto:
     """
 
     def choose(self, old: Anatomy, new: Anatomy, calibration: object = None) -> Method:
-        """Return the method, with its options.
-
-        Args:
-            old: anatomy of the ancestor.
-            new: anatomy of the target.
-            calibration: calibration batches; None where there are none.
-        """
+        """Return the method, with its options."""
         difference = Difference(old, new)
         grows, shrinks = bool(difference.grown), bool(difference.shrunk)
         if "depth" in difference.grown and new.traits.form == "post_norm":

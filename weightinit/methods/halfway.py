@@ -45,7 +45,7 @@ class ShrinkThenGrow:
     def plan(
         self, source: Runnable, target: Anatomy, *, seed: int = 0, calibration: Calibration = None
     ) -> Inheritance:
-        """Return a recipe for every parameter of a target of any size."""
+        """Return a part for every piece of a target of any size."""
         between = smaller(source.anatomy, target)
         shrunk = self.shrink.plan(source, between, seed=seed, calibration=calibration)
         grown = self.grow.plan(ShrunkSource(between, shrunk.parts), target, seed=seed)

@@ -26,9 +26,6 @@ __all__ = ["ConstrainedModel", "Slots"]
 class Slots:
     """The parameters of a model's blocks that templates make up, of all blocks at once.
 
-    Args:
-        composer: composes them.
-
     Raises:
         ProjectionError: if the blocks differ in size.
     """

@@ -36,14 +36,9 @@ def template_recipes(
 ) -> list[Recipe]:
     """Return a recipe for every parameter of a target: composed, carried, or fresh by rule.
 
-    Args:
-        bundle: the templates.
-        anatomy: anatomy of the target.
-        scalers: see :meth:`Composer.start`.
-        seed: base seed for all random draws.
-
     Raises:
-        ProjectionError: if the target is of another family than the bundle's auxiliary model.
+        ProjectionError: if the target is of another family than the bundle's auxiliary model, or
+            ``scalers`` do not fit (:meth:`Composer.start`).
     """
     family = bundle.config.traits.get("family", "vit")
     if anatomy.family != family:

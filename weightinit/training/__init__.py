@@ -1,1 +1,1 @@
-"""The recipes behind `train-templates` and `train-hypernet`."""
+"""What `train-templates` and `train-hypernet` run."""

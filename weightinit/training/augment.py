@@ -1,4 +1,4 @@
-"""Augmented images: random crops of whole batches, and timm's and torchvision's recipe of DeiT."""
+"""Augmented images: random crops of whole batches, and DeiT's augmentation."""
 
 from __future__ import annotations
 

@@ -239,13 +239,7 @@ def follow(
 
 
 class _Log:
-    """Lines on stderr, where no bar is seen: at checkpoints, and now and then.
-
-    Args:
-        title: what is trained.
-        steps: the steps to do.
-        wanted: whether lines are printed if there is no terminal.
-    """
+    """Lines on stderr, where no bar is seen: at checkpoints, and now and then."""
 
     def __init__(self, title: str, steps: range, wanted: bool) -> None:
         self.title, self.steps, self.wanted = title, steps, wanted and not sys.stderr.isatty()
