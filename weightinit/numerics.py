@@ -8,12 +8,19 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
+from torch import Tensor
 
-__all__ = ["plain_numerics"]
+__all__ = ["finite", "plain_numerics"]
 
 _lock = threading.Lock()
 _restore: list[Callable[[], None]] = []
 _users = 0
+
+
+def finite(value: Tensor) -> bool:
+    """Return whether all values of a tensor are finite."""
+    # The sum is not finite if any value is not; the slow check tells overflow from NaN.
+    return bool(torch.isfinite(value.sum())) or bool(torch.isfinite(value).all())
 
 
 @contextmanager

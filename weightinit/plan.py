@@ -12,7 +12,7 @@ from weightinit.anatomy import Anatomy
 from weightinit.anatomy.signal import silent
 from weightinit.commit import overlapping, parameters_of, sharing, write
 from weightinit.errors import ProjectionError, WeightInitError
-from weightinit.numerics import plain_numerics
+from weightinit.numerics import finite, plain_numerics
 from weightinit.recipes import Recipe
 from weightinit.report import Report, Row
 from weightinit.text import first
@@ -169,12 +169,12 @@ class Plan:
                     f"{name} ({recipe.spec.role}, {tuple(value.shape)}) cannot be made from "
                     f"{recipe.source}: {error}. The model is as it was; pass another method="
                 ) from error
-            if not _finite(value):
+            if not finite(value):
                 raise ProjectionError(
                     f"{name} ({recipe.spec.role}, {tuple(value.shape)}) would get values that are "
                     f"not finite from {recipe.source}: check the source with torch.isfinite"
                 )
-            if parameter.dtype != dtype and not _finite(value.to(parameter.dtype)):
+            if parameter.dtype != dtype and not finite(value.to(parameter.dtype)):
                 raise ProjectionError(
                     f"{name} ({recipe.spec.role}) overflows {parameter.dtype}: use bfloat16 or "
                     "float32 parameters"
@@ -208,8 +208,3 @@ class Plan:
             # transformers re-initialises whatever lacks this mark.
             self._parameters[name]._is_hf_initialized = True  # type: ignore[attr-defined]
         return self.model
-
-
-def _finite(value: Tensor) -> bool:
-    # The sum is not finite if any value is not; the slow check tells overflow from NaN.
-    return bool(torch.isfinite(value.sum())) or bool(torch.isfinite(value).all())

@@ -119,7 +119,7 @@ class Report:
         """
         groups: dict[tuple[str, ...], list[Row]] = {}
         for row in self.rows:
-            key = (row.role, _shape(row), row.action)
+            key = (row.role, "x".join(map(str, row.shape)) or "1", row.action)
             groups.setdefault((*key, row.source) if full else key, []).append(row)
         ordered = sorted(groups.items(), key=lambda item: ACTIONS.index(item[0][2]))
         return [
@@ -227,10 +227,6 @@ class Report:
         if planned is not None:
             series = {"before": present, "after": {**present, **planned}}
         return deviations(self.source, self.rows, series)
-
-
-def _shape(row: Row) -> str:
-    return "x".join(map(str, row.shape)) or "1"
 
 
 def _spans(rows: Sequence[Row]) -> str:

@@ -111,7 +111,9 @@ def anatomy(
     traits = {**noted.traits, "main_stacks": main, "depths": tuple(depths[s] for s in main)}
     if family is not None:
         traits = {"form": family.form, **traits, "proven": family.proven}
-    tokens = [x.shape[-2] if len(x.shape) > 1 else 1 for x in specs if _is_token(x.role)]
+    tokens = [
+        x.shape[-2] if len(x.shape) > 1 else 1 for x in specs if facts(x.role).kind == "token"
+    ]
     infer(traits, known, sum(tokens))
     return Anatomy(
         specs,
@@ -128,10 +130,6 @@ def _named(entry: TensorInfo, names: Sequence[str]) -> bool:
     """Return whether a parameter is called by one of some names, or begins with it."""
     own = (entry.name, entry.key)
     return any(x == name or x.startswith(f"{name}.") for x in own for name in names)
-
-
-def _is_token(role: str) -> bool:
-    return facts(role).kind == "token"
 
 
 def _labels(matches: Iterable[Match]) -> set[str]:

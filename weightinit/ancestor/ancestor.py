@@ -12,6 +12,7 @@ from weightinit.anatomy import Anatomy, Piece, Rule
 from weightinit.ancestor.open import Opener
 from weightinit.errors import AnatomyError, BundleError, ProjectionError
 from weightinit.files.hub import Client
+from weightinit.numerics import finite
 
 __all__ = ["Ancestor"]
 
@@ -82,8 +83,7 @@ class Ancestor:
                 raise BundleError(
                     f"{name} of {self.source} is {tensor.dtype}: pass it in one of {_DTYPES}"
                 )
-            # The sum is not finite if any value is not; the slow check tells overflow from NaN.
-            if not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():
+            if not finite(tensor):
                 raise BundleError(
                     f"{name} of {self.source} holds NaN or infinity: take an ancestor whose "
                     "training went well"
