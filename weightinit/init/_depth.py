@@ -16,8 +16,7 @@ def mix_(tensor: Tensor, sources: Sequence[Tensor], weights: Sequence[float]) ->
 
     The depth operator of `LiGO`, Wang et al. (2023), arXiv 2303.00980; one weight of 1 copies a
     block, which is stacking, interlacing or `SOLAR` depth up-scaling (Kim et al., 2023, arXiv
-    2312.15066), as the block decides. Tensors on the meta device and tensors without elements are
-    left as they are.
+    2312.15066), as the block decides.
 
     Args:
         tensor: ``[*size]``, of one block.
@@ -53,8 +52,7 @@ def mix_(tensor: Tensor, sources: Sequence[Tensor], weights: Sequence[float]) ->
 def interpolate_depth_(tensors: Sequence[Tensor], sources: Sequence[Tensor]) -> list[Tensor]:
     """Fill the input Tensors, one a block, by linear interpolation of another depth's blocks.
 
-    The first and last block keep theirs; a single block takes the middle. Tensors on the meta
-    device and tensors without elements are left as they are.
+    The first and last block keep theirs; a single block takes the middle.
 
     Args:
         tensors: ``[*size]`` each, of the blocks to fill, in order.

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from weightinit.errors import WeightInitError
+from weightinit.init._source import skipped
 
 __all__ = ["mimetic_qk_", "mimetic_vo_"]
 
@@ -26,8 +27,7 @@ def mimetic_qk_(
     ``q_h.T @ k_h``, of each head's rows.
 
     Query heads that share a key head (grouped queries, consecutive as in torch's ``enable_gqa``)
-    share one decomposition, of their targets on top of one another. Tensors on the meta device and
-    tensors without elements are left as they are.
+    share one decomposition, of their targets on top of one another.
 
     Args:
         q: query weight ``[num_heads * head_dim, d]``.
@@ -53,7 +53,7 @@ def mimetic_qk_(
         True
     """
     key_heads = _key_heads(q, k, num_heads)
-    if q.is_meta or q.numel() == 0:
+    if skipped(q):
         return q, k
     heads = q.unflatten(0, (key_heads, num_heads // key_heads, -1))
     with torch.no_grad():
@@ -82,8 +82,7 @@ def mimetic_vo_(
     re-implementation, osiriszjq/structured_init, stores both untransposed, so that its rule holds
     of ``v @ proj`` instead.)
 
-    Fewer value channels than d cut the decomposition. Tensors on the meta device and tensors
-    without elements are left as they are.
+    Fewer value channels than d cut the decomposition.
 
     Args:
         v: value weight ``[r, d]``.
@@ -110,7 +109,7 @@ def mimetic_vo_(
             f"v {list(v.shape)} and proj {list(proj.shape)} are not [r, d] and [d, r]: pass the "
             "weights as torch.nn.Linear stores them, out x in"
         )
-    if v.is_meta or v.numel() == 0:
+    if skipped(v):
         return v, proj
     with torch.no_grad():
         target = _near_identity(v, 1, alpha, -beta, generator)[0]

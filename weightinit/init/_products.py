@@ -21,9 +21,8 @@ def kron_sum_(
     r"""Fill the input Tensor with a sum of Kronecker products, :math:`W = \sum_t S_t \otimes T_t`.
 
     The rule of `WAVE: Weight Templates for Adaptive Initialization of Variable-sized Models`, Feng
-    et al. (2024), arXiv 2406.17503, Eq. 4. `kernels.kron_sum` says what `order` means.
-    Templates and scalers on another device or of another dtype are converted. Tensors on the meta
-    device and tensors without elements are left as they are.
+    et al. (2024), arXiv 2406.17503, Eq. 4. `kernels.kron_sum` says what `order` means. Templates
+    and scalers on another device or of another dtype are converted.
 
     Args:
         tensor: ``[..., s1 * w1, s2 * w2]`` or, for vectors, ``[..., s * w]``.
@@ -61,8 +60,7 @@ def project_(
     The operator of `Learning to Grow Pretrained Models for Efficient Transformer Training` (LiGO),
     Wang et al. (2023), arXiv 2303.00980, whose P and Q are learned, of hypernetworks that predict
     them, and of projections onto principal directions. Operands on another device or of another
-    dtype are converted; `kernels.project` says in which order they are multiplied. Tensors on the
-    meta device and tensors without elements are left as they are.
+    dtype are converted; `kernels.project` says in which order they are multiplied.
 
     Args:
         tensor: ``[..., O, I]``, or ``[O]`` for vectors.

@@ -23,8 +23,7 @@ def select_(
 
     The rule of `Initializing Models with Larger Ones`, Xu et al. (2024), arXiv 2311.18823. With
     indices of one's own it is that of `Weight subcloning`, Samragh et al. (2023), arXiv 2312.09299:
-    the most active channels, the same wherever a dim occurs. Tensors on the meta device and tensors
-    without elements are left as they are.
+    the most active channels, the same wherever a dim occurs.
 
     Args:
         tensor: ``[*new]``.

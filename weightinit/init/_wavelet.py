@@ -23,8 +23,7 @@ def wavelet_(
     cut to the low-pass band of a discrete wavelet transform, once for each factor of two; a shorter
     one is taken as that band, with details of zero. From one size to twice that and back nothing is
     lost. Other ratios: as many steps as leave a dim long enough, then its first entries; a dim of
-    odd length repeats its last entry. Boundaries are periodic. Tensors on the meta device and
-    tensors without elements are left as they are.
+    odd length repeats its last entry. Boundaries are periodic.
 
     Args:
         tensor: ``[*new]``.

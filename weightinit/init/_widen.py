@@ -29,8 +29,7 @@ def widen_(
     of `bert2BERT`, Chen et al. (2022), arXiv 2110.07143, and `HyperCloning`, Samragh et al. (2024),
     arXiv 2409.12903. Equal copies would stay equal in training: `uneven` keeps what the tensor
     holds (small noise, or its own initialisation) as far as the function allows, which is the
-    uneven splitting of `LEMON`, Wang et al. (2024), arXiv 2310.07999. Tensors on the meta device
-    and tensors without elements are left as they are.
+    uneven splitting of `LEMON`, Wang et al. (2024), arXiv 2310.07999.
 
     Args:
         tensor: ``[*new]``.
@@ -98,9 +97,8 @@ def pad_(tensor: Tensor, source: Tensor, *, zero: Sequence[int] = ()) -> Tensor:
     The rule of `Composable Function-preserving Expansions`, Gesmundo & Maile (2023), arXiv
     2308.06103: of a hidden layer's two weights, what makes the new channels is free and what reads
     them is zero (``pad_(fc1, w1)``, ``pad_(fc2, w2, zero=[1])``); of the residual stream, what
-    writes new channels is zero and what reads them free. New zeros change the mean of a
-    LayerNorm: there, `widen_` with ``pattern="average"`` keeps the function. Tensors on the meta
-    device and tensors without elements are left as they are.
+    writes new channels is zero and what reads them free. New zeros change the mean of a LayerNorm:
+    there, `widen_` with ``pattern="average"`` keeps the function.
 
     Args:
         tensor: ``[*new]``; its new entries keep their values where `zero` does not name their dim.
