@@ -22,7 +22,7 @@ from weightinit.inherit.method import Runnable
 from weightinit.inherit.running import captured
 from weightinit.recipes import Inheritance
 
-__all__ = ["DEFAULT_PITH", "PITH", "HypernetLike", "embedding", "named_network", "predicted"]
+__all__ = ["PITH", "HypernetLike", "embedding", "named_network", "predicted"]
 
 #: What PITH takes where no hypernetwork is named: it ships in the package.
 DEFAULT_PITH = "pith-cifar10"

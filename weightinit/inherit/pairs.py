@@ -9,7 +9,7 @@ from weightinit.anatomy import Anatomy, Difference, facts, label_of
 from weightinit.errors import ProjectionError
 from weightinit.text import first, some
 
-__all__ = ["LARGE_RATIO", "check_pair"]
+__all__ = ["check_pair"]
 
 #: Beyond this ratio of two widths or depths, little of the ancestor is left.
 LARGE_RATIO = 4.0

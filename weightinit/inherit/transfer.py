@@ -56,7 +56,7 @@ class Transfer:
         axes: operators of the axes in the blocks and outside them.
         depth: mix of the ancestor's blocks for each block of the target.
         how: a few words for the report.
-        roles: mixes for single roles that differ from ``depth`` (LiGO).
+        roles: mixes for single roles that differ from ``depth``.
         new: writes a parameter of a block that has no mix (an identity block, say) and returns
             True; where it returns False, or is None, the parameter is drawn by rule.
     """

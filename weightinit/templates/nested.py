@@ -36,14 +36,8 @@ class NestedModel(ConstrainedModel):
     ``build``, and read their weights from this model's parameters. torch.compile compiles each size
     once: with more than 8, raise ``torch._dynamo.config.recompile_limit``.
 
-    Args:
-        model: a model on a device; it is copied.
-        composer: composes its blocks.
-        templates: start values by kind, ``[N, *shape]``.
-        scalers: start values by kind, ``[depth, N, *scaler_shape]``.
-        sizes: the sizes to train.
-        build: makes the model of a size.
-        rules: rules by which their parameters are explained.
+    Beside the arguments of :class:`ConstrainedModel` it takes the sizes, what builds the model of
+    one, and the rules by which their parameters are explained.
 
     Attributes:
         sizes: all sizes, the full one first.

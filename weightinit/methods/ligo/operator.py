@@ -25,7 +25,6 @@ from weightinit.init.operators import Op, along
 __all__ = [
     "DEPTH_INITS",
     "WIDTH_INITS",
-    "Level",
     "draw_operator",
     "expand",
     "levels",
