@@ -5,7 +5,7 @@ All of them take these arguments:
 - ``generator``: source of all random draws, from which one number is drawn; the global generator is
   never touched.
 - ``keep``: parameters that stay as they are, by name, by the start of one, or by role (``"head"``,
-  ``"pos"``); what is kept needs no explanation.
+  ``"pos"``); what is named needs no explanation.
 - ``rules``: a list of :class:`weightinit.Rule`, for parameters that no built-in one explains; see
   :func:`weightinit.anatomy`.
 - ``unexplained``: what becomes of parameters that no rule explains and ``keep`` does not name:

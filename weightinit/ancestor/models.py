@@ -25,7 +25,7 @@ __all__ = ["Library", "Timm", "Transformers", "from_config", "from_metadata"]
 
 #: Arguments of timm.create_model that a file must not set: they read further files.
 _RESERVED = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path"}
-#: The models of transformers that the anatomy knows; others may load further files when built.
+#: The models of transformers that a config may build; others may load further files then.
 MODEL_TYPES = ("vit", "deit", "bert", "roberta", "gpt2")
 _DEPTHS = ("depth", "depths", "num_hidden_layers", "n_layer", "num_layers")
 #: More classes than any checkpoint has: transformers builds a name for each.
