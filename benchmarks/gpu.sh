@@ -28,5 +28,14 @@ if [[ -n "${DATA:-}" ]]; then
     "$python" benchmarks/hypernet_quality.py --preset small --jobs 1 --work "$out/learngene" \
     --cache-dir "$out/cache" --results "$out" || test $? = 124
 fi
+# WeiT in four domains: WEIT= names the suites, and the folder under $out lets a second call go on.
+if [[ -n "${WEIT:-}" ]]; then
+  # shellcheck disable=SC2086
+  timeout --signal=INT "${SECONDS_A_PIECE:-500}" "$python" benchmarks/weit.py --suite $WEIT \
+    --device cuda --jobs 12 --work "$out/weit" --cache-dir "$out/cache" --results "$out" \
+    || test $? = 124
+  # shellcheck disable=SC2086
+  "$python" benchmarks/weit.py --suite $WEIT --record --device cuda --work "$out/weit" --results "$out"
+fi
 # Graph, prediction and training step of hypernetworks, bf16.
 "$python" benchmarks/hypernet.py --device cuda --out "$out" | tee "$out/hypernet.txt"

@@ -157,7 +157,8 @@ class Lab:
         folder.mkdir(parents=True, exist_ok=True)
         loss: Loss = domain.loss
         if source.teacher:
-            loss = partial(loss, teacher=self.teacher())
+            teacher = self.teacher()
+            loss = domain.taught(teacher)
         module, began = self.module(name, seed), time.perf_counter()
         learn(module, loss, domain, steps=domain.steps, lr=domain.source_rate, seed=seed)
         row = {"name": name, "seed": seed, "steps": domain.steps, "lr": domain.source_rate}

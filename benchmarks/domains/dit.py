@@ -8,12 +8,7 @@ from pathlib import Path
 import timm
 import torch
 from safetensors.torch import load_model
-from timm.layers import (  # pyright: ignore[reportPrivateImportUsage]
-    Attention,
-    GELUTanh,
-    Mlp,
-    PatchEmbed,
-)
+from timm import layers
 from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.utils import make_grid, save_image
@@ -74,8 +69,8 @@ class Block(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.norm1, self.norm2 = (nn.LayerNorm(width, 1e-6, False) for _ in "ab")
-        self.attn = Attention(width, num_heads=heads, qkv_bias=True)
-        self.mlp = Mlp(width, 4 * width, act_layer=GELUTanh)
+        self.attn = layers.Attention(width, num_heads=heads, qkv_bias=True)  # pyright: ignore[reportPrivateImportUsage]
+        self.mlp = layers.Mlp(width, 4 * width, act_layer=layers.GELUTanh)  # pyright: ignore[reportPrivateImportUsage]
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
@@ -105,7 +100,7 @@ class DiT(nn.Module):
     def __init__(self, width: int, depth: int, heads: int, patch: int = 2) -> None:
         super().__init__()
         self.patch = patch
-        self.x_embedder = PatchEmbed(SIDE, patch, 3, width)
+        self.x_embedder = layers.PatchEmbed(SIDE, patch, 3, width)  # pyright: ignore[reportPrivateImportUsage]
         self.t_embedder, self.y_embedder = Timesteps(width), Labels(width)
         self.pos_embed = nn.Parameter(sincos(width, SIDE // patch), requires_grad=False)
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))

@@ -96,6 +96,10 @@ class Domain:
         """Return its loss on a training batch."""
         return self.loss(model, generator)
 
+    def taught(self, teacher: nn.Module) -> Loss:
+        """Return the loss on labels and a teacher's soft labels."""
+        raise NotImplementedError
+
     def picture(self, model: nn.Module, file: Path) -> None:
         """Draw what a trained model makes, where there is something to see."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import timm
@@ -11,7 +12,7 @@ from torch.nn import functional
 from trials.data import load
 
 import weightinit as wi
-from domains.domain import Domain, Part, Shape
+from domains.domain import Domain, Loss, Part, Shape
 
 PAD = 4
 
@@ -73,6 +74,10 @@ class Classification(Domain):
         return loss + functional.kl_div(
             logits.log_softmax(1), soft, log_target=True, reduction="batchmean"
         )
+
+    def taught(self, teacher: nn.Module) -> Loss:
+        """Return the loss on labels and a teacher's soft labels."""
+        return partial(self.loss, teacher=teacher)
 
     @torch.no_grad()
     def scores(self, model: nn.Module, part: Part) -> dict[str, float]:

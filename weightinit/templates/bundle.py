@@ -66,15 +66,7 @@ class TemplateBundle(Bundle):
         >>> import tempfile, torch
         >>> from weightinit.files.config import BundleConfig
         >>> from weightinit.templates.bundle import TemplateBundle
-        >>> from weightinit.templates.checks import (
-    any_size,
-    auxiliary_size,
-    axes_of,
-    scaler_size,
-    stack_place,
-    template_config,
-    )
-    from weightinit.templates.config import TemplateConfig
+        >>> from weightinit.templates.config import TemplateConfig
         >>> options = TemplateConfig.layers("share", 8, 1).to_dict()
         >>> sizes = {"d": 8, "h": 2, "k": 4, "m": 32}
         >>> config = BundleConfig("templates", "share", options, sizes, 1, "Apache-2.0")
