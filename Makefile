@@ -14,7 +14,7 @@ $(VENV)/.ready: setup.cfg pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[train,report,test]'
 	touch $@
 
-demo: $(VENV)/.ready  ## initialise five ViTs from the shipped bundle, and compare with random
+demo: $(VENV)/.ready  ## initialise eight ViTs from shipped bundles, and compare with random
 	$(BIN)/weightinit demo
 
 # Several workers share the cores: more threads each only slow them down.

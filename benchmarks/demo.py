@@ -39,7 +39,8 @@ def main() -> None:
         trained = (cells["random_trained"], cells["templates_trained"])
         spread = max(max(values) - min(values) for values in trained)
         rows.append(
-            {"name": name, **size, "steps": arguments.steps, **means, "spread": round(spread, 1)}
+            {"name": name, "bundle": runs[0][index]["bundle"], **size, "steps": arguments.steps}
+            | {**means, "spread": round(spread, 1)}
         )
     print(schema.record("demo", rows, seeds=arguments.seeds, load=load).name)
 

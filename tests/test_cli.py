@@ -91,6 +91,7 @@ def test_templates_lists_the_shipped_bundles(capsys):
     assert main(["templates", "--json"]) == 0
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
     assert rows["cifar10-w64"]["embed_dim"] == 64 and rows["digits-w32"]["in_chans"] == 1
+    assert rows["digits-weit"]["method"] == "weit"
     assert rows["pith-cifar10"]["kind"] == "hypernetwork" != rows["digits-w32"]["kind"]
     assert main(["templates"]) == 0
     assert "logah-cifar10: logah hypernetwork" in capsys.readouterr().out

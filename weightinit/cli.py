@@ -135,7 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     convert.add_argument("--licence", default="other", help="SPDX identifier of the weights")
 
-    demo = command("demo", _demo, "Initialise ViTs of seven sizes and compare with random.")
+    demo = command("demo", _demo, "Initialise ViTs of eight sizes and compare with random.")
     demo.add_argument("-o", "--output", type=Path, default=DEMO, metavar="F.png")
     demo.add_argument("--force", action="store_true", help="replace the file that is there")
     demo.add_argument("--steps", type=int, default=150, help="of the short training")
