@@ -301,7 +301,7 @@ class Plan:
                     f"{name} ({recipe.spec.role}, {tuple(value.shape)}) would get values that are "
                     f"not finite from {recipe.source}: check the source with torch.isfinite"
                 )
-            if parameter.dtype != dtype and not _finite(value.to(parameter.dtype)):
+            if parameter.dtype != dtype and not _fits(value, parameter.dtype):
                 raise ProjectionError(
                     f"{name} ({recipe.spec.role}) overflows {parameter.dtype}: use bfloat16 or "
                     "float32 parameters"
@@ -340,6 +340,14 @@ class Plan:
 def _finite(value: Tensor) -> bool:
     # The sum is not finite if any value is not; the slow check tells overflow from NaN.
     return bool(torch.isfinite(value.sum())) or bool(torch.isfinite(value).all())
+
+
+def _fits(value: Tensor, dtype: torch.dtype) -> bool:
+    """Return whether values stay finite in another dtype."""
+    if dtype.itemsize > 1:
+        return _finite(value.to(dtype))
+    # float8 has no sum, and the cast clamps what overflows.
+    return not value.numel() or bool(value.abs().max() <= torch.finfo(dtype).max)
 
 
 def keeping(target: Anatomy, recipes: list[Recipe], keep: Iterable[str]) -> list[Recipe]:
