@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 2
     except KeyboardInterrupt as error:
-        print(f"weightinit: {error or 'interrupted'}", file=sys.stderr)
+        print(f"weightinit: {str(error) or 'interrupted'}", file=sys.stderr)
         return 130
 
 
