@@ -103,6 +103,9 @@ def test_roles_and_blocks_must_be_whole():
     partial = {name: x for name, x in state.items() if not name.startswith("blocks.0.")}
     with pytest.raises(AnatomyError, match=r"blocks \[0\]"):
         anatomy(partial, sizes={"h": 3})
+    far = {"blocks.1000000000.norm1.weight": torch.ones(4)}
+    with pytest.raises(AnatomyError, match=r"1 of 1 .*blocks\.1000000000\.norm1\.weight"):
+        anatomy(far, unexplained="outside")
 
 
 def test_the_public_name_is_a_function_even_after_the_import_of_its_package():

@@ -60,6 +60,13 @@ def test_dinov2_files(chunked):
     same(state, old, vit(init_values=1e-5, num_classes=0))
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 16), (1, 16), (8, 8)])
+def test_the_mask_token_of_a_decoder(shape):
+    """A whole MAE file holds that of its decoder, which has a width of its own."""
+    old, new = moved(vit(num_classes=0)), vit(num_classes=0)
+    same({**old.state_dict(), "mask_token": torch.zeros(shape)}, old, new)
+
+
 def test_dinov2_giant_files():
     changes = {"init_values": 1e-5, "num_classes": 0, "mlp_layer": timm.layers.SwiGLUPacked}
     changes["act_layer"] = nn.SiLU

@@ -180,7 +180,12 @@ def test_a_grid_that_nothing_tells(tmp_path):
     assert "taken for a square" in rows["pos"].source
     given = Ancestor.open(audio(4, 4).state_dict(), heads=2, grid=(2, 8))
     assert given.anatomy.traits.grid == (2, 8)
-    for grid, words in (((4, 10), "36 positions"), ((4,), "rows, columns"), ((0, 36), "grid=")):
+    for grid, words in (
+        ((4, 10), "36 positions"),
+        ((3, 9), "36 positions"),
+        ((4,), "rows, columns"),
+        ((0, 36), "grid="),
+    ):
         with pytest.raises(ProjectionError, match=words):
             Ancestor.open(state, heads=2, grid=grid)
     with pytest.raises(ProjectionError, match=r"which has one of \(4, 9\)"):

@@ -65,6 +65,14 @@ def test_a_loss_that_is_not_finite_stops():
         train(Halved(), lambda m: m(X).sum() * math.nan, 1)
 
 
+@pytest.mark.parametrize(
+    ("loss", "said"), [(1.0, "float"), (None, "NoneType"), (X, r"\("), (torch.ones(()), r"\(\)")]
+)
+def test_what_is_no_loss_is_named(loss, said):
+    with pytest.raises(ProjectionError, match=rf"train_step returned {said}.*has a gradient"):
+        train(Halved(), lambda _: loss, 1)
+
+
 def test_a_resumed_range_is_counted_on_and_shown(capsys):
     module, seen = Halved(), []
 

@@ -34,6 +34,20 @@ def test_a_loss_is_noted_and_warned_about(old, new, words):
     assert [str(w.message) for w in caught] == [f"project_from: {found[0]}"]
 
 
+def test_a_norm_in_front_of_the_blocks_that_is_drawn_is_warned_about():
+    found = notes(small_vit(), small_vit(pre_norm=True))
+    assert any(re.search(r"^norm_pre\.weight of the target .* drawn afresh", x) for x in found)
+
+
+def test_a_grid_that_is_taken_for_a_square_is_noted():
+    old = wi.Ancestor.open(small_vit().state_dict(), heads=3)
+    said = r"nothing tells the grid .* taken for \((\d+), \1\): .*grid="
+    sizes = {"img_size": 24, "patch_size": 4}
+    assert any(re.search(said, note) for note in notes(old, small_vit(**sizes)))
+    for source, target in ((old, small_vit()), (small_vit(), small_vit(**sizes))):
+        assert not any("taken for" in note for note in notes(source, target))
+
+
 def test_a_head_that_has_no_place_is_noted_alone():
     source, target = small_vit(), small_vit(num_classes=0)
     wi.project_from(source, target)  # no warning

@@ -216,7 +216,10 @@ def test_depth_stacks_and_tops_up():
     [
         ({"width": 16, "heads": 2}, "d 24 -> 16, .*m 96 -> 64"),
         ({"width": 24, "depth": 1}, "depth 2 -> 1"),
-        ({"width": 48, "heads": 3}, "head dim .k. grows from 8 to 16"),
+        (
+            {"width": 48, "heads": 3},
+            "head dim .k. grows from 8 to 16: give the target .* head dim of 8",
+        ),
     ],
 )
 def test_what_it_cannot_do_is_refused_by_name(sizes, said):

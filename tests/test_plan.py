@@ -3,6 +3,7 @@ import os
 import pytest
 import timm
 import torch
+import transformers
 from helpers.models import state_hash, vit
 from torch import nn
 
@@ -123,6 +124,14 @@ def test_overflow_of_the_parameters_dtype_is_found_before_writing():
     assert state_hash(model) == before
 
 
+def test_float8_is_written_and_its_overflow_found():
+    model = vit().to(torch.float8_e4m3fn)
+    filled(model, value=0.3).commit()
+    assert model.norm.weight.float().unique() == torch.tensor(0.3).to(torch.float8_e4m3fn).float()
+    with pytest.raises(ProjectionError, match=r"overflows torch\.float8_e4m3fn"):
+        filled(model, value=1e6).commit()
+
+
 def test_large_sums_are_not_mistaken_for_infinity():
     model = vit()
     filled(model, value=3e38).commit()
@@ -209,6 +218,25 @@ def test_meta_models_with_computed_buffers_equal_cpu_built_ones(name):
     x = torch.randn(2, 3, options["img_size"], options["img_size"], generator=generator)
     with torch.no_grad():
         assert torch.equal(built(x), meta(x))
+
+
+@pytest.mark.parametrize("name", ["BertModel", "RobertaForMaskedLM", "CLIPVisionModel"])
+def test_meta_models_of_transformers_equal_cpu_built_ones(name):
+    kind = getattr(transformers, name)
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {"vocab_size": 12, "max_position_embeddings": 10, "intermediate_size": 16}
+    image = {"image_size": 16, "patch_size": 8, "intermediate_size": 16}
+    config = kind.config_class(**sizes, **(image if "Vision" in name else text))
+    built = kind(config)
+    with torch.device("meta"):
+        meta = kind(config)
+    random = torch.get_rng_state()
+    wi.project_from(built, meta)
+    assert torch.equal(torch.get_rng_state(), random)
+    both = (dict([*model.named_parameters(), *model.named_buffers()]) for model in (built, meta))
+    old, new = both
+    assert old.keys() == new.keys()
+    assert all(torch.equal(value, new[key]) for key, value in old.items())
 
 
 def test_bfloat16_gets_the_rounded_float32_values():

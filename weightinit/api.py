@@ -34,7 +34,7 @@ from weightinit.ancestor.folding import folded
 from weightinit.errors import AnatomyError
 from weightinit.hypernet.pith import HypernetLike, embedding, named_network, predicted
 from weightinit.inherit.fresh import base_seed
-from weightinit.inherit.losses import assumed, drawn, left_out, lost, neutral, taken_over
+from weightinit.inherit.losses import assumed, drawn, left_out, lost, neutral, squared, taken_over
 from weightinit.inherit.method import Method
 from weightinit.inherit.pairs import check_pair
 from weightinit.methods.mimetic import Mimetic, planned_mimetic
@@ -311,6 +311,7 @@ def plan_projection(
     recipes = keeping(seen, planned.recipes(seen), keep)
     doubts += [*lost(source.anatomy, seen), *assumed(source.anatomy, seen), *drawn(recipes)]
     said = [*left_out(source.anatomy, seen), *neutral(source.anatomy, seen)]
+    said += squared(source.anatomy, seen)
     said += taken_over(seen, recipes)
     return Plan(
         target,

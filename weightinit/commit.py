@@ -173,8 +173,14 @@ def _materialised_buffers(model: nn.Module, needed: bool, device: str) -> Iterat
     try:
         for module, name, buffer in saved:
             module._buffers[name] = torch.empty_like(buffer, device=device)
+        owners = {
+            module: owner
+            for owner in model.modules()  # the innermost comes last
+            if callable(getattr(owner, "_init_weights", None))
+            for module in owner.modules()
+        }
         for module in dict.fromkeys(module for module, _, _ in saved):
-            _reset_buffers(module)
+            _reset_buffers(module, owners.get(module))
         yield
     except BaseException:
         for module, name, buffer in saved:
@@ -182,13 +188,20 @@ def _materialised_buffers(model: nn.Module, needed: bool, device: str) -> Iterat
         raise
 
 
-def _reset_buffers(module: nn.Module) -> None:
-    """Fill a module's buffers through its own method."""
+def _reset_buffers(module: nn.Module, owner: nn.Module | None) -> None:
+    """Fill a module's buffers through its own method, or that of the transformers model around."""
     for method in ("init_non_persistent_buffers", "reset_running_stats"):
         if callable(reset := getattr(module, method, None)):
             reset()
             return
-    names = [name for name, _ in module.named_buffers(recurse=False)]
+    buffers = dict(module.named_buffers(recurse=False))
+    # It draws parameters as well, which does nothing as long as they are on meta.
+    if owner is not None and all(parameter.is_meta for parameter in module.parameters()):
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            owner._init_weights(module)  # type: ignore[operator]
+        if all(buffer._version for buffer in buffers.values()):  # each was written
+            return
+    names = list(buffers)
     raise ProjectionError(
         f"{type(module).__name__} has buffers {names} on the meta device and no way to rebuild "
         "them: build the model on the CPU"

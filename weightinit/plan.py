@@ -174,7 +174,7 @@ class Plan:
                     f"{name} ({recipe.spec.role}, {tuple(value.shape)}) would get values that are "
                     f"not finite from {recipe.source}: check the source with torch.isfinite"
                 )
-            if parameter.dtype != dtype and not finite(value.to(parameter.dtype)):
+            if parameter.dtype != dtype and not _fits(value, parameter.dtype):
                 raise ProjectionError(
                     f"{name} ({recipe.spec.role}) overflows {parameter.dtype}: use bfloat16 or "
                     "float32 parameters"
@@ -208,3 +208,11 @@ class Plan:
             # transformers re-initialises whatever lacks this mark.
             self._parameters[name]._is_hf_initialized = True  # type: ignore[attr-defined]
         return self.model
+
+
+def _fits(value: Tensor, dtype: torch.dtype) -> bool:
+    """Return whether values stay finite in another dtype."""
+    if dtype.itemsize > 1:
+        return finite(value.to(dtype))
+    # float8 has no sum, and the cast clamps what overflows.
+    return not value.numel() or bool(value.abs().max() <= torch.finfo(dtype).max)

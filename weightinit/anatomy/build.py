@@ -193,6 +193,7 @@ def _explain(
             f"these are no floating-point weights: {names(integers)}. Load the model unquantized"
         )
     if unmatched or not found:
+        unmatched = unmatched or list(source)
         library = f"a {family.library} {family.name}" if family else "any model known"
         adapters = ". Merge adapters first (model.merge_and_unload()), or wrap the filled model"
         lora = any("lora_" in entry.name for entry in unmatched)

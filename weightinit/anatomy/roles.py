@@ -44,8 +44,8 @@ _PLACES: dict[str, Place] = {
 }
 _END = rf"(.+\.)?(proj|fc2){_W}"
 _ESSENTIAL = r"(patch|norm|embed\.token|stem\..+|down\.\d+(\.norm)?)\.weight|pos|token\.cls"
-_CENTRAL = r"(patch|stem\..+|embed\.\w+)\.weight|pos(\.\w+)?"
-_DISPENSABLE = r"(head|pre_logits|pool\.fc|fc_norm|final).*|embed\.mask"
+_CENTRAL = r"(patch(\.norm)?|norm_pre|stem\..+|embed\.\w+)\.weight|pos(\.\w+)?"
+_DISPENSABLE = r"(head|pre_logits|pool\.fc|fc_norm|final).*|(embed|decoder)\.mask"
 _PROVEN = (
     rf"norm[12]{_W}|ls[12]?|(attn|attns\.\d+)\.([qkv]|proj|[qk]_norm|norm){_W}"
     rf"|(mlp|ffns\.\d+)\.(fc1|up|fc2|norm){_W}|(attns|ffns)\.\d+\.ls"
@@ -84,7 +84,7 @@ class Role:
             ``"first norm"`` normalises; after them stands the ``"final norm"``, whose result
             another ``"reads"``; else ``""``.
         essential: whether every whole checkpoint holds it if the target does.
-        central: whether all blocks stand on it: embeddings, positions, the stem.
+        central: whether all blocks stand on it: embeddings, positions, the stem and its norm.
         dispensable: whether the rest computes the same without it: heads, what is between them and
             the stream, mask tokens.
         proven: whether tests prove that its growth keeps the function.

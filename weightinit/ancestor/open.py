@@ -212,7 +212,9 @@ class Opener:
         told = bool(known.grid) and not known.grid_assumed
         # Without positions, tables of relative ones may be resampled by the grid.
         rows = None if positions is None else positions - math.prod(self.grid)
-        if (known.grid != self.grid) if told else (rows is not None and rows < 0):
+        # A pretraining token that was taken out may have left its position behind.
+        most = known.prefix_tokens + 1
+        if (known.grid != self.grid) if told else (rows is not None and not 0 <= rows <= most):
             raise ProjectionError(
                 f"grid={self.grid} does not fit the ancestor, which has "
                 f"{f'one of {known.grid}' if told else f'{positions} positions'}: pass (rows, "

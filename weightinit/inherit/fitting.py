@@ -119,6 +119,12 @@ def fit(
 
     def step(_: int) -> Tensor:
         loss = train_step(module)
+        if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
+            what = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+            raise ProjectionError(
+                f"train_step returned {what}: return the loss of the module that it is given, a "
+                "tensor of one number that has a gradient"
+            )
         loss.backward()
         if max_norm is not None:
             nn.utils.clip_grad_norm_(trained, max_norm)

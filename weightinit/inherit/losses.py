@@ -8,7 +8,7 @@ from weightinit.anatomy import Anatomy, facts
 from weightinit.recipes import Recipe
 from weightinit.text import first
 
-__all__ = ["assumed", "drawn", "left_out", "lost", "neutral", "taken_over"]
+__all__ = ["assumed", "drawn", "left_out", "lost", "neutral", "squared", "taken_over"]
 
 
 def lost(ancestor: Anatomy, target: Anatomy) -> list[str]:
@@ -40,6 +40,18 @@ def assumed(ancestor: Anatomy, target: Anatomy) -> list[str]:
     return [
         f"nothing tells in which row the positions of the {unknown} begin, and they are taken to "
         f"begin in row {old or new} as the other's: pass a module, or a folder with config.json"
+    ]
+
+
+def squared(ancestor: Anatomy, target: Anatomy) -> list[str]:
+    """Return a note if positions are resampled from a grid that is only taken to be a square."""
+    old, new = ancestor.traits, target.traits
+    both = "pos" in ancestor.outside and "pos" in target.outside
+    if not both or not old.grid_assumed or old.grid in (None, new.grid):
+        return []
+    return [
+        f"nothing tells the grid of the ancestor's positions, and it is taken for {old.grid}: pass "
+        "the module, or weightinit.Ancestor.open(..., grid=(rows, columns)), if it is no square"
     ]
 
 

@@ -45,11 +45,13 @@ def check_pair(ancestor: Anatomy, target: Anatomy, kept: Collection[str] = ()) -
     # What does nothing at a known value starts there.
     target_roles = {x for x in target_roles if x in ancestor_roles or facts(x).neutral is None}
     if target_roles != ancestor_roles:
-        extra = some(ancestor_roles - target_roles, 8) or "nothing"
-        missing = some(target_roles - ancestor_roles, 8) or "nothing"
+        extra = some(ancestor_roles - target_roles, 8)
+        missing = some(target_roles - ancestor_roles, 8)
+        faults = [f"the ancestor has {extra}, which the target lacks"] if extra else []
+        faults += [f"the target has {missing}, which the ancestor lacks"] if missing else []
         raise ProjectionError(
-            f"the blocks are of other parts: the ancestor has {extra} that the target lacks, and "
-            f"lacks its {missing}; use an ancestor of the same architecture"
+            f"the blocks are of other parts: {', and '.join(faults)}; use an ancestor of the same "
+            "architecture"
         )
     _check_heads(ancestor, target)
     notes = []

@@ -108,8 +108,8 @@ class Bert2BERT:
                 before, after = growth.grown[label]
                 raise ProjectionError(
                     f"bert2BERT copies whole heads, and the head dim ({label}) grows from {before} "
-                    f"to {after}: give the target another number of heads, or use method='auto' or "
-                    "'ligo'"
+                    f"to {after}: give the target as many heads as have a head dim of {before}, or "
+                    "use method='ligo'"
                 )
 
         def choose(label: str, before: int, after: int) -> Tensor:

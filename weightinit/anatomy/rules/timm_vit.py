@@ -140,6 +140,9 @@ OUTSIDE = (
     Rule(r"(?:register|storage)_tokens", "token.reg", "1 r d"),
     Rule(r"mask_token", "embed.mask", "1 1 d"),
     Rule(r"mask_token", "embed.mask", "1 d"),
+    # A pretraining decoder's, of a width of its own.
+    Rule(r"mask_token", "decoder.mask", "1 1 o"),
+    Rule(r"mask_token", "decoder.mask", "1 o"),
     Rule(rf"(?P<x>norm_pre|norm|fc_norm)\.{W}", "{x}.{w}", "d"),
     Rule(rf"neck\.{W}", "norm.{w}", "d"),
     *linear(r"(?P<x>head|head_dist)", "{x}", "n d"),
@@ -207,8 +210,9 @@ def _note(module: Any, noted: ModuleFacts) -> None:
     note_mlp(noted, mlp if mlp is not None else first)
     if hasattr(module, "num_prefix_tokens"):
         noted.traits["prefix_tokens"] = int(module.num_prefix_tokens)
+    kind = getattr(module, "global_pool", None)
     noted.traits.update(
-        pool=getattr(module, "global_pool", None),
+        pool="none" if kind == "" else kind,
         no_embed_class=bool(getattr(module, "no_embed_class", False)),
         form="branch_norm" if type(first).__name__ in _BRANCH_NORM else "pre_norm",
         norm=type_name(getattr(first, "norm1", None) or getattr(first, "in_norm", None)),

@@ -54,7 +54,7 @@ def _note(module: Any, noted: ModuleFacts) -> None:
     note_config(module, noted)
     config = getattr(module, "config", None)
     kind = getattr(config, "model_type", None)
-    noted.traits["pool"] = "token"
+    noted.traits.update(pool="token", norm="LayerNorm", rope="none")
     if getattr(config, "use_swiglu_ffn", False):
         noted.traits.update(act="silu", glu="split")
     elif getattr(config, "use_gated_mlp", False):
