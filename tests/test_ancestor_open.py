@@ -334,6 +334,19 @@ def test_offline(hub, vit_tensors, tmp_path, monkeypatch, how):
     assert_same(ancestor, vit_tensors)
 
 
+def test_a_bit_that_flipped_in_the_cache_is_found(hub, vit_tensors, tmp_path):
+    sha = published(hub, tmp_path / "made", vit_tensors)
+    Ancestor.open(f"{REPO}@{sha}", heads=2)
+    (blob,) = Path(constants.HF_HUB_CACHE).glob("*/blobs/" + "?" * 64)
+    data = bytearray(blob.read_bytes())
+    data[-1] ^= 1
+    blob.write_bytes(data)
+    with pytest.raises(BundleError, match=r"in the cache is not what was.*Delete .*blobs"):
+        Ancestor.open(f"{REPO}@{sha}", heads=2)
+    blob.unlink()
+    assert_same(Ancestor.open(f"{REPO}@{sha}", heads=2), vit_tensors, sizes=False)
+
+
 def test_what_timm_has_cached_is_enough(hub, vit_tensors, tmp_path, monkeypatch):
     published(hub, tmp_path / "made", vit_tensors)
     with torch.random.fork_rng(devices=[]):

@@ -13,7 +13,15 @@ import torch
 from torch import Tensor
 
 from weightinit.errors import BundleError
-from weightinit.files.checks import PICKLE_SUFFIXES, PICKLES, Shape, opened, parse_json, read_text
+from weightinit.files.checks import (
+    PICKLE_SUFFIXES,
+    PICKLES,
+    Shape,
+    check_blob,
+    opened,
+    parse_json,
+    read_text,
+)
 from weightinit.files.hub import CONFIG, WEIGHTS, Client
 from weightinit.text import some
 
@@ -162,11 +170,13 @@ def download(
     source = f"{repo}@{folder.name}"
     found = [name for name in names if (folder / name).exists()]
     if found == [INDEX]:
-        shards = tuple(_shards(folder / INDEX))
-        client.download(repo, folder.name, files=shards, what="ancestor")
+        found = list(_shards(folder / INDEX))
+        client.download(repo, folder.name, files=found, what="ancestor")
     elif not found:
         where, advice = (
             (" in the cache", "Load it once while online") if client.offline else ("", ADVICE)
         )
         raise BundleError(f"{source} holds no {' and no '.join(names)}{where}. {advice}")
+    for name in found:
+        check_blob(folder / name)
     return folder, source

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import tempfile
@@ -17,7 +16,15 @@ from torch import Tensor
 
 from weightinit.errors import BundleError
 from weightinit.files import hub
-from weightinit.files.checks import DTYPES, Shape, check_name, check_shape, read_text, read_weights
+from weightinit.files.checks import (
+    DTYPES,
+    Shape,
+    check_name,
+    check_shape,
+    digest_of,
+    read_text,
+    read_weights,
+)
 from weightinit.files.config import MAX_CONFIG, BundleConfig
 from weightinit.files.hub import CARD, CONFIG, WEIGHTS
 from weightinit.files.locate import explain_missing, locate
@@ -252,11 +259,7 @@ class Bundle:
         nbytes = sum(tensor.nbytes for tensor in tensors.values())
         self.check_expansion(self.config, shapes, nbytes, MAX_BYTES)
         save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-        with (folder / WEIGHTS).open("rb") as file:
-            digest = hashlib.sha256()
-            while chunk := file.read(2**20):
-                digest.update(chunk)
-        config = replace(self.config, sha256=digest.hexdigest())
+        config = replace(self.config, sha256=digest_of(folder / WEIGHTS))
         data = config.to_json().encode()
         if len(data) > MAX_CONFIG:
             raise BundleError(

@@ -13,6 +13,7 @@ import re
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,8 +25,10 @@ from weightinit.text import some
 
 __all__ = [
     "DTYPES",
+    "check_blob",
     "check_name",
     "check_shape",
+    "digest_of",
     "opened",
     "parse_json",
     "read_text",
@@ -42,6 +45,35 @@ PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib",
 PICKLES = (b"PK\x03\x04", b"\x80")  # torch.save's archive, and the pickle protocol itself
 
 Shape = tuple[int, ...]
+
+
+def digest_of(path: Path) -> str:
+    """Return the sha256 of a file, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def check_blob(path: Path) -> None:
+    """Raise BundleError if a file of the Hub's cache is not what it is named by, its sha256.
+
+    Small files, and caches without links, have no such name; a file is read once a process.
+    """
+    blob = path.resolve()
+    if re.fullmatch("[0-9a-f]{64}", blob.name) and blob.parent.name == "blobs":
+        found = blob.stat()
+        if _remembered(blob, found.st_size, found.st_mtime_ns) != blob.name:
+            raise BundleError(
+                f"{path.name} in the cache is not what was downloaded: its sha256 differs. "
+                f"Delete {blob} and load again"
+            )
+
+
+@cache
+def _remembered(path: Path, size: int, changed: int) -> str:
+    return digest_of(path)
 
 
 def check_name(name: str) -> None:
