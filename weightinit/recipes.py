@@ -10,7 +10,6 @@ from torch import Tensor
 
 from weightinit.anatomy import Anatomy, ParamSpec, Piece
 from weightinit.errors import ProjectionError
-from weightinit.report import Blocks
 
 __all__ = [
     "Action",
@@ -23,6 +22,8 @@ __all__ = [
     "names_of",
 ]
 
+#: Pairs of an ancestor's block and its weight, of which a block is made.
+Blocks = tuple[tuple[int, float], ...]
 Action = Literal["written", "fresh", "kept"]
 Fill = Callable[[Tensor], object]
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from weightinit._version import __version__
 from weightinit.files.writing import atomic
+from weightinit.recipes import Blocks
 from weightinit.text import first, spans
 
 if TYPE_CHECKING:
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Report", "Row"]
 
-#: Pairs of an ancestor's block and its weight, of which a block is made.
-Blocks = tuple[tuple[int, float], ...]
 HEADER = ("role", "blocks", "shape", "numbers", "action", "source")
 #: In the order of the table: what is fresh comes last, where it is seen.
 ACTIONS = ("written", "kept", "fresh")
