@@ -1,4 +1,3 @@
-import os
 import random
 import signal
 import threading
@@ -28,7 +27,7 @@ def test_modes_are_put_back_after_an_error():
 
 
 def press():
-    os.kill(os.getpid(), signal.SIGINT)
+    signal.raise_signal(signal.SIGINT)
 
 
 def test_the_first_interrupt_waits_and_the_second_does_not():

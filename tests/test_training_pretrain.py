@@ -1,6 +1,5 @@
 """Pre-training under a constraint by any loss."""
 
-import os
 import signal
 from dataclasses import replace
 
@@ -166,7 +165,7 @@ def test_ctrl_c_finishes_the_step_saves_it_and_says_how_to_go_on(labels, tmp_pat
     def step(module, generator):
         calls.append(1)
         if len(calls) == 3:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
         return labels(module, generator)
 
     with pytest.raises(KeyboardInterrupt, match=r"after step 3 of 6.*--resume"):
