@@ -17,7 +17,7 @@ from weightinit.cli import main
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 BLOCK = re.compile(r"^```(python|bash)\n(.*?)^```", re.DOTALL | re.MULTILINE)
-DIRECTIVE = re.compile(r"^::: ([\w.]+)\n(?:    options:\n(?:      members: (.+)\n)?)?", re.MULTILINE)
+DIRECTIVE = re.compile(r"^::: ([\w.]+)\n(?:    options:\n      members: (.+))?", re.MULTILINE)
 #: Shown by their module.
 ERRORS = {"WeightInitError", "AnatomyError", "ProjectionError", "BundleError"}
 #: Pages that take more than a few seconds.
@@ -132,4 +132,3 @@ def test_every_page_is_in_the_contents():
     contents = (ROOT / "mkdocs.yml").read_text()
     for page in PAGES:
         assert f": {page.relative_to(ROOT / 'docs').as_posix()}\n" in contents, page
-
