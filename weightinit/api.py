@@ -41,7 +41,7 @@ from weightinit.methods.mimetic import Mimetic, planned_mimetic
 from weightinit.numerics import plain_numerics
 from weightinit.plan import Plan
 from weightinit.recipes import keeping, kept_by, names_of
-from weightinit.registry import get_method
+from weightinit.registry import MethodName, get_method
 from weightinit.templates.bundle import TemplateBundle
 from weightinit.templates.wave import template_recipes
 
@@ -225,7 +225,7 @@ def project_from(
     ancestor: AncestorLike,
     target: M,
     *,
-    method: str | Method = "auto",
+    method: MethodName | Method = "auto",
     calibration: Iterable[Any] | None = None,
     generator: torch.Generator | None = None,
     keep: Iterable[str] = (),
@@ -285,7 +285,7 @@ def plan_projection(
     ancestor: AncestorLike,
     target: nn.Module,
     *,
-    method: str | Method = "auto",
+    method: MethodName | Method = "auto",
     calibration: Iterable[Any] | None = None,
     generator: torch.Generator | None = None,
     keep: Iterable[str] = (),
