@@ -34,10 +34,10 @@ def build(size: tuple[str, dict[str, Any]], *, meta: bool = True) -> Any:
 
 
 def project(file: Path, size: tuple[str, dict[str, Any]]) -> None:
-    """Inherit by project_from's own choice of method."""
+    """Inherit by project_from's own choice of method, of the weights alone."""
     import weightinit as wi
 
-    wi.project_from(file, build(size))
+    wi.project_from(file, build(size), calibration="none")
 
 
 def published_selection(file: Path, size: tuple[str, dict[str, Any]]) -> None:

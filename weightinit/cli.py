@@ -97,7 +97,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_model(project)
     project.add_argument("--method", default="auto", help="by name; default: what the pair needs")
     project.add_argument(
-        "--calibration", type=Path, metavar="DIR", help="folder of images that the ancestor knows"
+        "--calibration",
+        metavar="DIR",
+        help="folder of images that the ancestor knows, 'generated' or 'none'; default: generated "
+        "ones where the method can use them",
     )
     project.add_argument(
         "--heads",
@@ -263,18 +266,21 @@ def _project(arguments: argparse.Namespace) -> tuple[str, Any]:
     from weightinit.ancestor.ancestor import Ancestor
     from weightinit.api import plan_projection
     from weightinit.image_folder import image_batches
+    from weightinit.inherit.generated import WORDS
 
     _check_checkpoint(arguments)
     known: dict[str, Any] = {"heads": arguments.heads}
     if arguments.grid is not None:
         known["grid"] = tuple(arguments.grid)
     model, ancestor = _create(arguments), Ancestor.open(arguments.ancestor, **known)
-    folder = arguments.calibration
+    calibration = arguments.calibration
+    if calibration not in (None, *WORDS):
+        calibration = image_batches(Path(calibration), ancestor)
     plan = plan_projection(
         ancestor,
         model,
         method=arguments.method,
-        calibration=None if folder is None else image_batches(folder, ancestor),
+        calibration=calibration,
         generator=_generator(arguments.seed),
         keep=arguments.keep,
     )
