@@ -1,0 +1,45 @@
+"""How far a model may be from the sizes that templates were trained at."""
+
+from __future__ import annotations
+
+import math
+
+from weightinit.anatomy import Anatomy, Traits, label_of
+from weightinit.templates.bundle import TemplateBundle
+
+__all__ = ["TOKENS", "WIDTH", "out_of_reach"]
+
+#: How many times the patches and the width of its training the default bundle was measured to be
+#: worth more than random weights: benchmarks/default_bundle.py.
+TOKENS, WIDTH = 4, 5
+
+
+def out_of_reach(bundle: TemplateBundle, target: Anatomy) -> list[str]:
+    """Return a doubt if a target is larger than where the default bundle was measured to help.
+
+    Examples:
+        >>> import timm, weightinit as wi
+        >>> bundle = wi.TemplateBundle.from_pretrained("cifar10-w64")
+        >>> near = timm.create_model("vit_tiny_patch16_224", img_size=128, depth=1)
+        >>> out_of_reach(bundle, wi.anatomy(near))
+        []
+    """
+    trained, sizes = Traits.of(bundle.config.traits), bundle.config.sizes
+    streams = [x for x in sizes if label_of(x).stream and x in target.sizes]
+    pairs = [("width", sizes[x], target.sizes[x], WIDTH) for x in streams]
+    if trained.grid and target.traits.grid:
+        grids = (math.prod(grid) for grid in (trained.grid, target.traits.grid))
+        pairs.append(("number of patches", *grids, TOKENS))
+    beyond = [
+        f"a {what} of {new}, trained at {old} and measured up to {old * times}"
+        for what, old, new, times in pairs
+        if new > old * times
+    ]
+    if not beyond:
+        return []
+    return [
+        f"this model is far from what the shipped {bundle.source} was trained for "
+        f"({'; '.join(beyond)}): if there is a pretrained network of its family, "
+        "weightinit.project_from(ancestor, model) starts from one that is closer; name "
+        "templates= to take these all the same"
+    ]
