@@ -9,9 +9,9 @@ from weightinit.templates.bundle import TemplateBundle
 
 __all__ = ["TOKENS", "WIDTH", "out_of_reach"]
 
-#: How many times the patches and the width of its training the default bundle was measured to be
-#: worth more than random weights: benchmarks/default_bundle.py.
-TOKENS, WIDTH = 4, 5
+#: Up to how many times the patches and the width of its training the default bundle was measured:
+#: 192 x 6 at 64 patches, product photos, 150 steps of 32 at 6e-4, the best rate of both (one seed).
+TOKENS, WIDTH = 4, 3
 
 
 def out_of_reach(bundle: TemplateBundle, target: Anatomy) -> list[str]:
@@ -20,7 +20,7 @@ def out_of_reach(bundle: TemplateBundle, target: Anatomy) -> list[str]:
     Examples:
         >>> import timm, weightinit as wi
         >>> bundle = wi.TemplateBundle.from_pretrained("cifar10-w64")
-        >>> near = timm.create_model("vit_tiny_patch16_224", img_size=128, depth=1)
+        >>> near = timm.create_model("vit_tiny_patch16_224", img_size=128, depth=1)  # 64 patches
         >>> out_of_reach(bundle, wi.anatomy(near))
         []
     """
@@ -28,8 +28,8 @@ def out_of_reach(bundle: TemplateBundle, target: Anatomy) -> list[str]:
     streams = [x for x in sizes if label_of(x).stream and x in target.sizes]
     pairs = [("width", sizes[x], target.sizes[x], WIDTH) for x in streams]
     if trained.grid and target.traits.grid:
-        grids = (math.prod(grid) for grid in (trained.grid, target.traits.grid))
-        pairs.append(("number of patches", *grids, TOKENS))
+        old, new = math.prod(trained.grid), math.prod(target.traits.grid)
+        pairs.append(("number of patches", old, new, TOKENS))
     beyond = [
         f"a {what} of {new}, trained at {old} and measured up to {old * times}"
         for what, old, new, times in pairs
@@ -39,7 +39,8 @@ def out_of_reach(bundle: TemplateBundle, target: Anatomy) -> list[str]:
         return []
     return [
         f"this model is far from what the shipped {bundle.source} was trained for "
-        f"({'; '.join(beyond)}): if there is a pretrained network of its family, "
-        "weightinit.project_from(ancestor, model) starts from one that is closer; name "
-        "templates= to take these all the same"
+        f"({'; '.join(beyond)}, where 150 steps on photos gave 65 % beside 45 % from random "
+        "weights). If there is a pretrained network of its family, weightinit.project_from("
+        "ancestor, model) starts from one that is closer; name templates= to take these all the "
+        "same"
     ]
