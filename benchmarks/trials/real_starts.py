@@ -63,7 +63,11 @@ def mimetic(model: nn.Module, given: Given) -> str:
 
 
 def inherited(
-    model: nn.Module, given: Given, *, method: MethodName | Method = "auto", calibrated: bool = False
+    model: nn.Module,
+    given: Given,
+    *,
+    method: MethodName | Method = "auto",
+    calibrated: bool = False,
 ) -> str:
     """Inherit by a method; note what it says of the whole."""
     plan = wi.plan_projection(
