@@ -128,6 +128,16 @@ def test_every_public_name_has_one_place():
     assert {name for name in once if shown.count(name) != 1} == set()
 
 
+def test_links_of_the_repositorys_own_pages_lead_somewhere():
+    for name in ("CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"):
+        for link in re.findall(r"\]\(([^)#]+)\)", (ROOT / name).read_text()):
+            assert link.startswith("http") or (ROOT / link).exists(), (name, link)
+
+
+def test_the_version_is_the_same_everywhere():
+    assert f"version: {wi.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+
+
 def test_every_page_is_in_the_contents():
     contents = (ROOT / "mkdocs.yml").read_text()
     for page in PAGES:
