@@ -325,6 +325,7 @@ def tune() -> str:
 
 PARTS: Mapping[Path, Sequence[Callable[[], str]]] = {
     schema.ROOT / "README.md": (demo, bundles, learngene, benchmarks),
+    schema.ROOT / "docs" / "performance.md": (bundles, benchmarks),
     schema.ROOT / "docs" / "benchmarks.md": (
         depth, width, deeper, components, templates, fit, transfer, curves, tune, shrink, choices,
         grow,
