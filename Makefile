@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: demo test test-slow check bench bench-report clean
+.PHONY: demo test test-slow check bench bench-report docs clean
 
 $(VENV)/.ready: setup.cfg pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -42,5 +42,9 @@ bench: $(VENV)/.ready  ## the measurements behind the README's numbers
 bench-report: $(VENV)/.ready  ## the README's tables, from the result files
 	$(BIN)/python benchmarks/report.py
 
+docs: $(VENV)/.ready  ## the documentation as a site, in site/
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist site *.egg-info

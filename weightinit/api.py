@@ -44,8 +44,9 @@ from weightinit.methods.mimetic import Mimetic, planned_mimetic
 from weightinit.numerics import plain_numerics
 from weightinit.plan import Plan
 from weightinit.recipes import keeping, kept_by, names_of
-from weightinit.registry import get_method
+from weightinit.registry import MethodName, get_method
 from weightinit.templates.bundle import TemplateBundle
+from weightinit.templates.reach import out_of_reach
 from weightinit.templates.wave import template_recipes
 
 __all__ = [
@@ -100,13 +101,17 @@ def init_from_templates(
         BundleError: if the templates cannot be had or are not sound.
         ProjectionError: if they do not fit the model.
 
+    Warns:
+        UserWarning: if no templates are named and the model has many more patches, or is much
+            wider, than where the shipped ones were measured to help.
+
     Examples:
         >>> import timm, torch, weightinit as wi
-        >>> model = timm.create_model("vit_tiny_patch16_224", depth=3, embed_dim=96, num_heads=3)
+        >>> model = timm.create_model("vit_tiny_patch16_224", img_size=96, depth=3)
         >>> wi.init_from_templates(model) is model
         True
     """
-    plan_templates(
+    plan = plan_templates(
         model,
         templates,
         scalers=scalers,
@@ -114,7 +119,10 @@ def init_from_templates(
         keep=keep,
         rules=rules,
         unexplained=unexplained,
-    ).commit()
+    ).validate()
+    for doubt in plan.doubts:  # before the first write, because a warning may be an error
+        warnings.warn(f"init_from_templates: {doubt}", stacklevel=2)
+    plan.commit()
     return model
 
 
@@ -152,6 +160,7 @@ def plan_templates(
         recipes,
         source=f"templates {bundle.source}",
         seed=_seed(generator),
+        doubts=out_of_reach(bundle, target) if templates is None else (),
         notes=lambda: [*said, *drawn(recipes, "bundle"), *_exact_checkpoint(model)],
     )
 
@@ -228,7 +237,7 @@ def project_from(
     ancestor: AncestorLike,
     target: M,
     *,
-    method: str | Method = "auto",
+    method: MethodName | Method = "auto",
     calibration: Iterable[Any] | Literal["generated", "none"] | None = None,
     generator: torch.Generator | None = None,
     keep: Iterable[str] = (),
@@ -300,7 +309,7 @@ def plan_projection(
     ancestor: AncestorLike,
     target: nn.Module,
     *,
-    method: str | Method = "auto",
+    method: MethodName | Method = "auto",
     calibration: Iterable[Any] | Literal["generated", "none"] | None = None,
     generator: torch.Generator | None = None,
     keep: Iterable[str] = (),
