@@ -141,7 +141,7 @@ def test_without_batches_the_target_is_fitted_on_generated_images():
     before = copy.deepcopy(ancestor.state_dict())
     fitted, notes = made(ancestor)
     assert "picked ActivationAware" in notes
-    assert "fitted on 96 generated images of 16 x 16" in notes
+    assert "fitted on 192 generated images of 16 x 16" in notes
     assert "pass calibration= with real data for better" in notes
     assert alike(before, ancestor.state_dict())
     assert alike(fitted, made(ancestor)[0])
@@ -159,6 +159,7 @@ def test_the_weights_alone_are_taken_when_asked():
     ancestor = small_vit(24, 3, 3)
     alone, notes = made(ancestor, calibration="none")
     assert "picked WeightSelection" in notes
+    assert "low learning rate" in notes
     assert "generated" not in notes
     assert alike(alone, made(ancestor, method=SELECTION)[0])
 
@@ -177,7 +178,7 @@ def test_an_ancestor_that_fails_on_the_images_gives_its_weights_and_the_report_s
     ancestor = small_vit(24, 3, 3)
     ancestor.register_forward_pre_hook(refuse)
     alone, notes = made(ancestor)
-    assert "a fit on 96 generated images" in notes
+    assert "a fit on 192 generated images" in notes
     assert "failed: the ancestor does not run" in notes
     assert "no pictures here" in notes
     assert alike(alone, made(ancestor, calibration="none")[0])
@@ -195,4 +196,4 @@ def test_what_cannot_be_fitted_is_not_run():
 
 def test_growth_needs_no_images():
     notes = wi.plan_projection(small_vit(), small_vit(depth=3)).report().notes
-    assert not any("generated" in note for note in notes)
+    assert not any("generated" in note or "learning rate" in note for note in notes)
