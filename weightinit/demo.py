@@ -234,7 +234,8 @@ def draw(rows: Sequence[Mapping[str, Any]], whole: float, output: Path) -> None:
     columns = min(3, len(rows))
     height = math.ceil(len(rows) / columns)
     style: dict[Any, Any] = {"svg.hashsalt": "weightinit", "font.size": 9}
-    with matplotlib.rc_context(style | {"axes.spines.top": False, "axes.spines.right": False}):
+    style |= {"axes.spines.top": False, "axes.spines.right": False}
+    with matplotlib.rc_context(style):
         figure = Figure(figsize=(3.1 * columns, 2.2 * height + 1.2), facecolor="white")
         grid = figure.subplots(height, columns, sharex=True, sharey=True, squeeze=False)
         for axes, row in zip(grid.flat, rows, strict=False):
