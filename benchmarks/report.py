@@ -13,7 +13,16 @@ from typing import Any
 import schema
 from trials import plots
 from trials.speed import benchmarks, gpu
-from trials.tables import accuracies, best_rate, mean, origin, results, steps_saved, table
+from trials.tables import (
+    accuracies,
+    best_rate,
+    mean,
+    origin,
+    results,
+    steps_saved,
+    table,
+    trials,
+)
 
 from weightinit import HyperNetwork, TemplateBundle, list_templates
 from weightinit.demo import BATCH, RATES, draw
@@ -80,8 +89,8 @@ def bundles() -> str:
 
 
 def _suite(name: str, column: Callable[[Mapping[str, Any]], str], **options: Any) -> str:
-    result = results(f"learngene-{name}-micro")
-    return accuracies(result["rows"], column, **options) + f"\n\n{origin(result)}"
+    rows, origins = trials(name)
+    return accuracies(rows, column, **options) + f"\n\n{origins}"
 
 
 def depth() -> str:
@@ -119,19 +128,18 @@ def fit() -> str:
 
 def transfer() -> str:
     """Table 3, with the mean over the tasks."""
-    result = results("learngene-transfer-micro")
-    text = accuracies(result["rows"], lambda row: row["data"], costs=False)
-    names = list(dict.fromkeys(row["name"] for row in result["rows"]))
-    means = {n: mean([r for r in result["rows"] if r["name"] == n], "trained") for n in names}
+    rows, origins = trials("transfer")
+    text = accuracies(rows, lambda row: row["data"], costs=False)
+    names = list(dict.fromkeys(row["name"] for row in rows))
+    means = {n: mean([r for r in rows if r["name"] == n], "trained") for n in names}
     lines = [[name, f"{value:.1f}"] for name, value in means.items()]
     balanced = {
-        name: mean([r for r in result["rows"] if (r["name"], r["data"]) == (name, "clothing")],
-                   "balanced")
+        name: mean([r for r in rows if (r["name"], r["data"]) == (name, "clothing")], "balanced")
         for name in names
     }  # fmt: skip
     lines = [[*line, f"{balanced[line[0]]:.1f}"] for line in lines]
     means_table = table(["", "mean of the tasks", "clothing, balanced accuracy"], lines)
-    return f"{text}\n\n{means_table}\n\n{origin(result)}"
+    return f"{text}\n\n{means_table}\n\n{origins}"
 
 
 def curves() -> str:
@@ -285,8 +293,7 @@ def _weit(suite: str, metric: str, digits: int) -> str:
 
 def tune() -> str:
     """The learning rates that were tried."""
-    result = results("learngene-tune-micro")
-    return _suite("tune", lambda row: f"lr {row['lr']:g}", costs=False) if result else ""
+    return _suite("tune", lambda row: f"lr {row['lr']:g}", costs=False)
 
 
 def picture(file: Path) -> None:
@@ -320,7 +327,7 @@ if __name__ == "__main__":
     for path, parts in PARTS.items():
         path.write_text(filled(path.read_text(), parts))
     plots.draw(
-        {suite: results(f"learngene-{suite}-micro")["rows"] for suite in plots.SUITES},
+        {suite: trials(suite)[0] for suite in plots.SUITES},
         schema.ROOT / "docs" / "plots",
     )
     picture(schema.ROOT / "docs" / "plots" / "demo.svg")

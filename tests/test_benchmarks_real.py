@@ -20,6 +20,7 @@ import schema
 from trials.pretrained import Pretrained, Target, words
 from trials.real_probe import scores
 from trials.real_starts import STARTS, ridge
+from trials.real_tables import real_finetune, real_names, real_probe
 
 SIZES: dict[str, Any] = {"img_size": 28, "patch_size": 7, "embed_dim": 32, "depth": 3}
 SIZES |= {"num_heads": 2, "num_classes": 0}
@@ -37,8 +38,9 @@ def ancestor(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def rows(tmp_path):
+def rows(tmp_path, monkeypatch):
     """Run a suite on the tiny ancestor and return the recorded rows."""
+    monkeypatch.setattr(schema, "RESULTS", tmp_path / "results")
 
     def run(suite, *arguments):
         folders = ["--work", str(tmp_path / "work"), "--results", str(tmp_path / "results")]
@@ -93,6 +95,9 @@ def test_the_probe_scores_every_start_or_records_its_refusal(ancestor, rows):
     assert "default" not in "".join(name for (name, _), row in done.items() if "refused" in row)
     assert all(0 <= row["linear"] <= 100 for row in found if "refused" not in row)
     assert done["random", "16x2"]["scored"] == 64
+    lines = real_probe().splitlines()
+    assert lines[2] == "|  | 16x2 | 48x3p4 |"
+    assert next(line for line in lines if "Weight Selection" in line).endswith(" |  |")
 
 
 def test_a_row_is_not_made_twice(ancestor, rows, monkeypatch):
@@ -110,6 +115,8 @@ def test_a_training_picks_its_rate_by_the_first_seed(ancestor, rows):
         assert len(first["val"]) == 4 and second["rates"] == [first["lr"]]
         assert first["lr"] == first["rates"][first["val"].index(max(first["val"]))]
         assert {"accuracy", "balanced", "start_seconds"} <= second.keys()
+    text = real_finetune()
+    assert f"{found[0]['val'][0]}" in text and "Balanced accuracy" in text
 
 
 def test_names_say_what_is_refused_and_what_is_equal(ancestor, rows):
@@ -117,6 +124,7 @@ def test_names_say_what_is_refused_and_what_is_equal(ancestor, rows):
     assert "did you mean" in found["name misspelt"]["words"]
     assert found["file into its own size"]["equal"] and found["module into its own size"]["equal"]
     assert found["grown"]["equal"]
+    assert "| grown 64x3 | works, differs by" in real_names()
 
 
 @pytest.mark.slow

@@ -41,8 +41,8 @@ def pieces(options: Options) -> Iterator[Piece]:
         cases = [(options.data or PACKS[0], target) for target in options.targets or (TARGET,)]
     else:
         cases = [*((pack, TARGET) for pack in PACKS), (PACKS[0], MISMATCHED)]
-    for start in options.only or (*MAIN, *MORE):
-        for pack, target in cases:
+    for pack, target in cases:
+        for start in options.only or (*MAIN, *MORE):
             if options.only or start in MAIN or (pack, target) == cases[0]:
                 yield from (Training(start, target, pack, seed, seeds[0]) for seed in seeds)
 
