@@ -135,6 +135,9 @@ STARTS: dict[str, Start] = {
     "shipped templates": partial(templates, extracted=False),
     "templates of the ancestor": partial(templates, extracted=True),
     "Weight Selection": partial(inherited, method=wi.WeightSelection(faithful=True)),
+    "weights alone": partial(
+        inherited, method=wi.WeightSelection(depth="first_last", rescale=True)
+    ),
     "BoT": partial(inherited, method="bot"),
     "subcloning": partial(inherited, method="subcloning", calibrated=True),
     "Torch-Pruning": torch_pruning,
