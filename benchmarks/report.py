@@ -13,7 +13,16 @@ from typing import Any
 import schema
 from trials import plots
 from trials.speed import benchmarks, gpu
-from trials.tables import accuracies, best_rate, mean, origin, results, steps_saved, table
+from trials.tables import (
+    accuracies,
+    best_rate,
+    mean,
+    origin,
+    results,
+    steps_saved,
+    table,
+    trials,
+)
 
 from weightinit import HyperNetwork, TemplateBundle, list_templates
 from weightinit.files.locate import names
@@ -90,9 +99,10 @@ def bundles() -> str:
 
 def learngene() -> str:
     """The README's summary of how targets of other depths fare."""
-    result = results("learngene-depth-micro")
-    shown = ("timm default", "TLEG", "WAVE, linear + fitted", "WAVE, interpolate", "outright")
-    rows = [row for row in result["rows"] if row["name"] in shown]
+    rows, origins = trials("depth")
+    shown = ("timm default", "TLEG", "WAVE, interpolate", "WAVE, interpolate (quick ancestor)",
+             "WAVE, linear + fitted (quick ancestor)", "outright")  # fmt: skip
+    rows = [row for row in rows if row["name"] in shown]
     rows.sort(key=lambda row: (shown.index(row["name"]), row["depth"]))
     steps = min(row["steps"] for row in rows)
     full = max(row["steps"] for row in rows)
@@ -101,13 +111,13 @@ def learngene() -> str:
         f"validation images); width 64, by depth. `outright`: the same model trained for {full}\n"
         "steps, from the same ancestor's labels as the templates.\n\n"
         + accuracies(rows, lambda row: f"{row['depth']} blocks", costs=False)
-        + f"\n\n{origin(result)}"
+        + f"\n\n{origins}"
     )
 
 
 def _suite(name: str, column: Callable[[Mapping[str, Any]], str], **options: Any) -> str:
-    result = results(f"learngene-{name}-micro")
-    return accuracies(result["rows"], column, **options) + f"\n\n{origin(result)}"
+    rows, origins = trials(name)
+    return accuracies(rows, column, **options) + f"\n\n{origins}"
 
 
 def depth() -> str:
@@ -145,19 +155,18 @@ def fit() -> str:
 
 def transfer() -> str:
     """Table 3, with the mean over the tasks."""
-    result = results("learngene-transfer-micro")
-    text = accuracies(result["rows"], lambda row: row["data"], costs=False)
-    names = list(dict.fromkeys(row["name"] for row in result["rows"]))
-    means = {n: mean([r for r in result["rows"] if r["name"] == n], "trained") for n in names}
+    rows, origins = trials("transfer")
+    text = accuracies(rows, lambda row: row["data"], costs=False)
+    names = list(dict.fromkeys(row["name"] for row in rows))
+    means = {n: mean([r for r in rows if r["name"] == n], "trained") for n in names}
     lines = [[name, f"{value:.1f}"] for name, value in means.items()]
     balanced = {
-        name: mean([r for r in result["rows"] if (r["name"], r["data"]) == (name, "clothing")],
-                   "balanced")
+        name: mean([r for r in rows if (r["name"], r["data"]) == (name, "clothing")], "balanced")
         for name in names
     }  # fmt: skip
     lines = [[*line, f"{balanced[line[0]]:.1f}"] for line in lines]
     means_table = table(["", "mean of the tasks", "clothing, balanced accuracy"], lines)
-    return f"{text}\n\n{means_table}\n\n{origin(result)}"
+    return f"{text}\n\n{means_table}\n\n{origins}"
 
 
 def curves() -> str:
@@ -311,8 +320,7 @@ def _weit(suite: str, metric: str, digits: int) -> str:
 
 def tune() -> str:
     """The learning rates that were tried."""
-    result = results("learngene-tune-micro")
-    return _suite("tune", lambda row: f"lr {row['lr']:g}", costs=False) if result else ""
+    return _suite("tune", lambda row: f"lr {row['lr']:g}", costs=False)
 
 
 PARTS: Mapping[Path, Sequence[Callable[[], str]]] = {
@@ -340,6 +348,6 @@ if __name__ == "__main__":
     for path, parts in PARTS.items():
         path.write_text(filled(path.read_text(), parts))
     plots.draw(
-        {suite: results(f"learngene-{suite}-micro")["rows"] for suite in plots.SUITES},
+        {suite: trials(suite)[0] for suite in plots.SUITES},
         schema.ROOT / "docs" / "plots",
     )

@@ -449,6 +449,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--start", nargs="+", help="only these")
+    parser.add_argument("--targets", nargs="+", help="only these, such as '64 x 3'")
     parser.add_argument("--jobs", type=int, default=1, help="processes at once")
     parser.add_argument("--seconds", type=float, help="stop before the next piece after so many")
     parser.add_argument("--cache-dir", type=Path, default=Path.home() / ".cache" / "weightinit")
@@ -470,7 +471,8 @@ def main() -> None:
         wanted = [
             run
             for run in runs(suite, kind, given.seeds)
-            if given.start is None or run.start in given.start
+            if (given.start is None or run.start in given.start)
+            and (given.targets is None or run.long or str(run.shape) in given.targets)
         ]
         folder = work / suite / "runs"
         todo[suite] = [folder / run.file for run in wanted]
