@@ -73,8 +73,7 @@ def inherited(
         generator=given.generator,
     )
     plan.validate().commit()
-    notes = plan.report().notes
-    return words("; ".join([*notes[:1], *notes[-1:]])) if notes else ""
+    return words("; ".join(plan.report().notes))
 
 
 def templates(model: nn.Module, given: Given, *, extracted: bool) -> str:
