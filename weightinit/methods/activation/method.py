@@ -23,6 +23,7 @@ from weightinit.inherit.transfer import Place, Transfer, transfer_parts
 from weightinit.init.operators import Mix, along
 from weightinit.methods.activation.blocks import Blocks, Values
 from weightinit.methods.activation.head import fit_head, readers
+from weightinit.methods.activation.postnorm import fit_post_norm, unlike
 from weightinit.methods.activation.stream import (
     Entry,
     Stream,
@@ -56,7 +57,10 @@ class ActivationAware:
     The method needs ``calibration=``: 5 to 20 batches of 128 images do, several times as many
     samples (of images, for the head) as the ancestor has channels. It holds the stream of all of
     them some five times, batches x tokens x embed_dim x 20 bytes, and runs about ten forward
-    passes. It serves blocks with a norm before attention and MLP.
+    passes. It serves blocks with a norm before attention and MLP, and those of BERT with a norm
+    after each (:func:`~weightinit.methods.activation.postnorm.fit_post_norm`), of which whole
+    encoders become narrower, with pooling layers and heads; those whose words are tied to a head
+    keep embed_dim.
 
     Args:
         ridge: strength of the regressions' ridge, relative to the inputs' mean variance.
@@ -162,7 +166,9 @@ def _check(old: Anatomy, new: Anatomy) -> None:
     wrong = sorted(role for role in roles if facts(role).serves not in ("attn", "mlp"))
     wrong += [f"no {role}" for role in sorted(NEEDED - roles)]
     wrong += sorted({stack for stack, _ in (*old.extra_blocks, *new.extra_blocks)})
-    if old.traits.form not in (None, "pre_norm"):
+    if old.traits.form == "post_norm":
+        wrong += [f"no {role}" for role in unlike(old, new)]
+    elif old.traits.form not in (None, "pre_norm"):
         wrong.append("norms after attention and MLP")
     if wrong:
         raise ProjectionError(
@@ -206,6 +212,9 @@ class _Fit:
 def _fit(running: Running, target: Anatomy, ridge: float) -> _Fit:
     """Return all that a target is made of."""
     old, width, depth = running.anatomy, target.sizes["d"], target.depth
+    if old.traits.form == "post_norm":
+        post = fit_post_norm(running, target, ridge=ridge)
+        return _Fit(post.stream, post.groups, post.blocks, post.outside, None)
     features: dict[str, list[Tensor]] = {role: [] for role in readers(old, target)}
     observed = _Observation(running, features, most=-(-old.depth // depth))
     norm = running.owner(old.blocks[0]["norm1.weight"])
