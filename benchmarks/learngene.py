@@ -32,6 +32,14 @@ def arguments() -> argparse.Namespace:
         "--suite", choices=list(SUITES), nargs="+", help="default: all but tune and choices"
     )
     parser.add_argument("--method", nargs="+", help="only these")
+    parser.add_argument("--seed", type=int, nargs="+", help="only these")
+    parser.add_argument(
+        "--quick-ancestor",
+        type=int,
+        nargs=2,
+        metavar=("SIDE", "STEPS"),
+        help="side of its images and steps of its training; such rows get a file of their own",
+    )
     parser.add_argument("--data", default="", help="of the sources; default: the preset's")
     parser.add_argument("--jobs", type=int, help="runs at once; default: one a core, or GPU")
     parser.add_argument("--workers", type=int, default=0, help="processes that augment images")
@@ -63,6 +71,7 @@ def main() -> None:
     }
     if given.smoke:
         options["limit"] = 16
+    options["quick"] = given.quick_ancestor
     load = schema.machine()["load"]
     suites = given.suite or [name for name in SUITES if name not in ("tune", "choices")]
     cases = [case for suite in suites for case in SUITES[suite](scale) if wanted(case, given)]
@@ -75,7 +84,7 @@ def main() -> None:
     for suite in suites:
         found = [row for row in rows if row["suite"] == suite]
         seeds = sorted({row["seed"] for row in found})
-        name = f"learngene-{suite}-{scale.name}"
+        name = f"learngene-{suite}-{scale.name}" + "-quick" * bool(given.quick_ancestor)
         path = schema.record(
             name, found, seeds=seeds, device=device, load=load, folder=given.results
         )
@@ -83,8 +92,10 @@ def main() -> None:
 
 
 def wanted(case: Case, given: argparse.Namespace) -> bool:
-    """Whether a case is of the methods that were asked for."""
-    return given.method is None or case.method in given.method
+    """Whether a case is of the methods and seeds that were asked for."""
+    return (given.method is None or case.method in given.method) and (
+        given.seed is None or case.seed in given.seed
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Fill the tables of the README and of docs/benchmarks.md from the committed result files.
+"""Fill the tables of docs/performance.md and docs/benchmarks.md from the committed result files.
 
     python benchmarks/report.py                   # or: make bench-report
 
@@ -13,43 +13,43 @@ from typing import Any
 import schema
 from trials import plots
 from trials.speed import benchmarks, gpu
-from trials.tables import accuracies, best_rate, mean, origin, results, steps_saved, table
+from trials.tables import (
+    accuracies,
+    best_rate,
+    mean,
+    origin,
+    results,
+    steps_saved,
+    table,
+    trials,
+)
 
 from weightinit import HyperNetwork, TemplateBundle, list_templates
+from weightinit.demo import BATCH, RATES, draw
 from weightinit.files.locate import names
 
 
 def demo() -> str:
     """Accuracies of the demo."""
     result = results("demo")
-    steps = result["rows"][0]["steps"]
-    header = [
-        "target", "width x depth, heads", "random: at once", f"{steps} steps",
-        "templates: at once", f"{steps} steps",
-    ]  # fmt: skip
-    first = "digits-w32"
-    others = {row["name"]: row.get("bundle", first) for row in result["rows"]}  # older rows: one
-    others = {name: bundle for name, bundle in others.items() if bundle != first}
-    rows = [
-        [
-            row["name"],
-            f"{row['embed_dim']} x {row['depth']}, {row['num_heads']}",
-            row["random_at_once"],
-            row["random_trained"],
-            row["templates_at_once"],
-            row["templates_trained"],
-        ]
-        for row in result["rows"]
+    whole, *rows = result["rows"]
+    steps = rows[0]["steps"][-1]
+    header = ["target", "width x depth, heads"]
+    for start in RATES:
+        header += [f"{start}: at once", f"{steps} steps"]
+    lines = [
+        [row["name"], f"{row['embed_dim']} x {row['depth']}, {row['num_heads']}"]
+        + [score for start in RATES for score in (row[start][0], row[start][-1])]
+        + [row["without_data"]]
+        for row in rows
     ]
-    spread = max(row["spread"] for row in result["rows"])
-    but = "".join(f" but '{name}' (`{bundle}`)" for name, bundle in others.items())
+    rates = ", ".join(f"{rate:g} ({start})" for start, rate in RATES.items())
     return (
-        "Accuracy in percent on 360 held-out handwritten digits, beside the same model as timm\n"
-        f"initialises it. Every target{but} is filled\n"
-        f"from the bundle `{first}` (32 wide, 6 deep, 2 heads). At once, and after {steps}\n"
-        "steps of 64 images, at the learning rate that serves random best. Means; the\n"
-        f"trained columns vary by up to {spread} points over the seeds.\n\n"
-        f"{table(header, rows)}\n\n{origin(result)}"
+        "Accuracy in percent on 359 held-out handwritten digits. The ancestor, 64 wide and 6 "
+        f"deep,\nhas {whole['accuracy']}. Each target is trained for {steps} steps of {BATCH} images, "
+        f"at a rate chosen on\nvalidation images: {rates}. Means; the trained columns vary by\n"
+        f"up to {max(row['spread'] for row in rows)} points over the seeds.\n\n"
+        f"{table([*header, 'inherited without images: at once'], lines)}\n\n{origin(result)}"
     )
 
 
@@ -88,26 +88,9 @@ def bundles() -> str:
     )
 
 
-def learngene() -> str:
-    """The README's summary of how targets of other depths fare."""
-    result = results("learngene-depth-micro")
-    shown = ("timm default", "TLEG", "WAVE, linear + fitted", "WAVE, interpolate", "outright")
-    rows = [row for row in result["rows"] if row["name"] in shown]
-    rows.sort(key=lambda row: (shown.index(row["name"]), row["depth"]))
-    steps = min(row["steps"] for row in rows)
-    full = max(row["steps"] for row in rows)
-    return (
-        f"Test accuracy in percent on CIFAR-10 after {steps} steps, in brackets before them (on\n"
-        f"validation images); width 64, by depth. `outright`: the same model trained for {full}\n"
-        "steps, from the same ancestor's labels as the templates.\n\n"
-        + accuracies(rows, lambda row: f"{row['depth']} blocks", costs=False)
-        + f"\n\n{origin(result)}"
-    )
-
-
 def _suite(name: str, column: Callable[[Mapping[str, Any]], str], **options: Any) -> str:
-    result = results(f"learngene-{name}-micro")
-    return accuracies(result["rows"], column, **options) + f"\n\n{origin(result)}"
+    rows, origins = trials(name)
+    return accuracies(rows, column, **options) + f"\n\n{origins}"
 
 
 def depth() -> str:
@@ -145,19 +128,18 @@ def fit() -> str:
 
 def transfer() -> str:
     """Table 3, with the mean over the tasks."""
-    result = results("learngene-transfer-micro")
-    text = accuracies(result["rows"], lambda row: row["data"], costs=False)
-    names = list(dict.fromkeys(row["name"] for row in result["rows"]))
-    means = {n: mean([r for r in result["rows"] if r["name"] == n], "trained") for n in names}
+    rows, origins = trials("transfer")
+    text = accuracies(rows, lambda row: row["data"], costs=False)
+    names = list(dict.fromkeys(row["name"] for row in rows))
+    means = {n: mean([r for r in rows if r["name"] == n], "trained") for n in names}
     lines = [[name, f"{value:.1f}"] for name, value in means.items()]
     balanced = {
-        name: mean([r for r in result["rows"] if (r["name"], r["data"]) == (name, "clothing")],
-                   "balanced")
+        name: mean([r for r in rows if (r["name"], r["data"]) == (name, "clothing")], "balanced")
         for name in names
     }  # fmt: skip
     lines = [[*line, f"{balanced[line[0]]:.1f}"] for line in lines]
     means_table = table(["", "mean of the tasks", "clothing, balanced accuracy"], lines)
-    return f"{text}\n\n{means_table}\n\n{origin(result)}"
+    return f"{text}\n\n{means_table}\n\n{origins}"
 
 
 def curves() -> str:
@@ -311,12 +293,17 @@ def _weit(suite: str, metric: str, digits: int) -> str:
 
 def tune() -> str:
     """The learning rates that were tried."""
-    result = results("learngene-tune-micro")
-    return _suite("tune", lambda row: f"lr {row['lr']:g}", costs=False) if result else ""
+    return _suite("tune", lambda row: f"lr {row['lr']:g}", costs=False)
+
+
+def picture(file: Path) -> None:
+    """Draw the README's picture."""
+    whole, *rows = results("demo")["rows"]
+    draw([{**row, "target": row["name"]} for row in rows], whole["accuracy"], file)
 
 
 PARTS: Mapping[Path, Sequence[Callable[[], str]]] = {
-    schema.ROOT / "README.md": (demo, bundles, learngene, benchmarks),
+    schema.ROOT / "docs" / "performance.md": (bundles, demo, benchmarks),
     schema.ROOT / "docs" / "benchmarks.md": (
         depth, width, deeper, components, templates, fit, transfer, curves, tune, shrink, choices,
         grow,
@@ -340,6 +327,7 @@ if __name__ == "__main__":
     for path, parts in PARTS.items():
         path.write_text(filled(path.read_text(), parts))
     plots.draw(
-        {suite: results(f"learngene-{suite}-micro")["rows"] for suite in plots.SUITES},
+        {suite: trials(suite)[0] for suite in plots.SUITES},
         schema.ROOT / "docs" / "plots",
     )
+    picture(schema.ROOT / "docs" / "plots" / "demo.svg")

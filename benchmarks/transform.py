@@ -1,9 +1,13 @@
 """Seconds and peak memory of inheriting a large model's weights, in either direction.
 
     python benchmarks/transform.py                # CPU, about two minutes
+    python benchmarks/transform.py --suite fit    # on 512 images; --sizes small base large
 
 Every row is a process of its own: seconds of the call after the imports, and how far the peak of
-its memory rises above what it held before. The ancestor is a file of random weights.
+its memory rises above what it held before. The ancestor is a file of random weights. The suite
+``fit`` halves heads and blocks of a ViT by ``project_from(..., calibration=)``, in CPU seconds
+against those of the ancestor's forward over the same images, and in memory against ancestor and
+target together.
 """
 
 import argparse
@@ -13,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +38,10 @@ def build(size: tuple[str, dict[str, Any]], *, meta: bool = True) -> Any:
 
 
 def project(file: Path, size: tuple[str, dict[str, Any]]) -> None:
-    """Inherit by project_from's own choice of method."""
+    """Inherit by project_from's own choice of method, of the weights alone."""
     import weightinit as wi
 
-    wi.project_from(file, build(size))
+    wi.project_from(file, build(size), calibration="none")
 
 
 def published_selection(file: Path, size: tuple[str, dict[str, Any]]) -> None:
@@ -71,6 +75,74 @@ def load(file: Path, size: tuple[str, dict[str, Any]]) -> None:
 
     model = build(LARGE if size is SMALL else SMALL).to_empty(device="cpu")
     model.load_state_dict(load_file(file))
+
+
+#: Ancestors of the calibrated fit: embed_dim, depth and heads, images of 98 px, patches of 14.
+FITTED = {"small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16)}
+PIXELS, BATCH = 98, 32
+
+
+def vit(name: str, *, half: bool) -> tuple[str, dict[str, Any]]:
+    """Return an ancestor of the calibrated fit, or the target of half its heads and blocks."""
+    sizes = (x // 2 if half else x for x in FITTED[name])
+    args = dict(zip(("embed_dim", "depth", "num_heads"), sizes, strict=True))
+    return "vit_small_patch14_dinov2", {**args, "img_size": PIXELS}
+
+
+def measure_fit(name: str, images: int, file: Path) -> dict[str, float]:
+    """Fit a target to an ancestor on images of noise in this process."""
+    import timm
+    import torch
+    from safetensors.torch import load_file
+
+    import weightinit as wi
+
+    torch.manual_seed(0)
+    batches = [torch.randn(n, 3, PIXELS, PIXELS) for n in chunks(images)]
+    target = build(vit(name, half=True))
+    wi.project_from  # noqa: B018 (imported before the clock starts)
+    with torch.no_grad():
+        ancestor = timm.create_model(vit(name, half=False)[0], **vit(name, half=False)[1]).eval()
+        ancestor.load_state_dict(load_file(file))
+        ancestor(batches[0])
+        began = time.process_time()
+        for batch in batches:
+            ancestor(batch)
+        forward = time.process_time() - began
+    del ancestor
+    before = memory(reset=True)
+    began = time.process_time()
+    wi.project_from(file, target, calibration=batches)
+    seconds = time.process_time() - began
+    return {
+        "cpu_seconds": round(seconds, 2),
+        "forward_cpu_seconds": round(forward, 2),
+        "times_forward": round(seconds / forward, 2),
+        "peak_mib": round(memory() - before),
+    }
+
+
+def chunks(images: int) -> list[int]:
+    """Return the sizes of the batches."""
+    return [min(BATCH, images - start) for start in range(0, images, BATCH)]
+
+
+def fits(names: Sequence[str], images: int, rounds: int) -> list[dict[str, Any]]:
+    """Return a row for every ancestor."""
+    rows = []
+    for name in names:
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / f"{name}.safetensors"
+            save(vit(name, half=False), file)
+            asked = ["--fit", name, "--images", str(images)]
+            runs = [run_child([*asked, "--file", str(file)]) for _ in range(rounds)]
+        best = min(runs, key=lambda run: run["times_forward"])
+        models = mib(vit(name, half=False)) + mib(vit(name, half=True))
+        ratio = round(best["peak_mib"] / models, 2)
+        row = {"name": f"calibrated project_from, ViT {name}", "images": images, **best}
+        rows.append(row | {"models_mib": models, "times_models": ratio})
+        print(rows[-1], flush=True)
+    return rows
 
 
 WAYS: dict[str, Callable[[Path, tuple[str, dict[str, Any]]], None]] = {
@@ -112,15 +184,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=schema.RESULTS)
+    parser.add_argument("--suite", choices=["files", "fit"], default="files")
+    parser.add_argument("--sizes", nargs="+", choices=[*FITTED], default=["small"])
+    parser.add_argument("--images", type=int, default=512)
     parser.add_argument("--way", help=argparse.SUPPRESS)
+    parser.add_argument("--fit", help=argparse.SUPPRESS)
     parser.add_argument("--direction", help=argparse.SUPPRESS)
     parser.add_argument("--file", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.way:
         print(json.dumps(measure(given.way, given.direction, given.file)))
         return
+    if given.fit:
+        print(json.dumps(measure_fit(given.fit, given.images, given.file)))
+        return
     quiet = schema.machine()["load"]
-    rows: list[dict[str, Any]] = []
+    if given.suite == "fit":
+        rows = fits(given.sizes, given.images, given.rounds)
+        print(schema.record("transform-fit", rows, seeds=[0], load=quiet, folder=given.out).name)
+        return
+    rows = []
     with tempfile.TemporaryDirectory() as folder:
         for direction, size in (("shrink", LARGE), ("grow", SMALL)):
             file = Path(folder) / f"{direction}.safetensors"
@@ -155,10 +238,13 @@ def mib(size: tuple[str, dict[str, Any]]) -> int:
 
 def child(way: str, direction: str, file: Path) -> dict[str, float]:
     """Measure one way in a process of its own."""
-    command = [sys.executable, __file__, "--way", way, "--direction", direction]
-    done = subprocess.run(
-        [*command, "--file", str(file)], capture_output=True, text=True, check=True
-    )
+    return run_child(["--way", way, "--direction", direction, "--file", str(file)])
+
+
+def run_child(options: Sequence[str]) -> dict[str, float]:
+    """Return what this script measures in a process of its own."""
+    command = [sys.executable, __file__, *options]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 

@@ -37,6 +37,7 @@ from trials.run import write
 
 import weightinit as wi
 from weightinit.errors import WeightInitError
+from weightinit.registry import MethodName
 
 SUITES = {
     "vit": ("domains.images", "ViT"),
@@ -229,7 +230,7 @@ def templates(
     )
 
 
-def inherited(lab: Lab, model: nn.Module, seed: int, *, method: str) -> None:
+def inherited(lab: Lab, model: nn.Module, seed: int, *, method: MethodName) -> None:
     """Inherit from the plain model by a method's rule."""
     generator = torch.Generator().manual_seed(seed)
     options = {"generator": generator, "rules": lab.domain.rules}
@@ -449,6 +450,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--start", nargs="+", help="only these")
+    parser.add_argument("--targets", nargs="+", help="only these, such as '64 x 3'")
     parser.add_argument("--jobs", type=int, default=1, help="processes at once")
     parser.add_argument("--seconds", type=float, help="stop before the next piece after so many")
     parser.add_argument("--cache-dir", type=Path, default=Path.home() / ".cache" / "weightinit")
@@ -470,7 +472,8 @@ def main() -> None:
         wanted = [
             run
             for run in runs(suite, kind, given.seeds)
-            if given.start is None or run.start in given.start
+            if (given.start is None or run.start in given.start)
+            and (given.targets is None or run.long or str(run.shape) in given.targets)
         ]
         folder = work / suite / "runs"
         todo[suite] = [folder / run.file for run in wanted]

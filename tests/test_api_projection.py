@@ -252,26 +252,36 @@ def test_calibration_needs_something_that_runs():
 
 
 @pytest.mark.parametrize(
-    ("sizes", "calibrated", "picked"),
+    ("sizes", "batches", "picked"),
     [
-        ({"width": 48, "heads": 6}, False, "LEMON("),
-        ({"depth": 5}, True, "LEMON(mode='proj', depth='copymix_cancel'), which has no use for"),
+        ({"width": 48, "heads": 6}, None, "LEMON("),
+        (
+            {"depth": 5},
+            images(),
+            "LEMON(mode='proj', depth='copymix_cancel'), which has no use for",
+        ),
         (
             {"width": 16, "heads": 2},
-            False,
+            "none",
             "WeightSelection(elements='uniform', depth='first_l",
         ),
-        ({"width": 16, "heads": 2}, True, "ActivationAware("),
-        ({"depth": 2}, True, "ActivationAware("),
-        ({}, True, "WeightSelection("),
-        ({"width": 16, "heads": 2, "depth": 5}, False, "ShrinkThenGrow(shrink=WeightSelection("),
-        ({"width": 16, "heads": 2, "depth": 5}, True, "ShrinkThenGrow(shrink=ActivationAware("),
+        ({"width": 16, "heads": 2}, None, "ActivationAware("),
+        ({"width": 16, "heads": 2}, images(), "ActivationAware("),
+        ({"depth": 2}, None, "ActivationAware("),
+        ({"depth": 2}, images(), "ActivationAware("),
+        ({}, images(), "WeightSelection("),
+        ({"width": 16, "heads": 2, "depth": 5}, "none", "ShrinkThenGrow(shrink=WeightSelection("),
+        ({"width": 16, "heads": 2, "depth": 5}, None, "ShrinkThenGrow(shrink=ActivationAware("),
+        (
+            {"width": 16, "heads": 2, "depth": 5},
+            images(),
+            "ShrinkThenGrow(shrink=ActivationAware(",
+        ),
     ],
 )
-def test_the_report_says_what_auto_picked(sizes, calibrated, picked):
+def test_the_report_says_what_auto_picked(sizes, batches, picked):
     ancestor = small_vit(24, 3, 3)
     model = small_vit(**{"width": 24, "heads": 3, "depth": 3, **sizes})
-    batches = images() if calibrated else None
     plan = wi.plan_projection(ancestor, model, calibration=batches)
     told = [note for note in plan.report().notes if "auto" in note]
     assert len(told) == 1 and told[0].startswith(f"method 'auto' picked {picked}")

@@ -119,7 +119,7 @@ def test_a_run_that_is_there_is_not_run_again(trials, tiny, lab, monkeypatch):
 
 def test_the_same_case_gives_the_same_row(trials, tiny, lab):
     case = trials["suites"].Case("x", "WAVE, linear + fitted", 16, 16, 4, 1)
-    lab.train(trials["sources"].Source("wave", 16))
+    lab.train(trials["sources"].Source("wave-published", 16))
     first, second = (trials["run"].run_case(case, lab) for _ in range(2))
     for row in (first, second):
         for key in ("seconds", "fit_seconds", "start_seconds"):
@@ -153,6 +153,25 @@ def test_the_recorded_ancestor_says_what_the_ancestor_says(trials, tiny, lab, tm
         assert torch.allclose(recalled(images), ancestor(images), atol=1e-2)
     with pytest.raises(KeyError):
         recalled(images + 1)
+
+
+def test_wave_as_published_starts_at_eq_b1_and_moves_slowly(trials, lab):
+    source = trials["sources"].Source
+    published, ours = (lab.build(source(kind, 16)) for kind in ("wave-published", "wave"))
+    steps = published.scaler_values()["attn.proj.weight"].diff(dim=0)
+    assert torch.allclose(steps[0], steps[1], atol=1e-5)
+    assert not torch.allclose(*ours.scaler_values()["attn.proj.weight"].diff(dim=0)[:2], atol=1e-1)
+    assert lab.config(source("wave-published", 16)).scaler_lr == 0.5
+    assert lab.config(source("wave", 16)).scaler_lr == 1
+
+
+def test_a_quicker_ancestor_is_used_and_said(trials, tiny, tmp_path):
+    lab = trials["sources"].Lab(tiny, tmp_path, tmp_path, quick=(8, 2))
+    row = trials["run"].run_case(trials["suites"].Case("depth", "He", 16, 16, 4, 1), lab)
+    assert "quick_ancestor" not in row
+    lab.ancestor(16)
+    described = json.loads((tmp_path / "sources" / "ancestor.json").read_text())["network"]
+    assert described["image_size"] == 8 and described["training"]["steps"] == 2
 
 
 def rows_of(**accuracies):

@@ -272,6 +272,25 @@ def test_a_folder_of_images_calibrates(tmp_path, capsys, channels):
     assert "broken.png cannot be read" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ([], "picked ActivationAware"),
+        (["--calibration", "none"], "picked WeightSelection"),
+        (
+            ["--calibration", "generated", "--method", "subcloning"],
+            "run on 96 generated images",
+        ),
+    ],
+)
+def test_images_are_generated_where_no_folder_is_named(tmp_path, capsys, options, said):
+    old = str(tmp_path / "old.safetensors")
+    wider = ["embed_dim=48", "num_heads=6", *TARGET[5:]]
+    assert main(["init", *TARGET[:2], *wider, "depth=2", "-o", old]) == 0
+    assert main(["project", old, *TARGET, "--dry-run", *options]) == 0
+    assert said in capsys.readouterr().out
+
+
 def test_calibration_without_torchvision_says_what_to_install(tmp_path, monkeypatch, capsys):
     old = str(tmp_path / "old.safetensors")
     main(["init", *TARGET, "-o", old])

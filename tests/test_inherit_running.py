@@ -114,3 +114,54 @@ def test_a_nan_that_attention_may_hide():
         model.blocks[0].attn.qkv.bias[0] = torch.nan
     with pytest.raises(BundleError, match=r"blocks\.0\.attn\.qkv\.bias of the ancestor holds NaN"):
         running(model)
+
+
+def test_many_images_run_in_parts():
+    images = draw(150, 3, 16, 16)
+    run = running(batches=[images, images[:2]])
+    assert [len(args[0]) for args, _ in run.calls] == [64, 64, 22, 2]
+    assert torch.equal(torch.cat([args[0] for args, _ in run.calls[:3]]), images)
+
+
+def test_plain_blocks_are_passed_over_once_they_were_seen():
+    run, ran = running(), []
+    with watching({block.attn: ran.append for block in run.module.blocks}), torch.no_grad():
+        wanted, blocks = run.trace(1)
+        assert len(ran) == 2
+        found, again = run.trace(1, whole=False)
+        assert len(ran) == 2 and torch.equal(found, wanted)
+        assert torch.equal(again[0](found), blocks[0](wanted))
+        run.resume(1, found)
+    assert len(ran) == 4
+    assert "forward" not in vars(run.module.blocks[0])
+
+
+class Masked(nn.Module):
+    """Blocks that are given a tensor besides the stream."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        x = self.model.patch_embed(x)
+        for block in self.model.blocks:
+            x = block(x, torch.zeros(1, 1, 1, x.shape[1]).to(x))
+        return x
+
+
+def test_blocks_that_are_given_more_are_not_passed_over():
+    run, ran = running(), []
+    run.module = Masked(run.module)
+    run.trace(0)
+    with watching({run.module.model.blocks[0].attn: ran.append}):
+        run.trace(1, whole=False)
+    assert len(ran) == 1
+
+
+def test_the_module_around_pieces():
+    run = running()
+    pieces = run.anatomy.blocks[1]
+    inside = [piece for piece in pieces.values() if piece.facts.branch == "mlp"]
+    assert run.around(inside) is run.module.blocks[1].mlp
+    assert run.around(pieces.values()) is run.module.blocks[1]

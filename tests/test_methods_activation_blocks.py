@@ -25,7 +25,8 @@ def shrunk(old, new, groups, ridge=1e-3):
             x = block(x)
         theirs.append(x)
     stream = principal(torch.eye(old.embed_dim).double(), new.embed_dim, centred=True)
-    blocks = Blocks(running, anatomy(new), stream, [calls for _, calls in traced], ridge)
+    picks = [torch.arange(x[..., 0].numel()) for x, _ in traced]
+    blocks = Blocks(running, anatomy(new), stream, [calls for _, calls in traced], picks, ridge)
     values, ours = blocks.shrink(groups, [x for x, _ in traced])
     return values, ours, theirs
 

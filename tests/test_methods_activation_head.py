@@ -5,7 +5,7 @@ from helpers.models import draw
 
 from weightinit.anatomy import anatomy
 from weightinit.ancestor.ancestor import Ancestor
-from weightinit.inherit.running import Running, watching
+from weightinit.inherit.running import Running
 from weightinit.methods.activation.head import fit_head, readers
 from weightinit.methods.activation.stream import principal
 
@@ -16,17 +16,14 @@ IMAGES = [draw(30, 3, 16, 16, seed=seed) for seed in (1, 2)]
 def fitted(old, new, stream):
     """Values of the head, the norm's bias, and what the target says of its stream."""
     running = Running(Ancestor.open(old), IMAGES)
-    found = readers(running.anatomy, anatomy(new))
-    features = {role: [] for role in found}
-    after = []
-    watched = {running.owner(piece): features[role].append for role, piece in found.items()}
+    theirs = []
     for number in range(len(IMAGES)):
-        with watching(watched):
-            x, blocks = running.trace(number)
+        x, blocks = running.trace(number)
         for block in blocks:
             x = block(x)
-        after.append(x @ stream.write.T @ stream.read.T)
-    values, shift = fit_head(running, anatomy(new), stream, features, after, ridge=1e-6)
+        theirs.append(x)
+    after = [x @ stream.write.T @ stream.read.T for x in theirs]
+    values, shift = fit_head(running, anatomy(new), stream, theirs, after, ridge=1e-6)
     return values, shift, after
 
 

@@ -86,3 +86,27 @@ def test_copies_are_not_chosen_twice_and_dead_inputs_last():
     assert choose(gram, cross, 2)[0].tolist() == [0, 2]
     assert choose(gram, cross, 5)[0].tolist() == [0, 1, 2, 3, 4]
     assert choose(0 * gram, 0 * cross, 2)[0].tolist() == [0, 1]
+
+
+def test_wide_products_are_mirrored_and_single_precision_is_summed_in_double():
+    x, y = draw(5000, 600, seed=1), draw(5000, 3, seed=2)
+    moments = Moments()
+    moments.add(x.float(), y.float())
+    gram, cross = moments.centred()
+    assert gram.dtype == torch.float64 and torch.equal(gram, gram.T)
+    torch.testing.assert_close(gram, torch.cov(x.T, correction=0), rtol=0, atol=1e-5)
+    rows = torch.cat([x, y], 1).T
+    torch.testing.assert_close(cross, torch.cov(rows, correction=0)[:600, 600:], rtol=0, atol=1e-5)
+
+
+def test_a_choice_of_many_explains_nearly_what_single_steps_do():
+    x = draw(400, 120, seed=1) @ draw(120, 120, seed=2)
+    gram, cross = filled(x, x @ draw(120, 20, seed=3)).centred()
+    found, gain = choose(gram, cross, 60)
+    assert len(found.unique()) == 60 and torch.equal(found, found.sort().values)
+    expected, best = slow(gram, cross, 60, 1)
+    assert gain > 0.97 * best
+    at = torch.tensor(expected)
+    assert best == pytest.approx(
+        float((cross[at] * torch.linalg.solve(gram[at][:, at], cross[at])).sum()), rel=1e-3
+    )

@@ -4,11 +4,16 @@ import torch
 from helpers.inherit import fill, logits, randomise, small_vit
 from helpers.models import draw, state_hash
 from torchvision.models import VisionTransformer
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    ViTConfig,
+    ViTForImageClassification,
+)
 
 import weightinit as wi
 from weightinit.errors import ProjectionError
-from weightinit.methods.activation.method import ActivationAware
+from weightinit.methods.activation.method import ActivationAware, picks
 from weightinit.methods.selection import WeightSelection
 
 IMAGES = [draw(16, 3, 16, 16, seed=seed) for seed in range(4)]
@@ -60,6 +65,11 @@ OTHERS = {
     "gpt2": lambda: GPT2LMHeadModel(
         GPT2Config(vocab_size=20, n_positions=8, n_embd=16, n_layer=2, n_head=2,
                    bos_token_id=0, eos_token_id=0)
+    ),
+    # Its MLP is no module of its own.
+    "transformers": lambda: ViTForImageClassification(
+        ViTConfig(image_size=16, patch_size=8, hidden_size=16, num_hidden_layers=2,
+                  num_attention_heads=2, intermediate_size=32, num_labels=5)
     ),
     "eva02": lambda: timm.create_model(
         "eva02_tiny_patch14_224", img_size=16, patch_size=8, embed_dim=16, num_heads=2, depth=2,
@@ -260,3 +270,21 @@ def test_the_ancestors_norm_needs_its_place_in_the_target():
     ancestor, model = small_vit(32, 4, 2, pre_norm=True), small_vit(24, 3, 2)
     with pytest.raises(ProjectionError, match=r"norm_pre\.weight, norm_pre\.bias cannot follow"):
         fill(model, wi.Ancestor.open(ancestor), ActivationAware(), calibration=FLOATS)
+
+
+def test_what_is_asked_of_training_is_said_and_no_bar_is_drawn(capsys):
+    ancestor, model = small_vit(24, 3), small_vit(16, 2)
+    report = fill(model, wi.Ancestor.open(ancestor), ActivationAware(), calibration=FLOATS)
+    assert "learning rate of about 2e-5 to 5e-5" in report.notes[-1]
+    assert capsys.readouterr().err == ""
+
+
+def test_many_tokens_are_sampled_and_every_class_token_is_among_them():
+    few = picks([draw(4, 5, 2), draw(3, 5, 2)])
+    assert [len(x) for x in few] == [20, 15]
+    few = picks([draw(40, 5, 2), draw(20, 5, 2)])
+    assert [len(x) for x in few] == [43, 22]
+    for chosen, samples in zip(few, (40, 20), strict=True):
+        assert torch.equal(chosen, chosen.unique())
+        assert {5 * n for n in range(samples)} <= {*chosen.tolist()}
+    assert torch.equal(few[0], picks([draw(40, 5, 2), draw(20, 5, 2)])[0])

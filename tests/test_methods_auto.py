@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import timm
 import torch
@@ -6,7 +8,7 @@ from helpers.inherit import fill, small_vit
 
 import weightinit as wi
 from weightinit.anatomy import anatomy
-from weightinit.methods.auto import Auto
+from weightinit.methods.auto import SELECTION, Auto
 from weightinit.methods.halfway import ShrinkThenGrow
 from weightinit.methods.lemon import LEMON
 from weightinit.methods.selection import WeightSelection
@@ -110,3 +112,81 @@ def test_batches_without_use_are_warned_about():
 def test_growth_has_no_use_for_batches_and_says_so():
     plan = wi.plan_projection(small_vit(), small_vit(depth=3), calibration=batches_of())
     assert any("which has no use for calibration=" in note for note in plan.report().notes)
+
+
+def made(ancestor, seed=0, **options):
+    """A smaller model of the ancestor's knowledge, and the notes of its report."""
+    model = small_vit(16, 2, 2)
+    generator = torch.Generator().manual_seed(seed)
+    state = torch.get_rng_state()
+    plan = wi.plan_projection(ancestor, model, generator=generator, **options)
+    plan.commit()
+    assert torch.equal(torch.get_rng_state(), state)
+    return model.state_dict(), "; ".join(plan.report().notes)
+
+
+def alike(one, two):
+    return all(torch.equal(value, two[name]) for name, value in one.items())
+
+
+def test_without_batches_the_target_is_fitted_on_generated_images():
+    ancestor = small_vit(24, 3, 3)
+    before = copy.deepcopy(ancestor.state_dict())
+    fitted, notes = made(ancestor)
+    assert "picked ActivationAware" in notes
+    assert "fitted on 192 generated images of 16 x 16" in notes
+    assert "pass calibration= with real data for better" in notes
+    assert alike(before, ancestor.state_dict())
+    assert alike(fitted, made(ancestor)[0])
+    assert not alike(fitted, made(ancestor, seed=1)[0])
+
+
+def test_generated_images_serve_what_shrinks_and_grows():
+    model = small_vit(48, 6, 1)
+    notes = wi.plan_projection(small_vit(24, 3, 3), model).report().notes
+    assert any("picked ShrinkThenGrow(shrink=ActivationAware" in note for note in notes)
+    assert any("generated images" in note for note in notes)
+
+
+def test_the_weights_alone_are_taken_when_asked():
+    ancestor = small_vit(24, 3, 3)
+    alone, notes = made(ancestor, calibration="none")
+    assert "picked WeightSelection" in notes
+    assert "low learning rate" in notes
+    assert "generated" not in notes
+    assert alike(alone, made(ancestor, method=SELECTION)[0])
+
+
+def test_an_ancestor_that_cannot_be_run_gives_its_weights_and_the_report_says_why():
+    ancestor = small_vit(24, 3, 3)
+    bare = wi.Ancestor.open(ancestor.state_dict(), heads=3)
+    alone, notes = made(bare)
+    assert "picked WeightSelection" in notes
+    assert "made of the ancestor's weights alone, which keeps less" in notes
+    assert "cannot be run, which this needs: pass the module itself" in notes
+    assert alike(alone, made(ancestor, calibration="none")[0])
+
+
+def test_an_ancestor_that_fails_on_the_images_gives_its_weights_and_the_report_says_why():
+    ancestor = small_vit(24, 3, 3)
+    ancestor.register_forward_pre_hook(refuse)
+    alone, notes = made(ancestor)
+    assert "a fit on 192 generated images" in notes
+    assert "failed: the ancestor does not run" in notes
+    assert "no pictures here" in notes
+    assert alike(alone, made(ancestor, calibration="none")[0])
+
+
+def refuse(*_):
+    raise ValueError("no pictures here")
+
+
+def test_what_cannot_be_fitted_is_not_run():
+    notes = wi.plan_projection(siglip(24, 3), siglip(16, 2)).report().notes
+    assert any("picked WeightSelection" in note for note in notes)
+    assert not any("generated" in note or "weights alone" in note for note in notes)
+
+
+def test_growth_needs_no_images():
+    notes = wi.plan_projection(small_vit(), small_vit(depth=3)).report().notes
+    assert not any("generated" in note or "learning rate" in note for note in notes)

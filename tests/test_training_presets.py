@@ -21,7 +21,7 @@ def test_auxiliary_models_are_built_as_the_paper_says(name):
     assert model.has_class_token == ("token" in preset.pools)
     ancestor = preset.ancestor
     if ancestor is None:
-        assert preset.method == "weit" and preset.training.loss == "ce"
+        assert preset.training.loss == "ce"
     elif ancestor.training:
         timm.create_model(ancestor.model, **ancestor.kwargs)
     else:

@@ -13,6 +13,7 @@ import weightinit as wi
 from weightinit.errors import WeightInitError
 from weightinit.training import teacher, templates
 from weightinit.training.data import load_data
+from weightinit.training.fleet import plain_attention
 from weightinit.training.teacher import Network, as_published, get_ancestor
 from weightinit.training.templates import build_auxiliary, train_templates
 
@@ -106,6 +107,17 @@ def test_a_mixed_model_draws_in_training_alone(digits):
     assert torch.equal(module(images), expected)
 
 
+def test_few_tokens_attend_in_plain_matrix_products_on_a_cpu(digits):
+    module = build_auxiliary(TINY, digits, "wave", 0).eval()
+    images = torch.randn(2, 1, 8, 8)
+    expected = module(images)
+    fused = [m for m in module.modules() if hasattr(m, "fused_attn")]
+    assert fused and not any(m.fused_attn for m in fused)
+    for attention in fused:
+        attention.fused_attn = True
+    torch.testing.assert_close(module(images), expected)
+
+
 def test_every_pooling_is_trained_at_each_step(digits):
     module = build_auxiliary(replace(TINY, depths=()), digits, "wave", 0)
     images = torch.randn(2, 1, 8, 8)
@@ -130,6 +142,7 @@ def test_a_mixed_model_of_one_depth_is_the_constrained_model(digits):
         templates={k: whole.tensors[f"templates.{k}"] for k in kinds},
         scalers={k: whole.tensors[f"scalers.{k}"] for k in kinds},
     )
+    plain_attention(twin)
     torch.testing.assert_close(module(images)[:, 0], twin(images), rtol=0, atol=0)
     module.eval()
     torch.testing.assert_close(copy.deepcopy(module)(images), twin(images), rtol=0, atol=0)

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from weightinit.api import plan_projection as plan_projection
     from weightinit.api import plan_templates as plan_templates
     from weightinit.api import project_from as project_from
+    from weightinit.comparison.compare import compare as compare
+    from weightinit.comparison.outcome import Comparison as Comparison
     from weightinit.create import create_model as create_model
     from weightinit.hypernet.config import HyperConfig as HyperConfig
     from weightinit.hypernet.files import HyperNetwork as HyperNetwork
@@ -77,6 +79,8 @@ _LAZY = {
         "ancestor.ancestor": "Ancestor",
         "api": "init_from_hypernet init_from_templates init_mimetic plan_hypernet plan_mimetic "
         "plan_projection plan_templates project_from",
+        "comparison.compare": "compare",
+        "comparison.outcome": "Comparison",
         "create": "create_model",
         "hypernet.config": "HyperConfig",
         "hypernet.files": "HyperNetwork",

@@ -23,6 +23,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any, Literal, TypeVar, get_args
 
 import torch
@@ -34,15 +35,18 @@ from weightinit.ancestor.folding import folded
 from weightinit.errors import AnatomyError
 from weightinit.hypernet.pith import HypernetLike, embedding, named_network, predicted
 from weightinit.inherit.fresh import base_seed
+from weightinit.inherit.generated import given
 from weightinit.inherit.losses import assumed, drawn, left_out, lost, neutral, squared, taken_over
 from weightinit.inherit.method import Method
 from weightinit.inherit.pairs import check_pair
+from weightinit.methods.auto import Auto
 from weightinit.methods.mimetic import Mimetic, planned_mimetic
 from weightinit.numerics import plain_numerics
 from weightinit.plan import Plan
 from weightinit.recipes import keeping, kept_by, names_of
-from weightinit.registry import get_method
+from weightinit.registry import MethodName, get_method
 from weightinit.templates.bundle import TemplateBundle
+from weightinit.templates.reach import out_of_reach
 from weightinit.templates.wave import template_recipes
 
 __all__ = [
@@ -97,13 +101,17 @@ def init_from_templates(
         BundleError: if the templates cannot be had or are not sound.
         ProjectionError: if they do not fit the model.
 
+    Warns:
+        UserWarning: if no templates are named and the model has many more patches, or is much
+            wider, than where the shipped ones were measured to help.
+
     Examples:
         >>> import timm, torch, weightinit as wi
-        >>> model = timm.create_model("vit_tiny_patch16_224", depth=3, embed_dim=96, num_heads=3)
+        >>> model = timm.create_model("vit_tiny_patch16_224", img_size=96, depth=3)
         >>> wi.init_from_templates(model) is model
         True
     """
-    plan_templates(
+    plan = plan_templates(
         model,
         templates,
         scalers=scalers,
@@ -111,7 +119,10 @@ def init_from_templates(
         keep=keep,
         rules=rules,
         unexplained=unexplained,
-    ).commit()
+    ).validate()
+    for doubt in plan.doubts:  # before the first write, because a warning may be an error
+        warnings.warn(f"init_from_templates: {doubt}", stacklevel=2)
+    plan.commit()
     return model
 
 
@@ -149,6 +160,7 @@ def plan_templates(
         recipes,
         source=f"templates {bundle.source}",
         seed=_seed(generator),
+        doubts=out_of_reach(bundle, target) if templates is None else (),
         notes=lambda: [*said, *drawn(recipes, "bundle"), *_exact_checkpoint(model)],
     )
 
@@ -225,8 +237,8 @@ def project_from(
     ancestor: AncestorLike,
     target: M,
     *,
-    method: str | Method = "auto",
-    calibration: Iterable[Any] | None = None,
+    method: MethodName | Method = "auto",
+    calibration: Iterable[Any] | Literal["generated", "none"] | None = None,
     generator: torch.Generator | None = None,
     keep: Iterable[str] = (),
     rules: Iterable[Rule] = (),
@@ -237,12 +249,23 @@ def project_from(
     Narrower or wider, shallower or deeper, other heads, MLP ratio, patch and image size, all at
     once.
 
+    A smaller target is fitted to what the ancestor does on data, which costs some multiples of the
+    ancestor's own forward passes over them: of generated images it sees 64 to 512, 32 patches for
+    each of its channels (a minute or so of CPU time for a ViT-S, several for a ViT-B).
+
+    What is inherited wants a low learning rate: with AdamW about 2e-5 to 1e-4, where random weights
+    and templates want about 6e-4.
+
     Args:
         ancestor: a timm name, ``"org/name@revision"`` on the Hugging Face Hub, a safetensors file
             or folder, a module, a state dict, or an :class:`weightinit.Ancestor`. It is only read.
         target: a model of the same family.
         method: by name, or an object of its options: ``wi.WeightSelection(faithful=True)``.
-        calibration: a few batches that the ancestor takes, unlabelled; some methods need them.
+        calibration: a few batches that the ancestor takes, unlabelled: 5 to 20 of real data are
+            best. None is what the method does without; ``"auto"`` fits a smaller target on images
+            that it generates, where the ancestor can be run. ``"generated"`` gives such images to
+            any method, and ``"none"`` keeps ``"auto"`` to the weights alone, which takes seconds
+            and keeps less.
         generator: source of all random draws; None is a fixed seed.
         keep: names or roles (``"head"``, ``"pos"``) that stay as they are.
         rules: for parameters of yours that no rule explains.
@@ -259,8 +282,9 @@ def project_from(
 
     Examples:
         >>> import timm, weightinit as wi
-        >>> ancestor = timm.create_model("vit_tiny_patch16_224", depth=3)
-        >>> model = timm.create_model("vit_tiny_patch16_224", depth=2, embed_dim=96, num_heads=3)
+        >>> ancestor, model = (
+        ...     timm.create_model("vit_tiny_patch16_224", img_size=32, depth=n, embed_dim=d,
+        ...                       num_heads=d // 32) for n, d in ((3, 96), (2, 64)))
         >>> wi.project_from(ancestor, model) is model
         True
     """
@@ -285,8 +309,8 @@ def plan_projection(
     ancestor: AncestorLike,
     target: nn.Module,
     *,
-    method: str | Method = "auto",
-    calibration: Iterable[Any] | None = None,
+    method: MethodName | Method = "auto",
+    calibration: Iterable[Any] | Literal["generated", "none"] | None = None,
     generator: torch.Generator | None = None,
     keep: Iterable[str] = (),
     rules: Iterable[Rule] = (),
@@ -296,18 +320,22 @@ def plan_projection(
 
     Examples:
         >>> import timm, weightinit as wi
-        >>> ancestor = timm.create_model("vit_tiny_patch16_224", depth=3, num_classes=7)
-        >>> model = timm.create_model("vit_tiny_patch16_224", depth=2, num_classes=7)
+        >>> ancestor = timm.create_model("vit_tiny_patch16_224", depth=2, num_classes=7)
+        >>> model = timm.create_model("vit_tiny_patch16_224", depth=3, num_classes=7)
         >>> wi.plan_projection(ancestor, model).report().counts["fresh"]
         0
     """
     chosen = get_method(method)
+    if isinstance(chosen, Auto) and isinstance(calibration, str) and calibration == "none":
+        chosen = replace(chosen, generate=False)
     rules, keep = _checked(rules), names_of(keep)
     seen = _seen(target, keep, rules, unexplained)
     opened = Ancestor.open(ancestor, rules=rules)
     source, notes = folded(opened, seen)
     doubts = check_pair(source.anatomy, seen, kept_by(seen, keep))
-    planned = chosen.plan(source, seen, seed=base_seed(generator), calibration=calibration)
+    seed = base_seed(generator)
+    batches, of_data = given(calibration, source, seed=seed)
+    planned = chosen.plan(source, seen, seed=seed, calibration=batches)
     recipes = keeping(seen, planned.recipes(seen), keep)
     doubts += [*lost(source.anatomy, seen), *assumed(source.anatomy, seen), *drawn(recipes)]
     said = [*left_out(source.anatomy, seen), *neutral(source.anatomy, seen)]
@@ -322,7 +350,7 @@ def plan_projection(
         readonly=opened.live,
         doubts=doubts,
         # What a method says of the function as a whole stands last.
-        notes=lambda: [*notes, *planned.notes[:-1], *said, *planned.notes[-1:]],
+        notes=lambda: [*notes, *of_data, *planned.notes[:-1], *said, *planned.notes[-1:]],
     )
 
 

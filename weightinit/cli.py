@@ -8,16 +8,21 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from weightinit.comparison import cli as comparison
 from weightinit.errors import WeightInitError
 from weightinit.training import cli as training
 
 __all__ = ["main"]
 
 #: Arguments of Python that the shell has under the same names.
-OPTIONS = ("calibration", "grid", "heads", "keep", "method", "scalers", "templates")
+OPTIONS = (
+    "ancestor", "calibration", "grid", "heads", "keep", "lrs", "method", "scalers", "steps",
+    "templates",
+)  # fmt: skip
 #: Where the demo draws by default; what it drew before is replaced.
 DEMO = Path("weightinit-demo.png")
 
@@ -93,7 +98,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_model(project)
     project.add_argument("--method", default="auto", help="by name; default: what the pair needs")
     project.add_argument(
-        "--calibration", type=Path, metavar="DIR", help="folder of images that the ancestor knows"
+        "--calibration",
+        metavar="DIR",
+        help="folder of images that the ancestor knows, 'generated' or 'none'; default: generated "
+        "ones where the method can use them",
     )
     project.add_argument(
         "--heads",
@@ -105,6 +113,11 @@ def _parser() -> argparse.ArgumentParser:
         "--grid", type=int, nargs=2, metavar=("H", "W"), help="its patches, likewise"
     )
     _add_checkpoint(project)
+
+    compare = command("compare", _compare, "Try every start of a timm model on images of yours.")
+    _add_model(compare)
+    _add_seed(compare)
+    comparison.add_arguments(compare)
 
     command("templates", _templates, "List the bundles that ship: templates and hypernetworks.")
 
@@ -135,10 +148,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     convert.add_argument("--licence", default="other", help="SPDX identifier of the weights")
 
-    demo = command("demo", _demo, "Initialise ViTs of eight sizes and compare with random.")
+    demo = command("demo", _demo, "Start ViTs of six sizes in three ways and compare them.")
     demo.add_argument("-o", "--output", type=Path, default=DEMO, metavar="F.png")
     demo.add_argument("--force", action="store_true", help="replace the file that is there")
-    demo.add_argument("--steps", type=int, default=150, help="of the short training")
+    demo.add_argument("--steps", type=int, default=60, help="of each short training")
     return parser
 
 
@@ -156,7 +169,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 
 def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
     """Add the options of the commands that write a model."""
-    parser.add_argument("--seed", type=_seed, metavar="N", help="base seed for all random draws")
+    _add_seed(parser)
     parser.add_argument(
         "--keep",
         nargs="+",
@@ -168,6 +181,10 @@ def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="print the report, write nothing")
     parser.add_argument("--force", action="store_true", help="replace the file that is there")
     parser.add_argument("-o", "--output", type=Path, metavar="F.safetensors")
+
+
+def _add_seed(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seed", type=_seed, metavar="N", help="base seed for all random draws")
 
 
 def _seed(text: str) -> int:
@@ -204,12 +221,13 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
     return options
 
 
-def _create(arguments: argparse.Namespace) -> Any:
-    """Build a timm model: on the meta device, or on the CPU where some of it is kept."""
+def _create(arguments: argparse.Namespace, **defaults: Any) -> Any:
+    """Build a timm model: on the meta device, or on the CPU where its own weights are wanted."""
     import timm
     import torch
 
-    options, kept = _options(arguments), getattr(arguments, "keep", [])
+    options = defaults | _options(arguments)
+    kept = bool(defaults or getattr(arguments, "keep", []))
     try:
         with torch.random.fork_rng(devices=[]), torch.device("cpu" if kept else "meta"):
             torch.manual_seed(getattr(arguments, "seed", None) or 0)
@@ -249,22 +267,29 @@ def _project(arguments: argparse.Namespace) -> tuple[str, Any]:
     from weightinit.ancestor.ancestor import Ancestor
     from weightinit.api import plan_projection
     from weightinit.image_folder import image_batches
+    from weightinit.inherit.generated import WORDS
 
     _check_checkpoint(arguments)
     known: dict[str, Any] = {"heads": arguments.heads}
     if arguments.grid is not None:
         known["grid"] = tuple(arguments.grid)
     model, ancestor = _create(arguments), Ancestor.open(arguments.ancestor, **known)
-    folder = arguments.calibration
+    calibration = arguments.calibration
+    if calibration not in (None, *WORDS):
+        calibration = image_batches(Path(calibration), ancestor)
     plan = plan_projection(
         ancestor,
         model,
         method=arguments.method,
-        calibration=None if folder is None else image_batches(folder, ancestor),
+        calibration=calibration,
         generator=_generator(arguments.seed),
         keep=arguments.keep,
     )
     return _write(arguments, plan)
+
+
+def _compare(arguments: argparse.Namespace) -> tuple[str, Any]:
+    return comparison.run(arguments, lambda **sizes: _create(arguments, **sizes))
 
 
 def _check_checkpoint(arguments: argparse.Namespace) -> None:
@@ -342,4 +367,6 @@ def _demo(arguments: argparse.Namespace) -> tuple[str, Any]:
 
     ours = arguments.output == DEMO
     check_output(arguments.output, (".png", ".pdf", ".svg"), force=arguments.force or ours)
-    return demo(arguments.output, steps=arguments.steps)
+    rows = sys.stderr if arguments.json else sys.stdout
+    say = partial(print, file=rows, flush=True)
+    return demo(arguments.output, steps=arguments.steps, say=say)

@@ -8,9 +8,8 @@ from torch import nn
 
 from weightinit.api import init_from_hypernet, init_from_templates, project_from
 from weightinit.errors import ProjectionError
-from weightinit.files.locate import names
 from weightinit.hypernet.files import HyperNetwork
-from weightinit.hypernet.network import GraphHyperNetwork
+from weightinit.starts import kind_of
 from weightinit.templates.bundle import TemplateBundle
 
 if TYPE_CHECKING:
@@ -31,8 +30,9 @@ def create_model(
 
     Args:
         name: name of a timm model.
-        start: templates or a hypernetwork, as an object or by the name of one that ships, or else
-            the ancestor of :func:`weightinit.project_from`; None takes the shipped templates.
+        start: templates or a hypernetwork (a built-in name, a folder, ``"org/name@revision"``, or
+            an object), or else the ancestor of :func:`weightinit.project_from`; None takes the
+            shipped templates.
         options: further arguments of the call that fills it: ``{"method": "lemon"}``.
         **kwargs: arguments of ``timm.create_model``, such as ``depth=9``.
 
@@ -57,10 +57,9 @@ def create_model(
             model = timm.create_model(name, **kwargs)
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:
         raise ProjectionError(f"timm cannot build {name!r} with {kwargs}: {error}") from error
-    options = options or {}
-    if start is None or isinstance(start, TemplateBundle) or start in names(TemplateBundle.kind):
+    options, kind = options or {}, TemplateBundle.kind if start is None else kind_of(start)
+    if kind == TemplateBundle.kind:
         return init_from_templates(model, start, **options)  # type: ignore[arg-type]
-    networks = (HyperNetwork, GraphHyperNetwork)
-    if isinstance(start, networks) or start in names(HyperNetwork.kind):
+    if kind == HyperNetwork.kind:
         return init_from_hypernet(model, start, **options)  # type: ignore[arg-type]
     return project_from(start, model, **options)  # type: ignore[arg-type]

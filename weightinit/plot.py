@@ -1,4 +1,4 @@
-"""The plot of a report: how large the values of each role are, block by block."""
+"""Plots: of a report, how large values are by role and block; of a comparison, scores by start."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from weightinit.report import Row
 
-__all__ = ["deviations"]
+__all__ = ["bars", "deviations"]
 
 COLOURS = {"before": "0.7", "after": "tab:blue"}
 #: Title of the panel of what belongs to no block.
@@ -80,3 +80,25 @@ def _deviation(value: Tensor | None) -> float:
     with torch.no_grad():
         whole = value.full_tensor() if isinstance(value, DTensor) else value
         return float(whole.float().std(correction=0))
+
+
+def bars(
+    title: str, labels: Sequence[str], series: Mapping[str, Sequence[float]], unit: str
+) -> Figure:
+    """Return a figure of horizontal bars, a group a label, the first label on top."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 1.2 + 0.5 * len(labels)), layout="constrained")
+    axes = figure.subplots()
+    height = 0.8 / len(series)
+    for index, (label, values) in enumerate(series.items()):
+        places = [place + (index - (len(series) - 1) / 2) * height for place in range(len(labels))]
+        colour = ("0.7", "tab:blue")[index]
+        drawn = axes.barh(places, values, height, label=label, color=colour)
+        axes.bar_label(drawn, fmt="%.3g", padding=2, fontsize="x-small")
+    axes.set_yticks(range(len(labels)), labels, fontsize="small")
+    axes.invert_yaxis()
+    axes.margins(x=0.1)
+    axes.set(xlabel=unit, title=title)
+    figure.legend(loc="outside lower center", ncols=len(series), fontsize="small")
+    return figure

@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from weightinit.anatomy import Anatomy, ParamSpec, Piece
+from weightinit.anatomy import Anatomy, Blocks, ParamSpec, Piece
 from weightinit.errors import ProjectionError
 
 __all__ = [
@@ -22,8 +22,6 @@ __all__ = [
     "names_of",
 ]
 
-#: Pairs of an ancestor's block and its weight, of which a block is made.
-Blocks = tuple[tuple[int, float], ...]
 Action = Literal["written", "fresh", "kept"]
 Fill = Callable[[Tensor], object]
 

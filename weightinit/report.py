@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from weightinit._version import __version__
+from weightinit.anatomy import Blocks
 from weightinit.files.writing import atomic
-from weightinit.recipes import Blocks
 from weightinit.text import first, spans
 
 if TYPE_CHECKING:

@@ -186,7 +186,7 @@ class Diffusion(Domain):
 
     def teacher(self) -> nn.Module:
         """Return an untrained classifier of images of 16 pixels."""
-        net = timm.create_model("resnet18", num_classes=CLASSES)
+        net = timm.create_model("resnet18", num_classes=CLASSES, channels=(32, 64, 128, 256))
         net.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
         net.maxpool = nn.Identity()
         return net

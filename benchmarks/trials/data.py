@@ -22,9 +22,9 @@ from weightinit.training.images import ImageData
 __all__ = ["decode", "load"]
 
 os.environ.setdefault("WEIGHTINIT_DATA", "../shared/data")
-#: Tensors of a pack of JPEG files that share one header: image i is
-#: ``header + body[offsets[i]:offsets[i + 1]]``; ``split`` is 0 for train and 1 for test.
-JPEG = {"header", "body", "offsets", "labels", "split"}
+#: Tensors of a pack of JPEG files: image i is ``body[offsets[i]:offsets[i + 1]]``, after ``header``
+#: where they share one; ``split`` is 0 for train and 1 for test.
+JPEG = {"body", "offsets", "labels", "split"}
 
 
 def load(name: str, *, cache_dir: Path, image_size: int | None = None) -> ImageData:
@@ -59,7 +59,7 @@ def decode(path: Path, out: Path) -> None:
     with safe_open(path, framework="pt") as file:
         meta = file.metadata() or {}
     t = load_file(path)
-    header, body = t["header"].numpy().tobytes(), t["body"].numpy().tobytes()
+    header, body = (t[name].numpy().tobytes() if name in t else b"" for name in ("header", "body"))
     files = (header + body[a:b] for a, b in itertools.pairwise(t["offsets"].tolist()))
     images = torch.stack(
         [pil_to_tensor(Image.open(io.BytesIO(f)).convert("RGB")).permute(1, 2, 0) for f in files]

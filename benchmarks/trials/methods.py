@@ -168,7 +168,7 @@ def _inherit(target: Target, lab: Lab, method: ProjectionMethod, *, calibrated: 
         ancestor,
         target.model,
         method=method,
-        calibration=[images for images, _ in stream] if calibrated else None,
+        calibration=[images for images, _ in stream] if calibrated else "none",
         generator=torch.Generator().manual_seed(target.seed),
     )
     return Started(transferred=sum(p.numel() for p in ancestor.parameters()))
@@ -319,7 +319,9 @@ METHODS: Mapping[str, Method] = {
     "Heur-LG": _cut(heur_lg, 3),
     "Auto-LG": _cut(auto_lg, 4),
     "TLEG": _templates("tleg", main=True),
-    "WAVE, linear + fitted": _templates("wave", scalers="linear", fit=True, main=True),
+    # as published: the auxiliary model's scalers start at Eq. B.1 too
+    "WAVE, linear": _templates("wave-published", scalers="linear", main=True),
+    "WAVE, linear + fitted": _templates("wave-published", scalers="linear", fit=True, main=True),
     "WAVE, interpolate": _templates("wave", main=True),
     "WAVE, interpolate + fitted": _templates("wave", fit=True, main=True),
     # trained at several depths at once, as the shipped bundles are

@@ -81,6 +81,8 @@ def run_case(case: Case, lab: Lab, *, workers: int = 0) -> dict[str, Any]:
         points = [{"step": described["recipe"]["steps"], "val": described["val"]}]
         row |= {"steps": points[0]["step"], "lr": described["recipe"]["lr"]}
         row |= {"seconds": described["seconds"]}
+    if lab.quick and method.learned:
+        row["quick_ancestor"] = list(lab.quick)
     row |= {"at": [p["step"] for p in points], "val": [round(p["val"], 2) for p in points]}
     score, balanced = accuracy(model, data.test if case.test else data.val, data)
     return row | {"trained": round(score, 2), "balanced": round(balanced, 2)}

@@ -37,11 +37,16 @@ def _scaled(config: TemplateConfig, *, times: float) -> TemplateConfig:
     return replace(config, kinds=kinds)
 
 
+#: As published, scalers start at Eq. B.1, and move at this part of the templates' rate, so that
+#: they stay near; ours start at random values and move at the full rate.
+PUBLISHED = ("wave-published", 0.5)
+
 #: Template sets by name, from the width.
 CONFIGS: dict[str, Callable[[int], TemplateConfig]] = {
     "wave": TemplateConfig.wave,
     "tleg": lambda width: TemplateConfig.layers("tleg", width, 2),
     "share": lambda width: TemplateConfig.layers("share", width, 1),
+    "wave-published": TemplateConfig.wave,
     # Table 6: half the number; half the size and four times the number
     "wave-fewer": lambda width: _scaled(TemplateConfig.wave(width), times=0.5),
     "wave-smaller": lambda width: _scaled(TemplateConfig.wave(width // 2), times=4),
@@ -82,6 +87,8 @@ class Lab:
         data: replaces the presets' own.
         recall: whether the ancestor's logits are recorded once for all sources.
         limit: how many images of each part are used; 0 uses all.
+        quick: side of the images and steps of an ancestor that is trained more quickly than the
+            preset's; None is the preset's.
     """
 
     def __init__(
@@ -93,9 +100,11 @@ class Lab:
         data: str = "",
         recall: bool = True,
         limit: int = 0,
+        quick: tuple[int, int] | None = None,
     ) -> None:
         self.scale, self.folder, self.cache_dir = scale, folder, cache_dir
         self.name, self.recall, self.limit = data or scale.presets[0].data, recall, limit
+        self.quick = quick
         self._data: dict[str, ImageData] = {}
 
     def data(self, name: str = "") -> ImageData:
@@ -131,7 +140,11 @@ class Lab:
         if network.training is None:
             ancestor, _, described = open_teacher(network.model, data)
         else:
-            ancestor, described = get_ancestor(network, [data], cache_dir=self.cache_dir)
+            image_size, steps = self.quick or (network.image_size, None)
+            network = replace(network, image_size=image_size)
+            ancestor, described = get_ancestor(
+                network, [data], cache_dir=self.cache_dir, steps=steps
+            )
         file.parent.mkdir(parents=True, exist_ok=True)
         (file.parent / "ancestor.json").write_text(json.dumps(described))
         return remember(ancestor, data, preset.training, file) if self.recall else ancestor
@@ -139,7 +152,9 @@ class Lab:
     def config(self, source: Source) -> TrainingConfig:
         """Return the config of a source: the full budget."""
         config = self.scale.preset(source.width).training
-        return replace(config, lr=(self.scale.source_lr or {}).get(source.kind, config.lr))
+        lr = (self.scale.source_lr or {}).get(source.kind, config.lr)
+        kind, scaler_lr = PUBLISHED
+        return replace(config, lr=lr, scaler_lr=scaler_lr if source.kind == kind else 1.0)
 
     def path(self, source: Source) -> Path:
         """Return the folder of a source."""
@@ -157,7 +172,9 @@ class Lab:
             mixed = replace(preset, depths=tuple(depth + step for step in (-2, -1, 1, 2)))
             return build_auxiliary(mixed, self.data(), "wave", 0)
         generator = torch.Generator().manual_seed(0)
-        return constrain(model, CONFIGS[source.kind](source.width), generator=generator)
+        scalers = "linear" if source.kind == PUBLISHED[0] else "drawn"
+        config = CONFIGS[source.kind](source.width)
+        return constrain(model, config, scalers=scalers, generator=generator)
 
     def train(self, source: Source, *, workers: int = 0) -> None:
         """Train a source from the ancestor's soft labels, unless it is there already."""

@@ -75,7 +75,8 @@ RATED = (
 
 RANDOM = ("He", "timm default", "Mimetic")
 LEARNGENES = ("Share Init", "Heur-LG", "Auto-LG", "TLEG")
-WAVES = ("WAVE, linear + fitted", "WAVE, interpolate", "WAVE, interpolate + fitted")
+PUBLISHED = ("WAVE, linear", "WAVE, linear + fitted")
+WAVES = (*PUBLISHED, "WAVE, interpolate", "WAVE, interpolate + fitted")
 
 
 def _cases(
@@ -158,7 +159,7 @@ def curves(scale: Scale) -> Iterator[Case]:
 
 def fit(scale: Scale) -> Iterator[Case]:
     """How many steps scalers must be fitted, by where they start, at 8 blocks."""
-    for method in (WAVES[0], WAVES[2]):
+    for method in (WAVES[1], WAVES[3]):
         for steps in (scale.fit_steps // 4, scale.fit_steps, scale.fit_steps * 4):
             for case in _cases(scale, "fit", [method], lambda w: [(w, 8)], fit=steps):
                 if case.seed == scale.seeds[0]:
@@ -167,7 +168,7 @@ def fit(scale: Scale) -> Iterator[Case]:
 
 def tune(scale: Scale) -> Iterator[Case]:
     """Learning rates of targets, on validation images alone."""
-    for method in ("timm default", "TLEG", *WAVES[:2]):
+    for method in ("timm default", "TLEG", *WAVES[1:3]):
         for lr in (5e-4, 1e-3, 2e-3, 4e-3):
             for case in _cases(scale, "tune", [method], lambda w: [(w, 8)], lr=lr, test=False):
                 if case.seed == scale.seeds[0]:

@@ -119,6 +119,21 @@ def results(suite: str, device: str = "cpu") -> dict[str, Any]:
     return max(files, key=lambda result: result["timestamp"])
 
 
+def trials(suite: str) -> tuple[list[dict[str, Any]], str]:
+    """Return the rows of a suite at micro scale, and where they come from.
+
+    Those whose sources learned from a quick ancestor are in a file of their own, and named so.
+    """
+    name = f"learngene-{suite}-micro"
+    result = results(name)
+    rows, origins = [*result["rows"]], [origin(result)]
+    if list(schema.RESULTS.glob(f"{name}-quick--*")):
+        quick = results(f"{name}-quick")
+        rows += [{**row, "name": f"{row['name']} (quick ancestor)"} for row in quick["rows"]]
+        origins.append(origin(quick))
+    return rows, "\n\n".join(origins)
+
+
 def origin(result: dict[str, Any]) -> str:
     """Where the numbers of a table come from."""
     kind, versions = result["machine"], result["versions"]

@@ -1,5 +1,6 @@
 """What tests of inheritance share: a module as a source of weights, and filling a model from it."""
 
+import copy
 import re
 
 import pytest
@@ -22,7 +23,7 @@ class Stub:
         return self.anatomy.split(piece.spec, self.values[piece.spec.name])[piece.role]
 
     def module(self):
-        return self.model
+        return copy.deepcopy(self.model)
 
 
 def small_vit(width=24, heads=3, depth=2, **kwargs):

@@ -1,7 +1,7 @@
 """A model seen as roles and axis patterns: nothing else knows a parameter name."""
 
 from weightinit.anatomy.build import anatomy
-from weightinit.anatomy.core import Anatomy, ParamSpec, Piece
+from weightinit.anatomy.core import Anatomy, Blocks, ParamSpec, Piece
 from weightinit.anatomy.difference import Difference
 from weightinit.anatomy.labels import Labels, label_of
 from weightinit.anatomy.resample import resample_patch, resample_pos
@@ -11,6 +11,7 @@ from weightinit.anatomy.traits import Traits
 
 __all__ = [
     "Anatomy",
+    "Blocks",
     "Difference",
     "Labels",
     "ParamSpec",

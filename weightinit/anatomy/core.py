@@ -16,7 +16,10 @@ from weightinit.anatomy.source import shorten, strip
 from weightinit.anatomy.traits import Traits
 from weightinit.errors import AnatomyError
 
-__all__ = ["Anatomy", "ParamSpec", "Piece"]
+__all__ = ["Anatomy", "Blocks", "ParamSpec", "Piece"]
+
+#: Pairs of an ancestor's block and its weight, of which a block is made.
+Blocks = tuple[tuple[int, float], ...]
 
 
 @dataclass(frozen=True)

@@ -5,17 +5,18 @@ from __future__ import annotations
 import difflib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 
 from weightinit.errors import BundleError
 from weightinit.files import hub
-from weightinit.files.checks import PICKLE_SUFFIXES
-from weightinit.files.hub import CONFIG, WEIGHTS
+from weightinit.files.checks import PICKLE_SUFFIXES, parse_json, read_text
+from weightinit.files.config import MAX_CONFIG, MAX_CONFIG_ENTRIES
+from weightinit.files.hub import CONFIG, FILES, WEIGHTS
 from weightinit.text import some
 
-__all__ = ["explain_missing", "locate", "names"]
+__all__ = ["explain_missing", "kind_of_bundle", "locate", "names"]
 
 
 def _builtin() -> dict[str, Path]:
@@ -40,6 +41,8 @@ def locate(
     revision: str | None,
     client: hub.Client,
     limits: Mapping[str, int],
+    *,
+    files: Sequence[str] = FILES,
 ) -> tuple[Path, str]:
     """Return the folder that holds a bundle, and its source in words; see Client.download."""
     text = os.fspath(name) if isinstance(name, (str, os.PathLike)) else None
@@ -66,8 +69,23 @@ def locate(
             "folder (that holds config.json), or 'org/name@revision' of the Hub"
         )
     repo, revision = split
-    folder = client.download(repo, revision, limits=limits)
+    folder = client.download(repo, revision, files=files, limits=limits)
     return folder, f"{repo}@{folder.name}"
+
+
+def kind_of_bundle(name: str | os.PathLike[str]) -> str | None:
+    """Return the kind of the bundle of a name; None if it is another's, or cannot be had.
+
+    Of a repository of the Hub, config.json alone is fetched.
+    """
+    limits = {CONFIG: MAX_CONFIG}
+    try:
+        folder, _ = locate(name, None, hub.Client(), limits, files=(CONFIG,))
+        text = read_text(folder / CONFIG, MAX_CONFIG)
+        kind = parse_json(text, CONFIG, MAX_CONFIG_ENTRIES).get("kind")
+    except (BundleError, OSError):
+        return None
+    return kind if isinstance(kind, str) else None
 
 
 def explain_missing(folder: Path) -> None:

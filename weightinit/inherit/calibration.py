@@ -31,7 +31,10 @@ def calls_of(calibration: Calibration, module: nn.Module) -> list[Call]:
     arguments. Labels, and arguments that ``forward`` does not take, are left out.
     """
     if calibration is None:
-        raise ProjectionError(f"this method looks at what the ancestor does on data: {_HELP}")
+        raise ProjectionError(
+            f"this method looks at what the ancestor does on data: {_HELP}, or "
+            "calibration='generated' for images drawn at random"
+        )
     if isinstance(calibration, (Tensor, Mapping, str)) or not isinstance(calibration, Iterable):
         raise ProjectionError(
             f"calibration= is a {type(calibration).__name__}: pass an iterable of batches, such as "

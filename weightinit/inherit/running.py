@@ -13,10 +13,15 @@ from torch.nn import functional
 
 from weightinit.anatomy import Anatomy, Piece, anatomy
 from weightinit.errors import BundleError, ProjectionError
-from weightinit.inherit.calibration import calls_of
+from weightinit.inherit.calibration import Call, calls_of
 from weightinit.inherit.method import Runnable
 
 __all__ = ["Running", "captured", "exact", "first_tensor", "watching"]
+
+#: Images that are run at a time.
+SAMPLES = 64
+#: What a block may be given besides the stream, if it is to be passed over.
+_CONSTANTS = (bool, int, float, str, type(None))
 
 
 def exact(tensor: Tensor) -> Tensor:
@@ -28,7 +33,8 @@ def exact(tensor: Tensor) -> Tensor:
 class Running:
     """A private copy of an ancestor in eval mode, with the calls of its calibration batches.
 
-    Half precision is widened to fp32, and the batches are on the module's device.
+    Half precision is widened to fp32, and the batches are on the module's device; large batches of
+    images are run in parts, which changes nothing and holds less.
     """
 
     def __init__(self, source: Runnable, calibration: Iterable[Any] | None) -> None:
@@ -63,8 +69,9 @@ class Running:
         like = next(iter(self._parameters.values()))
         self.calls = [
             (tuple(_like(x, like) for x in args), {k: _like(x, like) for k, x in kwargs.items()})
-            for args, kwargs in calls
+            for args, kwargs in _parted(calls)
         ]
+        self._plain = False  # whether blocks map the stream, and nothing else, to the stream
 
     def part(self, piece: Piece) -> Tensor:
         """Return a canonical part of a parameter of the copy: a view, to be written to."""
@@ -77,7 +84,11 @@ class Running:
 
     def block(self, index: int) -> nn.Module:
         """Return the module that is a block of the main stack."""
-        keys = [p.spec.key.split(".") for p in self.anatomy.blocks[index].values()]
+        return self.around(self.anatomy.blocks[index].values())
+
+    def around(self, pieces: Iterable[Piece]) -> nn.Module:
+        """Return the innermost module that holds all of these pieces."""
+        keys = [p.spec.key.split(".") for p in pieces]
         shared = 0
         while all(key[: shared + 1] == keys[0][: shared + 1] for key in keys[1:]):
             shared += 1
@@ -98,8 +109,13 @@ class Running:
                 f"({' '.join(str(error).split())[:200]}): pass batches as it was trained on"
             ) from error
 
-    def trace(self, number: int) -> tuple[Tensor, list[Callable[[Tensor], Tensor]]]:
+    def trace(
+        self, number: int, *, whole: bool = True
+    ) -> tuple[Tensor, list[Callable[[Tensor], Tensor]]]:
         """Run one batch, and take it apart.
+
+        Unless the ``whole`` batch is wanted, blocks that were seen to take and to return nothing
+        but the stream are passed over.
 
         Returns:
             The stream ``[..., d]`` before the blocks, and each block, all other arguments bound, as
@@ -107,22 +123,31 @@ class Running:
         """
         first: list[Tensor] = []
         replays: list[Callable[[Tensor], Tensor]] = []
+        plain: list[bool] = []
 
         def see(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             first.append(first_tensor((*args, *kwargs.values())) if not first else first[0])
             replays.append(_replay(block, args, kwargs))
+            given = [x for x in (*args, *kwargs.values()) if not isinstance(x, _CONSTANTS)]
+            plain.append(len(given) == 1)
 
-        depth = self.anatomy.depth
-        blocks = [self.block(index) for index in range(depth)]
+        def end(_: nn.Module, args: Any, result: Any) -> None:
+            plain.append(isinstance(result, Tensor))
+
         with ExitStack() as hooks:
-            for module in blocks:
+            for module in self._blocks:
                 hooks.enter_context(module.register_forward_pre_hook(see, with_kwargs=True))
+                hooks.enter_context(module.register_forward_hook(end))
+            if not whole:
+                hooks.enter_context(self._passing())
             self.run(number)
+        depth = self.anatomy.depth
         if len(replays) != depth:
             raise ProjectionError(
                 f"the ancestor has {depth} blocks and runs {len(replays)}: pass it without "
                 "checkpointing, fused blocks and blocks that run twice"
             )
+        self._plain = all(plain)
         return first[0], replays
 
     def resume(self, number: int, stream: Tensor) -> None:
@@ -131,8 +156,27 @@ class Running:
         def put(_: nn.Module, args: Any, result: Any) -> Any:
             return (stream, *result[1:]) if isinstance(result, tuple) else stream
 
-        with self.block(self.anatomy.depth - 1).register_forward_hook(put):
+        with self._passing(), self._blocks[-1].register_forward_hook(put):
             self.run(number)
+
+    @property
+    def _blocks(self) -> list[nn.Module]:
+        return [self.block(index) for index in range(self.anatomy.depth)]
+
+    @contextmanager
+    def _passing(self) -> Iterator[None]:
+        """Let plain blocks return the stream as it is."""
+        blocks = self._blocks if self._plain else []
+        kept = [block.__dict__.get("forward") for block in blocks]
+        for block in blocks:
+            block.forward = lambda *args, **kwargs: first_tensor((*args, *kwargs.values()))
+        try:
+            yield
+        finally:
+            for block, forward in zip(blocks, kept, strict=True):
+                del block.forward
+                if forward is not None:
+                    block.forward = forward
 
     def check(self, tensor: Tensor) -> Tensor:
         """Return a statistic if it is finite."""
@@ -194,6 +238,15 @@ def first_tensor(values: Iterable[Any]) -> Tensor:
         "a part of the ancestor is not called with tensors: pass a model of timm, torchvision or "
         "transformers"
     )
+
+
+def _parted(calls: Iterable[Call]) -> Iterator[Call]:
+    """Yield the calls, those with many samples and no other argument in parts."""
+    for args, kwargs in calls:
+        if len(args) == 1 and not kwargs and args[0].ndim == 4:
+            yield from (((part,), {}) for part in args[0].split(SAMPLES))
+        else:
+            yield args, kwargs
 
 
 def _like(value: Any, like: Tensor) -> Any:

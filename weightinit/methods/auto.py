@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from weightinit.anatomy import Anatomy, Difference
+from weightinit.errors import ProjectionError
 from weightinit.inherit.calibration import Calibration
+from weightinit.inherit.generated import generated_batches
 from weightinit.inherit.method import Method, Runnable
 from weightinit.methods.activation.method import ActivationAware, suits
 from weightinit.methods.bert2bert import Bert2BERT
@@ -23,21 +25,31 @@ __all__ = ["SELECTION", "Auto"]
 SELECTION = WeightSelection(depth="first_last", rescale=True)
 RANKED = Subcloning(depth="first_last")
 
+RATE = (
+    "train what was inherited with a low learning rate: start with about 1e-4 (AdamW), where "
+    "random weights want several times as much"
+)
+
 
 @dataclass(frozen=True)
 class Auto:
     """Pick the method by what the pair needs.
 
     A target that is nowhere smaller grows without loss (:class:`LEMON`). A target that is nowhere
-    larger is fitted to what the ancestor does on the calibration batches
-    (:class:`ActivationAware`); with blocks of another kind it keeps the channels that their
-    activations rank first (:class:`Subcloning`), and without batches the first blocks and the last,
-    whole heads and evenly chosen channels, rescaled (:class:`WeightSelection`). A target that is
+    larger is fitted to what the ancestor does on the calibration batches, or without them on
+    generated images (:class:`ActivationAware`). With blocks of another kind it keeps the channels
+    that their activations on the batches rank first (:class:`Subcloning`); without batches, and
+    where the ancestor cannot be run, it keeps the first blocks and the last, whole heads and evenly
+    chosen channels, rescaled (:class:`WeightSelection`), which keeps less. A target that is
     both, on different axes, is shrunk in that way and then grown (:class:`ShrinkThenGrow`). A model
     of several widths (ConvNeXt) grows without loss in depth and to whole multiples of its widths;
     else each axis has its own rule (:class:`EachAxis`). Post-norm blocks (BERT), to which none can
     be added without loss, are stacked (:class:`Bert2BERT`). The report says what was picked, and
     whether it is lossless; calibration batches of which no method has use are warned about.
+
+    Args:
+        generate: whether the ancestor is run on generated data where there is no ``calibration=``;
+            False takes its weights alone.
 
     Examples:
         >>> import timm, weightinit as wi
@@ -48,8 +60,10 @@ class Auto:
         'LEMON'
     """
 
+    generate: bool = field(default=True, repr=False)
+
     def choose(self, old: Anatomy, new: Anatomy, calibration: object = None) -> Method:
-        """Return the method, with its options."""
+        """Return the method, with its options; without batches, that for the weights alone."""
         difference = Difference(old, new)
         grows, shrinks = bool(difference.grown), bool(difference.shrunk)
         if "depth" in difference.grown and new.traits.form == "post_norm":
@@ -71,17 +85,58 @@ class Auto:
         self, source: Runnable, target: Anatomy, *, seed: int = 0, calibration: Calibration = None
     ) -> Inheritance:
         """Return what the method that was picked makes of the target, and say which it is."""
+        said: list[str] = []
+        if calibration is None and self.generate:
+            planned, said = self._on_generated(source, target, seed)
+            if planned is not None:
+                return planned
         chosen = self.choose(source.anatomy, target, calibration)
-        looks = isinstance(getattr(chosen, "shrink", chosen), (ActivationAware, Subcloning))
-        unused = calibration is not None and not looks
+        unused = calibration is not None and not _looks(chosen)
         reason = ", which has no use for calibration=" if unused else ""
-        if unused and Difference(source.anatomy, target).shrunk:
+        shrinks = bool(Difference(source.anatomy, target).shrunk)
+        if shrinks and not isinstance(_shrinking(chosen), ActivationAware):
+            said.append(RATE)
+        if unused and shrinks:
             warnings.warn(
                 f"method 'auto' picked {type(chosen).__name__}{reason} for these models: leave it "
                 "out, or choose another method=",
                 stacklevel=5,
             )
         planned = chosen.plan(source, target, seed=seed, calibration=calibration)
-        return Inheritance(
-            planned.parts, [f"method 'auto' picked {chosen}{reason}", *planned.notes]
-        )
+        return _named(chosen, planned, reason, said)
+
+    def _on_generated(
+        self, source: Runnable, target: Anatomy, seed: int
+    ) -> tuple[Inheritance | None, list[str]]:
+        """Return what a fit on generated data makes of the target, or None and why there is none.
+
+        A target that is not to be fitted has no reason.
+        """
+        chosen = self.choose(source.anatomy, target, ())
+        if not isinstance(_shrinking(chosen), ActivationAware):
+            return None, []
+        batches, text = generated_batches(source, seed=seed)
+        if batches is not None:
+            try:
+                planned = chosen.plan(source, target, seed=seed, calibration=batches)
+            except ProjectionError as error:
+                text = f"a fit on {text} failed: {error}"
+            else:
+                note = f"fitted on {text}: pass calibration= with real data for better"
+                return _named(chosen, planned, "", [note]), []
+        return None, [f"made of the ancestor's weights alone, which keeps less ({text})"]
+
+
+def _shrinking(method: Method) -> Method:
+    return getattr(method, "shrink", method)
+
+
+def _looks(method: Method) -> bool:
+    """Return whether a method looks at data."""
+    return isinstance(_shrinking(method), (ActivationAware, Subcloning))
+
+
+def _named(chosen: Method, planned: Inheritance, reason: str, said: list[str]) -> Inheritance:
+    """Return a plan with a note on the method that was picked."""
+    picked = f"method 'auto' picked {chosen}{reason}"
+    return Inheritance(planned.parts, [picked, *said, *planned.notes])

@@ -184,7 +184,7 @@ def assemble(
         train=train,
         val=val,
         test=test,
-        classes=int(max(pool.labels.max(), test.labels.max())) + 1,
+        classes=int(torch.cat([train.labels, val.labels, test.labels]).max()) + 1,
         mean=tuple(round(float(v), 4) for v in flat.mean(0)),
         std=tuple(round(float(v), 4) for v in flat.std(0)),
         flip=not any(word in name.lower() for word in NO_FLIP),

@@ -112,6 +112,16 @@ PRESETS: dict[str, Preset] = {
             **_MIXED,
         ),
         Preset(
+            "cifar10-w96",
+            "cifar10",
+            # heads of 32: whole copies make the heads of 64 of nearly every published ViT
+            auxiliary=_vit(32, 8, 96, 3, 6),
+            training=TrainingConfig(
+                10_000, 64, lr=3e-3, warmup_steps=500, precision="bf16", **_LABELS
+            ),
+            **_MIXED,
+        ),
+        Preset(
             "digits-weit",
             "digits",
             auxiliary=_vit(8, 2, 64, 4, 6),

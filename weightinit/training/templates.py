@@ -19,7 +19,7 @@ from weightinit.templates.constrained import ConstrainedModel
 from weightinit.templates.nested import NestedModel
 from weightinit.templates.sizes import Size, Sizes
 from weightinit.training.data import load_data
-from weightinit.training.fleet import accelerator
+from weightinit.training.fleet import accelerator, plain_attention
 from weightinit.training.images import ImageData
 from weightinit.training.loop import train
 from weightinit.training.presets import Preset, get_preset
@@ -103,7 +103,14 @@ def build_auxiliary(
             f"scalers {scalers!r} of method {method!r}: use 'drawn', or with 'wave' 'linear'"
         )
     depth, width = preset.auxiliary.kwargs["depth"], preset.width
-    model = preset.auxiliary_at(depth).build(data, seed)
+
+    def built(depth: int, **changes: Any) -> nn.Module:
+        model = preset.auxiliary_at(depth, **changes).build(data, seed)
+        if accelerator().device.type == "cpu":
+            plain_attention(model)
+        return model
+
+    model = built(depth)
     draw = torch.Generator().manual_seed(seed)
     if method == "weit":
         config = TemplateConfig.of(anatomy(model), layers=2, method="weit")
@@ -111,8 +118,7 @@ def build_auxiliary(
         sizes = Sizes(depths=depths, widths=preset.widths, seed=seed)
 
         def build(size: Size) -> nn.Module:
-            changes = {"embed_dim": size.width, "num_heads": size.heads}
-            return preset.auxiliary_at(size.depth, **changes).build(data, seed)
+            return built(size.depth, embed_dim=size.width, num_heads=size.heads)
 
         nested = constrain(model, config, sizes=sizes, build=build, generator=draw)
         assert isinstance(nested, NestedModel)
@@ -124,7 +130,7 @@ def build_auxiliary(
     )
     start = constrain(model, config, scalers=scalers, generator=draw)
     # Blocks enough for the deepest; the scalers are those of the auxiliary model's own depth.
-    largest = preset.auxiliary_at(max(depth, *preset.depths, 0)).build(data, seed)
+    largest = built(max(depth, *preset.depths, 0))
     composer = Composer(start.config, anatomy(largest))
     mixed = MixedModel(largest, composer, start.template_values(), start.scaler_values())
     mixed.pools, mixed.depths = preset.pools, preset.depths

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from tqdm import tqdm
 
 from weightinit.anatomy import Anatomy, facts
 from weightinit.errors import ProjectionError
@@ -23,6 +25,10 @@ Values = dict[str, Tensor]
 
 #: From each matrix that writes into the stream to the layer scale after it.
 SCALES = {"attn.proj": "ls1", "mlp.fc2": "ls2"}
+#: How many times as many tokens as inputs to choose from are looked at.
+TIMES = 2
+#: Tokens by which it is checked how blocks compute.
+FEW = 200
 
 
 class _EnoughError(Exception):
@@ -50,6 +56,7 @@ class Blocks:
     target: Anatomy
     stream: Stream
     calls: Sequence[Sequence[Callable[[Tensor], Tensor]]]
+    picks: Sequence[Tensor]  # the tokens of each batch that regressions look at
     ridge: float
 
     @torch.no_grad()
@@ -62,21 +69,25 @@ class Blocks:
         """Return the blocks of the target, and its stream after them in the ancestor's terms.
 
         ``streams`` are those before the first block, one a batch ``[..., d]``, and ``entry`` is the
-        norm before it, if there is one.
+        norm before it, if there is one. They are replaced by those after the blocks.
         """
-        theirs = streams
-        starts = (entry(exact(x), self.stream) if entry else self.project(x) for x in streams)
-        ours = [(y @ self.stream.read.T).to(x) for x, y in zip(streams, starts, strict=True)]
+        starts = (entry(exact(x), self.stream).to(x) if entry else self.project(x) for x in streams)
+        ours = [y @ self.stream.read.T.to(y) for y in starts]
         values = []
-        for index, group in enumerate(groups):
+        shown = sys.stderr.isatty()
+        for index, group in enumerate(tqdm(groups, "fitting", disable=not shown, unit="block")):
             block = _Group(self, index, group)
-            theirs, ours = block.fit(theirs, ours)
+            block.fit(streams, ours)
             values.append(block.values)
         return values, ours
 
     def project(self, x: Tensor) -> Tensor:
-        """Return the target's stream, float64 ``[..., d']``."""
-        return exact(x) @ self.stream.write.T
+        """Return the target's stream ``[..., d']``."""
+        return x @ self.stream.write.T.to(x)
+
+    def rows(self, x: Tensor, batch: int) -> Tensor:
+        """Return the tokens of a batch that regressions look at, ``[tokens, channels]``."""
+        return x.flatten(0, -2)[self.picks[batch]]
 
 
 def absorbed(bare: Sequence[tuple[Tensor, Tensor]], stream: Stream) -> Tensor:
@@ -91,12 +102,17 @@ def absorbed(bare: Sequence[tuple[Tensor, Tensor]], stream: Stream) -> Tensor:
 
 @dataclass(frozen=True)
 class _Record:
-    """What the ancestor's blocks of one group do."""
+    """What the ancestor's blocks of one group do, at the tokens that regressions look at."""
 
-    after: list[Tensor]  # the stream after them, one a batch
-    reads: list[Moments]  # for each block, the first norm's output regressed on the target's
-    norms: list[list[Tensor]]  # for each batch and block, the second norm's output
-    goals: list[Tensor]  # the target's stream after attention as it should be, one a batch
+    reads: Moments  # the first norms' outputs side by side, regressed on the target's
+    norms: list[Tensor]  # the second norms' outputs side by side, one a batch
+    goals: list[Tensor]  # what attention is to write into the target's stream, one a batch
+    after: list[Tensor]  # the target's stream after the blocks as it should be, one a batch
+
+
+def branch_of(role: str) -> str:
+    """Return the branch of a matrix that writes into the stream."""
+    return facts(f"{role}.weight").branch
 
 
 class _Group:
@@ -115,55 +131,78 @@ class _Group:
         ]
         self.values: Values = {}
         self.keep = Keep(blocks.running.anatomy, blocks.target, group)
+        self.mlp: nn.Module | None = self._mlp()
 
-    def fit(self, theirs: list[Tensor], ours: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Fit the block, and return the ancestor's and the target's streams after it."""
+    def fit(self, theirs: list[Tensor], ours: list[Tensor]) -> None:
+        """Fit the block, and replace the ancestor's and the target's streams by those after it."""
         record = self._look(theirs, ours)
-        project = self.blocks.project
+        rows = [self.blocks.rows(y, batch) for batch, y in enumerate(ours)]
         self._read("attn", "norm1", record.reads)
-        goals = zip(record.goals, ours, strict=True)
-        self._write("attn.proj", ours, (goal - project(y) for goal, y in goals))
-        reads = [Moments() for _ in self.group]
-        middle = [self._until(batch, y, "norm2") for batch, y in enumerate(ours)]
+        hidden = [self._until(batch, y, "attn.proj") for batch, y in enumerate(ours)]
+        weight, offset = self._write("attn.proj", zip(hidden, record.goals, strict=True))
+        middle = [x + h @ weight.T.to(h) + offset.to(h) for x, h in zip(rows, hidden, strict=True)]
+        reads = Moments()
         for x, norms in zip(middle, record.norms, strict=True):
-            given = self._given(x, "norm2")
-            for moments, norm in zip(reads, norms, strict=True):
-                moments.add(given, exact(norm))
+            reads.add(self._given(x, "norm2"), norms)
         self._read("mlp", "norm2", reads)
-        steps = zip(middle, record.after, strict=True)
-        self._write("mlp.fc2", ours, (project(exact(end) - exact(x)) for x, end in steps))
-        return record.after, [self._play(batch)(y) for batch, y in enumerate(ours)]
+        hidden = (self._neurons(y, batch, middle[batch]) for batch, y in enumerate(ours))
+        goals = (y - self.blocks.project(x) for y, x in zip(record.after, middle, strict=True))
+        self._write("mlp.fc2", zip(hidden, goals, strict=True))
+        for batch, y in enumerate(ours):
+            ours[batch] = self._play(batch)(y)
 
     def _look(self, theirs: list[Tensor], ours: list[Tensor]) -> _Record:
         """Run the ancestor's blocks, and choose what is kept of them."""
-        record = _Record([], [Moments() for _ in self.group], [], [])
-        hidden = {role: Moments() for role in SCALES}
-        for batch, (begin, y) in enumerate(zip(theirs, ours, strict=True)):
-            given, x = self._given(y, "norm1"), begin
+        project, rows = self.blocks.project, self.blocks.rows
+        record = _Record(Moments(), [], [], [])
+        hidden = {role: Moments() for role in SCALES if not self.keep.all(branch_of(role))}
+        among: dict[str, Tensor] = {}
+        for batch, y in enumerate(ours):
+            x = theirs[batch]
+            goal = rows(x, batch) - rows(y, batch)
             runs: list[Values] = []
-            for place, reads in enumerate(record.reads):
+            for place in range(len(self.group)):
+                begin = rows(x, batch)
                 x, activations = self._theirs(place, batch, x)
-                reads.add(given, activations["norm1"])
+                goal += activations["middle"] - begin
                 runs.append(activations)
-            written = {
-                role: torch.stack([self._written(i, role, x) for i, x in enumerate(runs)]).sum(0)
-                for role in SCALES
-            }
+            theirs[batch] = x
+            side = {name: torch.cat([run[name] for run in runs], -1) for name in runs[0]}
+            record.reads.add(self._given(rows(y, batch), "norm1"), side["norm1"])
             for role, moments in hidden.items():
-                inner = torch.cat([activations[role] for activations in runs], -1)
-                moments.add(inner, self.blocks.project(written[role]))
-            record.norms.append([activations["norm2"].to(x) for activations in runs])
-            record.goals.append(self.blocks.project(exact(begin) + written["attn.proj"]))
-            record.after.append(x)
+                if batch == 0:
+                    written = side[role].var(0) * self._writes(role).square().sum(0).to(y)
+                    among[role] = self.keep.candidates(branch_of(role), written)
+                moments.add(self._fewer(side[role][:, among[role]]))
+            record.norms.append(side["norm2"])
+            record.goals.append(project(goal))
+            record.after.append(project(rows(x, batch)))
         for role, moments in hidden.items():
-            self.running.check(moments.centred()[0])
-            self.keep.choose(facts(f"{role}.weight").branch, moments)
+            gram = self.running.check(moments.centred()[0])
+            cross = gram @ self._writes(role)[:, among[role]].T
+            self.keep.choose(branch_of(role), gram, cross, among[role])
         return record
 
+    def _fewer(self, x: Tensor) -> Tensor:
+        """Return every few of many tokens: to choose by, twice as many as inputs are enough."""
+        tokens = sum(map(len, self.blocks.picks))
+        return x[:: max(1, tokens // (TIMES * x.shape[-1]))]
+
+    def _writes(self, role: str) -> Tensor:
+        """Return the matrix by which the hidden activations of all blocks write, ``[d', inputs]``.
+
+        They write into the target's stream.
+        """
+        ones = torch.ones_like(self.stream.write[0])
+        scaled = [
+            parts[f"{role}.weight"] * parts.get(SCALES[role], ones)[:, None] for parts in self.parts
+        ]
+        return self.stream.write @ torch.cat(scaled, 1)
+
     def _given(self, y: Tensor, norm: str) -> Tensor:
-        """Return the target's normalised stream, float64 ``[..., d']``."""
+        """Return the target's normalised stream ``[..., d']``."""
         owner = self.running.owner(self.pieces[f"{norm}.weight"])
-        return self.blocks.project(normalise(exact(y), owner))
+        return self.blocks.project(normalise(y, owner))
 
     def _theirs(self, place: int, batch: int, x: Tensor) -> tuple[Tensor, Values]:
         """Run one block of the ancestor; return the stream after it, and activations inside."""
@@ -171,30 +210,36 @@ class _Group:
         activations: Values = {}
 
         def note(name: str) -> Callable[[Tensor], None]:
-            return lambda x: activations.__setitem__(name, exact(x))
+            return lambda x: activations.__setitem__(name, self.blocks.rows(x, batch))
 
-        def owner(name: str) -> torch.nn.Module:
+        def owner(name: str) -> nn.Module:
             return self.running.owner(pieces[f"{name}.weight"])
 
         inputs = {owner(role): note(role) for role in SCALES} | {owner("norm2"): note("middle")}
         outputs = {owner(norm): note(norm) for norm in ("norm1", "norm2")}
         with watching(inputs, outputs):
             after = self._play(batch, place)(x)
-        if batch == 0 and not self._adds(place, activations, x, exact(after)):
+        if batch == 0 and not self._adds(place, activations, x, after):
             raise ProjectionError(
                 f"block {self.group[place]} of the ancestor does not add attention and MLP to the "
                 "stream one after the other: use method='weight_selection'"
             )
+        if batch == place == 0 and self.mlp is not None:
+            found = self._hidden(self.mlp, activations["norm2"][:FEW])
+            if not torch.allclose(found, activations["mlp.fc2"][:FEW], 1e-3, 1e-3):
+                self.mlp = None
         return after, activations
 
     def _adds(self, place: int, activations: Values, x: Tensor, after: Tensor) -> bool:
         """Return whether attention and MLP were added to the stream one after the other."""
         if not {*SCALES, "norm1", "norm2", "middle"} <= activations.keys():
             return False
-        middle = activations["middle"]
+        few = {name: exact(value[:FEW]) for name, value in activations.items()}
+        begin, end = (exact(self.blocks.rows(y, 0)[:FEW]) for y in (x, after))
+        middle = few["middle"]
         return all(
-            torch.allclose(end, exact(begin) + self._written(place, role, activations), 1e-3, 1e-3)
-            for begin, role, end in ((x, "attn.proj", middle), (middle, "mlp.fc2", after))
+            torch.allclose(end, begin + self._written(place, role, few), 1e-3, 1e-3)
+            for begin, role, end in ((begin, "attn.proj", middle), (middle, "mlp.fc2", end))
         )
 
     def _play(self, batch: int, place: int = 0) -> Callable[[Tensor], Tensor]:
@@ -209,22 +254,48 @@ class _Group:
         return value * parts[SCALES[role]] if SCALES[role] in parts else value
 
     def _until(self, batch: int, y: Tensor, role: str) -> Tensor:
-        """Run the smaller block up to a norm or a matrix; return what that is given."""
+        """Run the smaller block up to a matrix; return what that is given, of kept inputs."""
+        given = self._enough(lambda: self._play(batch)(y), role)
+        return self._kept(self.blocks.rows(given, batch), role)
+
+    def _enough(self, play: Callable[[], object], role: str) -> Tensor:
+        """Return what a matrix is given when something is played, which ends there."""
         given: list[Tensor] = []
 
         def enough(x: Tensor) -> None:
             given.append(x)
             raise _EnoughError
 
-        piece = self.pieces[f"{role}.weight"]
-        with suppress(_EnoughError), watching({self.running.owner(piece): enough}):
-            self._play(batch)(y)
-        if not piece.facts.end:
-            return given[0]
-        return exact(given[0])[..., : len(self.keep.kept[piece.facts.branch])]
+        with suppress(_EnoughError), watching({self._owner(role): enough}):
+            play()
+        return given[0]
 
-    def _read(self, branch: str, norm: str, moments: list[Moments]) -> None:
-        """Fit what reads the stream after a norm, whose gain and bias it takes over."""
+    def _kept(self, x: Tensor, role: str) -> Tensor:
+        return x[..., : len(self.keep.kept[branch_of(role)])]
+
+    def _owner(self, role: str) -> nn.Module:
+        return self.running.owner(self.pieces[f"{role}.weight"])
+
+    def _mlp(self) -> nn.Module | None:
+        """Return the module that is the MLP, of a block that has it in one."""
+        inside = [piece for piece in self.pieces.values() if piece.facts.branch == "mlp"]
+        mlp = self.running.around(inside)
+        return None if mlp is self.running.block(self.group[0]) else mlp
+
+    def _neurons(self, y: Tensor, batch: int, middle: Tensor) -> Tensor:
+        """Return the hidden activations of the smaller MLP, token by token if it is a module."""
+        if self.mlp is None:
+            return self._until(batch, y, "mlp.fc2")
+        return self._kept(self._hidden(self.mlp, self._owner("norm2")(middle)), "mlp.fc2")
+
+    def _hidden(self, mlp: nn.Module, given: Tensor) -> Tensor:
+        return self._enough(lambda: mlp(given), "mlp.fc2")
+
+    def _read(self, branch: str, norm: str, moments: Moments) -> None:
+        """Fit what reads the stream after a norm, whose gain and bias it takes over.
+
+        ``moments`` are those of the norm's outputs in all blocks side by side.
+        """
         inside = {r: piece for r, piece in self.pieces.items() if piece.facts.branch == branch}
         biases = {
             role: piece.facts.bias_role
@@ -234,14 +305,13 @@ class _Group:
         both = self.pieces.keys() & self.target.keys()
         gain, free = f"{norm}.weight", f"{norm}.bias" in both
         offset = free or both.issuperset(biases.values())
-        fits = [
-            one.fit(parts[gain][:, None] * self.stream.read, ridge=self.blocks.ridge, bias=offset)
-            for parts, one in zip(self.parts, moments, strict=True)
-        ]
+        prior = torch.cat([parts[gain][:, None] * self.stream.read for parts in self.parts])
+        weight, add = moments.fit(prior, ridge=self.blocks.ridge, bias=offset)
+        fits = list(zip(weight.chunk(len(self.group)), add.chunk(len(self.group)), strict=True))
         matrices: Values = {}
         offsets: Values = {}
+        pairs = list(zip(self.parts, fits, strict=True))
         for role, bias in biases.items():
-            pairs = list(zip(self.parts, fits, strict=True))
             matrices[role] = self.keep.keep(role, [parts[role] @ w for parts, (w, _) in pairs])
             offsets[role] = self.keep.keep(role, [parts[role] @ b for parts, (_, b) in pairs])
             if bias in self.pieces:
@@ -258,20 +328,24 @@ class _Group:
             if role not in done and not piece.facts.end:
                 self._set(role, self.keep.keep(role, [parts[role] for parts in self.parts]))
 
-    def _write(self, role: str, ours: list[Tensor], missing: Iterable[Tensor]) -> None:
-        """Fit what writes what is missing into the stream; it takes the layer scale over."""
+    def _write(self, role: str, samples: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """Fit what writes into the stream; it takes the layer scale over.
+
+        ``samples`` are hidden activations and what they are to add to the target's stream. Returns
+        the weight ``[d, inputs]`` and bias ``[d]`` by which they add to it in the ancestor's terms.
+        """
         moments = Moments()
-        for batch, (y, rest) in enumerate(zip(ours, missing, strict=True)):
-            moments.add(self._until(batch, y, role), rest)
+        for hidden, missing in samples:
+            moments.add(hidden, missing)
         weight, bias, scale = f"{role}.weight", f"{role}.bias", SCALES[role]
-        ones = torch.ones_like(self.stream.write[0])
-        scaled = [parts[weight] * parts.get(scale, ones)[:, None] for parts in self.parts]
-        prior = self.stream.write @ self.keep.keep(weight, scaled)
+        prior = self._writes(role)[:, self.keep.kept[branch_of(role)]]
         has = bias in self.pieces.keys() & self.target.keys()
         matrix, offset = moments.fit(prior, ridge=self.blocks.ridge, bias=has)
-        self._set(weight, matrix, self.stream.read @ matrix)
-        self._set(bias, offset, self.stream.read @ offset)
-        self._set(scale, torch.ones_like(self.stream.write[:, 0]), ones)
+        read = self.stream.read
+        self._set(weight, matrix, read @ matrix)
+        self._set(bias, offset, read @ offset)
+        self._set(scale, torch.ones_like(self.stream.write[:, 0]), torch.ones_like(read[:, 0]))
+        return read @ matrix, read @ offset
 
     def _set(self, role: str, value: Tensor, theirs: Tensor | None = None) -> None:
         """Set the target's values of a role, and put ``theirs`` into the ancestor's block."""

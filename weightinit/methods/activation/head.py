@@ -34,8 +34,8 @@ def fit_head(
     running: Running,
     target: Anatomy,
     stream: Stream,
-    features: Mapping[str, Sequence[Tensor]],
-    after: Sequence[Tensor],
+    theirs: Sequence[Tensor],
+    ours: Sequence[Tensor],
     *,
     ridge: float,
 ) -> tuple[Values, Tensor]:
@@ -43,12 +43,12 @@ def fit_head(
 
     What the ancestor's heads are given is regressed on what the target's are given, whatever pools
     the tokens in between, and their matrices are multiplied by the result. The norm's gain becomes
-    1. The final norms of the ancestor's copy are overwritten. ``features`` are what each of
-    :func:`readers` was given, and ``after`` is the target's stream after the blocks in the
-    ancestor's terms, one a batch.
+    1. The final norms of the ancestor's copy are overwritten. ``theirs`` and ``ours`` are the
+    ancestor's and the target's stream after the blocks in the ancestor's terms, one a batch.
     """
     outside = running.anatomy.outside
-    heads = {role: outside[role] for role in features}
+    heads = readers(running.anatomy, target)
+    features = _given(running, heads, theirs)
     gain = torch.ones_like(stream.write[0])
     for piece in outside.values():
         if piece.facts.place == "final norm":
@@ -56,17 +56,9 @@ def fit_head(
             gain = exact(part).clone() if scales else gain
             part.fill_(float(scales))
     moments = {role: Moments() for role in heads}
-
-    def see(role: str, number: int, x: Tensor) -> None:
-        moments[role].add(exact(x) @ stream.write.T, exact(features[role][number]))
-
-    for number, x in enumerate(after):
-        watched = {
-            running.owner(piece): lambda x, role=role, number=number: see(role, number, x)
-            for role, piece in heads.items()
-        }
-        with watching(watched):
-            running.resume(number, x)
+    for role, given in _given(running, heads, ours).items():
+        for x, wanted in zip(given, features[role], strict=True):
+            moments[role].add(x @ stream.write.T.to(x), wanted)
     values: Values = {}
     bare: list[tuple[Tensor, Tensor]] = []
     for role, piece in heads.items():
@@ -83,3 +75,15 @@ def fit_head(
         if (bias := piece.facts.bias_role) in values:
             values[bias] = values[bias] - values[role] @ shift
     return {role: running.check(value).cpu() for role, value in values.items()}, shift.cpu()
+
+
+def _given(
+    running: Running, heads: Mapping[str, Piece], streams: Sequence[Tensor]
+) -> dict[str, list[Tensor]]:
+    """Return what the heads are given after streams, one a batch."""
+    found: dict[str, list[Tensor]] = {role: [] for role in heads}
+    watched = {running.owner(piece): found[role].append for role, piece in heads.items()}
+    for number, x in enumerate(streams if heads else ()):
+        with watching(watched):
+            running.resume(number, x)
+    return found

@@ -9,9 +9,12 @@ from torch import Tensor
 
 from weightinit.anatomy import Anatomy, Piece
 from weightinit.errors import ProjectionError
-from weightinit.methods.activation.leastsquares import Moments, choose
+from weightinit.methods.activation.leastsquares import choose
 
 __all__ = ["Keep"]
+
+#: How many times as many neurons as are kept are candidates.
+MORE = 1.5
 
 
 class Keep:
@@ -30,24 +33,41 @@ class Keep:
         """Return the label of what comes and goes together, and how many channels that is."""
         return ("h", self.old.sizes["k"]) if branch == "attn" else ("m", 1)
 
-    def choose(self, branch: str, moments: Moments) -> None:
+    def all(self, branch: str) -> bool:
+        """Return whether all of a branch is kept, which needs no choice."""
+        label, unit = self._units(branch)
+        size = self.old.sizes[label]
+        if self.new.sizes[label] != size or len(self.group) > 1:
+            return False
+        self.kept[branch] = torch.arange(size * unit)
+        return True
+
+    def candidates(self, branch: str, written: Tensor) -> Tensor:
+        """Return the channels that are chosen from: all heads', and neurons that write most.
+
+        ``written`` is the variance that each hidden channel of all blocks side by side writes.
+        """
+        label, unit = self._units(branch)
+        number = min(len(written), int(MORE * self.new.sizes[label]))
+        if unit > 1:
+            return torch.arange(len(written), device=written.device)
+        return written.sort(descending=True, stable=True).indices[:number].sort().values
+
+    def choose(self, branch: str, gram: Tensor, cross: Tensor, among: Tensor | None = None) -> None:
         """Choose what explains best what a branch writes into the stream.
 
-        ``moments`` are of the hidden activations of all blocks side by side, and of what they
-        write. Whatever acts on all heads or neurons together is refused.
+        ``gram`` and ``cross`` are the covariances of the hidden activations of all blocks side by
+        side, of the channels ``among`` them, and of those and what they write. Whatever acts on all
+        heads or neurons together is refused.
         """
         label, unit = self._units(branch)
         size, number = self.old.sizes[label], self.new.sizes[label]
         total = size * unit
-        if number == size and len(self.group) == 1:
-            self.kept[branch] = torch.arange(total)
-            return
         if whole := self._whole(label):
             raise ProjectionError(
                 f"{whole} acts on all of {label!r} together: keep {label} = {size} and depth "
                 f"{self.old.depth}, or use method='weight_selection'"
             )
-        gram, cross = moments.centred()
         # What the heads of one block share decides from which block all of them must come.
         apart = label == "h" and any(self._shared(piece) for piece in self.pieces.values())
         length = total if apart else len(gram)
@@ -57,7 +77,8 @@ class Keep:
             units, gain = choose(gram[span, span], cross[span], number, unit=unit)
             choices.append((gain, start + units * unit))
         first = max(choices, key=lambda choice: choice[0])[1]
-        self.kept[branch] = (first[:, None] + torch.arange(unit)).flatten()
+        kept = (first[:, None] + torch.arange(unit)).flatten()
+        self.kept[branch] = kept if among is None else among.cpu()[kept]
 
     def keep(self, role: str, values: Sequence[Tensor]) -> Tensor:
         """Return what is kept of a part, given that of every block."""

@@ -5,31 +5,46 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from weightinit.inherit.running import exact
+
 __all__ = ["Moments", "choose"]
+
+#: Rows whose products are summed in the samples' own precision, and columns of such a product.
+ROWS, COLUMNS = 4096, 512
+#: In how many steps neurons are chosen, at most.
+STEPS = 24
 
 
 class Moments:
-    """Sums, in float64, from which y = W x + b is fitted in closed form."""
+    """Sums from which y = W x + b is fitted in closed form.
+
+    Products of a few thousand samples are summed as the samples are, in float32 mostly, and those
+    sums in float64.
+    """
 
     def __init__(self) -> None:
         self.count = 0
         self._sums: list[Tensor] = []
 
-    def add(self, x: Tensor, y: Tensor) -> None:
-        """Take in samples of float64, ``x [..., inputs]`` and ``y [..., outputs]``."""
-        x, y = x.flatten(0, -2), y.flatten(0, -2)
-        sums = [x.sum(0), y.sum(0), x.T @ x, x.T @ y]
-        if not self.count:
-            self._sums = sums
-        else:
-            for total, more in zip(self._sums, sums, strict=True):
-                total += more
-        self.count += len(x)
+    def add(self, x: Tensor, y: Tensor | None = None) -> None:
+        """Take in samples, ``x [..., inputs]`` and ``y [..., outputs]``, or inputs alone."""
+        x = x.flatten(0, -2)
+        y = x[:, :0] if y is None else y.flatten(0, -2)
+        for some, more in zip(x.split(ROWS), y.split(ROWS), strict=True):
+            sums = [*map(exact, (some.sum(0), more.sum(0), _gram(some), some.T @ more))]
+            if not self.count:
+                self._sums = sums
+            else:
+                for total, one in zip(self._sums, sums, strict=True):
+                    total += one
+            self.count += len(some)
 
     def centred(self) -> tuple[Tensor, Tensor]:
         """Return the covariances ``[inputs, inputs]`` and ``[inputs, outputs]``."""
-        x, y, xx, xy = (total / self.count for total in self._sums)
-        return xx - torch.outer(x, x), xy - torch.outer(x, y)
+        x, y, xx, xy = self._sums
+        gram, cross = xx / self.count, xy / self.count
+        mean = x / self.count
+        return gram.addr_(mean, mean, alpha=-1), cross.addr_(mean, y / self.count, alpha=-1)
 
     def fit(self, prior: Tensor, *, ridge: float, bias: bool = True) -> tuple[Tensor, Tensor]:
         """Return the ``weight [outputs, inputs]`` and ``bias [outputs]`` of the least squares.
@@ -37,13 +52,26 @@ class Moments:
         They minimise the mean of (y - W x - b)^2 plus lambda (W - prior)^2, with lambda ``ridge``
         times the mean variance of the inputs. Without ``bias`` b is zero.
         """
-        x, y, xx, xy = (total / self.count for total in self._sums)
-        if bias:
-            xx, xy = self.centred()
+        x, y = (total / self.count for total in self._sums[:2])
+        xx, xy = self.centred() if bias else (total / self.count for total in self._sums[2:])
         strength = max(ridge * float(xx.diagonal().mean()), torch.finfo(xx.dtype).tiny)
-        eye = torch.eye(len(xx), dtype=xx.dtype, device=xx.device)
-        weight = prior + torch.linalg.solve(xx + strength * eye, xy - xx @ prior.T).T
+        missing = xy - xx @ prior.T
+        xx.diagonal().add_(strength)
+        weight = prior + torch.linalg.solve(xx, missing).T
         return weight, (y - weight @ x if bias else torch.zeros_like(y))
+
+
+def _gram(x: Tensor) -> Tensor:
+    """Return x^T x, of which wide ones are computed half and mirrored."""
+    width = x.shape[1]
+    if width <= COLUMNS:
+        return x.T @ x
+    gram = x.new_empty(width, width)
+    for start in range(0, width, COLUMNS):
+        at = slice(start, start + COLUMNS)
+        gram[at, start:] = x[:, at].T @ x[:, start:]
+        gram[start:, at] = gram[at, start:].T
+    return gram
 
 
 def choose(gram: Tensor, cross: Tensor, number: int, *, unit: int = 1) -> tuple[Tensor, float]:
@@ -52,35 +80,44 @@ def choose(gram: Tensor, cross: Tensor, number: int, *, unit: int = 1) -> tuple[
     Orthogonal least squares (Chen, Billings and Luo 1989): each choice is the input that explains
     most of what those before it leave over. ``gram`` and ``cross`` are the covariances of the
     inputs and of inputs and outputs, ``unit`` is the number of neighbouring inputs that come and go
-    together: the channels of a head. The indices of the units are sorted, int64 ``[number]``, and
-    come with the variance that they explain.
+    together: the channels of a head. Many single inputs are chosen some dozens at a time, out of
+    the twice as many that explain most alone. The indices of the units are sorted, int64
+    ``[number]``, and come with the variance that they explain.
     """
     size = len(gram)
     floor = 1e-4 * float(gram.diagonal().mean()) + torch.finfo(gram.dtype).tiny
-    gram = gram + floor * torch.eye(size, dtype=gram.dtype, device=gram.device)
+    gram = gram.clone()
+    gram.diagonal().add_(floor)
     units = torch.arange(size, device=gram.device).view(-1, unit)
     # What is left over of each unit's own covariance; the rest is computed when it is needed.
     within = gram[units[:, :, None], units[:, None, :]]
     left = cross.clone()
     basis = gram.new_zeros(number * unit, size)
     chosen: list[int] = []
-    explained = 0.0
-    for step in range(number):
+    explained, at_once = 0.0, -(-number // STEPS) if unit == 1 else 1
+    while len(chosen) < number:
         inner = torch.linalg.cholesky_ex(within)[0] if unit > 1 else within.clamp_min(floor).sqrt()
         tall = left.view(len(units), unit, -1)
         tall = torch.linalg.solve_triangular(inner, tall, upper=False) if unit > 1 else tall / inner
         gains = tall.square().sum((1, 2))
         gains[chosen] = -1.0
-        best = int(gains.argmax())
-        at = units[best]
-        done = basis[: step * unit]
-        row = torch.linalg.solve_triangular(
-            inner[best], gram[at] - done[:, at].T @ done, upper=False
-        )
-        basis[step * unit : (step + 1) * unit] = row
-        left = left - row.T @ tall[best]
-        rows = row.T.reshape(len(units), unit, unit)
+        done = basis[: len(chosen) * unit]
+        few = min(at_once, number - len(chosen))
+        if few > 1:
+            best = gains.topk(min(2 * few, len(units) - len(chosen))).indices
+            rest = gram[best][:, best] - done[:, best].T @ done[:, best]
+            best = best[choose(rest, left[best], few)[0].to(best.device)]
+        else:
+            best = gains.argmax()[None]
+        at = units[best].flatten()
+        rest = gram[at] - done[:, at].T @ done
+        root = torch.linalg.cholesky_ex(rest[:, at])[0]
+        row = torch.linalg.solve_triangular(root, rest, upper=False)
+        told = torch.linalg.solve_triangular(root, left[at], upper=False)
+        basis[len(done) : len(done) + len(at)] = row
+        left -= row.T @ told
+        rows = row.T.reshape(len(units), unit, -1)
         within = within - rows @ rows.transpose(1, 2)
-        explained += float(gains[best])
-        chosen.append(best)
+        explained += float(told.square().sum())
+        chosen += best.tolist()
     return torch.tensor(sorted(chosen), dtype=torch.int64), explained

@@ -6,7 +6,8 @@ et al., https://arxiv.org/abs/2401.15024), one matrix for all blocks here, and l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -41,6 +42,13 @@ __all__ = ["ActivationAware", "suits"]
 NEEDED = {f"{role}.weight" for role in ("norm1", "norm2", "attn.proj", "mlp.fc1", "mlp.fc2")}
 #: Where outside the blocks a parameter may touch a stream that is rotated.
 PLACES = ("before", "final norm", "reads")
+#: Tokens that regressions look at, and that the stream's directions are found by, per channel.
+TOKENS, LOOKS = 32, 16
+#: What the report says besides.
+ADVICE = (
+    "train what was fitted with a low learning rate: start with a learning rate of about 2e-5 to "
+    "5e-5 (AdamW), where random weights want ten times as much"
+)
 
 
 @dataclass(frozen=True)
@@ -55,12 +63,13 @@ class ActivationAware:
     in the matrices beside them. At full size the function is the ancestor's.
 
     The method needs ``calibration=``: 5 to 20 batches of 128 images do, several times as many
-    samples (of images, for the head) as the ancestor has channels. It holds the stream of all of
-    them some five times, batches x tokens x embed_dim x 20 bytes, and runs about ten forward
-    passes. It serves blocks with a norm before attention and MLP, and those of BERT with a norm
-    after each (:func:`~weightinit.methods.activation.postnorm.fit_post_norm`), of which whole
-    encoders become narrower, with pooling layers and heads; those whose words are tied to a head
-    keep embed_dim.
+    samples (of images, for the head) as the ancestor has channels. The regressions look at 32
+    tokens a channel, drawn from all batches. It holds two streams of all batches, that is batches x
+    tokens x embed_dim x 8 bytes, and what the regressions look at; 512 images cost a few forward
+    passes of the ancestor. It serves blocks with a norm before attention and MLP, and those of BERT
+    with a norm after each (:func:`~weightinit.methods.activation.postnorm.fit_post_norm`), of which
+    whole encoders become narrower, with pooling layers and heads; those whose words are tied to a
+    head keep embed_dim. What was fitted wants a low learning rate, which the report says.
 
     Args:
         ridge: strength of the regressions' ridge, relative to the inputs' mean variance.
@@ -120,7 +129,7 @@ class ActivationAware:
         for group, block, values in zip(fit.groups, target.blocks, fit.blocks, strict=True):
             where = f" of block{'s' * (len(group) > 1)} {', '.join(map(str, group))}"
             parts |= _fitted(block, values, where)
-        return Inheritance(parts)
+        return Inheritance(parts, [ADVICE])
 
 
 def _constant(values: Tensor) -> Callable[[Tensor, int], Tensor]:
@@ -215,18 +224,37 @@ def _fit(running: Running, target: Anatomy, ridge: float) -> _Fit:
     if old.traits.form == "post_norm":
         post = fit_post_norm(running, target, ridge=ridge)
         return _Fit(post.stream, post.groups, post.blocks, post.outside, None)
-    features: dict[str, list[Tensor]] = {role: [] for role in readers(old, target)}
-    observed = _Observation(running, features, most=-(-old.depth // depth))
+    observed = _Observation(running, most=-(-old.depth // depth))
     norm = running.owner(old.blocks[0]["norm1.weight"])
     stream = principal(running.check(observed.moment), width, centred=centres(norm))
     groups = groups_of(observed.similarity, depth)
-    blocks = Blocks(running, target, stream, observed.calls, ridge)
-    entry = None if width == old.sizes["d"] else _entry(running, stream, observed.streams)
-    values, after = blocks.shrink(groups, observed.streams, entry)
-    if width == old.sizes["d"] and (not features or _unfollowed(old, target)):
+    streams = observed.streams
+    blocks = Blocks(running, target, stream, observed.calls, picks(streams), ridge)
+    entry = None if width == old.sizes["d"] else _entry(running, stream, streams)
+    values, ours = blocks.shrink(groups, streams, entry)
+    if width == old.sizes["d"] and (not readers(old, target) or _unfollowed(old, target)):
         return _Fit(stream, groups, values, {}, None)  # the pool reads the final norm as it is
-    head, shift = fit_head(running, target, stream, features, after, ridge=ridge)
+    head, shift = fit_head(running, target, stream, streams, ours, ridge=ridge)
     return _Fit(stream, groups, values, head, shift, entry)
+
+
+def picks(streams: Sequence[Tensor]) -> list[Tensor]:
+    """Return the tokens that regressions look at, of each batch's stream ``[..., d]``.
+
+    They are 32 times as many as channels, the first of every sample among them and the others
+    drawn, or all if there are fewer.
+    """
+    counts = [x[..., 0].numel() for x in streams]
+    share = TOKENS * streams[0].shape[-1] / sum(counts)
+    generator = torch.Generator().manual_seed(0)
+    chosen: list[Tensor] = []
+    for x, count in zip(streams, counts, strict=True):
+        length = x.shape[-2]
+        order = torch.rand(count // length, length, generator=generator)
+        order[:, 0] = 0.0
+        few = order.flatten().sort(stable=True).indices[: math.ceil(count * share)]
+        chosen.append(few.sort().values.to(x.device))
+    return chosen
 
 
 def _entry(running: Running, stream: Stream, streams: list[Tensor]) -> Entry | None:
@@ -243,10 +271,9 @@ def _entry(running: Running, stream: Stream, streams: list[Tensor]) -> Entry | N
 
 
 class _Observation:
-    """What the ancestor does on every calibration batch.
+    """What the ancestor does on the calibration batches.
 
-    ``features`` is filled with what each head is given, and up to ``most`` neighbouring blocks are
-    compared.
+    Up to ``most`` neighbouring blocks are compared, on as many batches as it takes.
 
     Attributes:
         moment: second moments of the normalised stream, float64 ``[d, d]``.
@@ -255,46 +282,50 @@ class _Observation:
         calls: the blocks as functions of the stream, for each batch.
     """
 
-    def __init__(self, running: Running, features: dict[str, list[Tensor]], *, most: int) -> None:
-        self.most, self.tokens = most, 0
+    def __init__(self, running: Running, *, most: int) -> None:
+        self.most, self.seen = most, 0
         self.moment = torch.zeros((), dtype=torch.float64)
         self.similarity = torch.eye(running.anatomy.depth, dtype=torch.float64)
         self.recent: list[Tensor] = []
-        outside = running.anatomy.outside
         norms = {
             running.owner(block[f"{norm}.weight"]): index if norm == "norm1" else None
             for index, block in enumerate(running.anatomy.blocks)
             for norm in ("norm1", "norm2")
         }
-        for piece in outside.values():
+        for piece in running.anatomy.outside.values():
             if piece.facts.place == "final norm":
                 norms[running.owner(piece)] = None
         watched: dict[nn.Module, Callable[[Tensor], None]] = {
             norm: partial(self._see, norm, index) for norm, index in norms.items()
         }
-        for role, values in features.items():
-            watched[running.owner(outside[role])] = values.append
+        width, number = running.anatomy.sizes["d"], len(running.calls)
         self.streams, self.calls = [], []
-        for number in range(len(running.calls)):
-            with watching(watched):
-                stream, calls = running.trace(number)
+        tokens, looks = 0, number
+        for index in range(number):
+            # Some of the batches, evenly spread, are enough.
+            look = not index or index * looks // number > (index - 1) * looks // number
+            with watching(watched if look else {}):
+                stream, calls = running.trace(index, whole=look)
             self.streams.append(stream)
             self.calls.append(calls)
-        if self.tokens < len(self.moment):
+            tokens += stream[..., 0].numel()
+            looks = looks if index else min(number, math.ceil(LOOKS * width / tokens))
+        if tokens < width:
             raise ProjectionError(
-                f"calibration= holds {self.tokens} tokens, and the stream has {len(self.moment)} "
+                f"calibration= holds {tokens} tokens, and the stream has {width} "
                 "channels: pass more batches, several times as many tokens as channels"
             )
         self.recent.clear()
-        self.similarity += torch.triu(self.similarity, 1) * (1 / self.tokens - 1)
+        self.similarity += torch.triu(self.similarity, 1) * (1 / self.seen - 1)
 
     def _see(self, norm: nn.Module, index: int | None, x: Tensor) -> None:
         """Take in what a norm is given; ``index`` is that of the block that it begins."""
-        z = normalise(exact(x), norm).flatten(0, -2)
-        self.moment = self.moment.to(z) + z.T @ z
+        z = normalise(x, norm).flatten(0, -2)
+        moment = exact(z.T @ z)
+        self.moment = self.moment.to(moment) + moment
         if index is None:
             return
-        self.tokens += len(z) * (index == 0)
+        self.seen += len(z) * (index == 0)
         self.recent = [z, *self.recent[: self.most - 1]] if index else [z]
         for back, other in enumerate(self.recent[1:], 1):
             self.similarity[index - back, index] += float((z * other).sum()) / z.shape[-1]

@@ -195,8 +195,10 @@ class _Group:
                     z = self.sight.hidden(number, place, branch, run["mlp reads"])
                 inner.append(self.sight.flat(number, z))
             wanted.add(torch.cat(inner, 1), self._goal(number, branch) - gain * flat)
-        self.sight.running.check(wanted.centred()[0])
-        self.keep.choose(branch, wanted)
+        gram, cross = wanted.centred()
+        self.sight.running.check(gram)
+        if not self.keep.all(branch):
+            self.keep.choose(branch, gram, cross)
         before = [norm, *(norms["mlp"] for norms in self.norms[:-1])]
         if branch == "mlp":
             before = [norms["attn"] for norms in self.norms]

@@ -1,0 +1,1 @@
+"""Which start for a model: each tried on the user's own data."""
