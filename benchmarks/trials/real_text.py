@@ -23,6 +23,7 @@ import weightinit as wi
 from trials.corpora import sentences
 from trials.run import write
 from weightinit.api import Method
+from weightinit.registry import MethodName
 
 __all__ = ["STARTS", "TARGETS", "agreement", "rows"]
 
@@ -104,7 +105,7 @@ def _inherited(
     batches: Batches,
     seed: int,
     *,
-    method: str | Method = "auto",
+    method: MethodName | Method = "auto",
     calibrated: bool = False,
 ) -> str:
     """Inherit by a method; return what it says of the whole."""
