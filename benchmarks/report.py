@@ -46,7 +46,8 @@ def demo() -> str:
     rates = ", ".join(f"{rate:g} ({start})" for start, rate in RATES.items())
     return (
         "Accuracy in percent on 359 held-out handwritten digits. The ancestor, 64 wide and 6\n"
-        f"deep, has {whole['accuracy']}. Each target is trained for {steps} steps of {BATCH} images,\n"
+        f"deep, has {whole['accuracy']}. Each target is trained for {steps} steps of {BATCH} "
+        "images,\n"
         f"at a learning rate chosen on validation images: {rates}.\n"
         "Means; the trained columns vary by up to "
         f"{max(row['spread'] for row in rows)} points over the seeds.\n\n"

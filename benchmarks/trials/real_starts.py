@@ -15,6 +15,7 @@ import weightinit as wi
 from trials.peers import pruned
 from trials.pretrained import words
 from weightinit.api import Method
+from weightinit.registry import MethodName
 
 __all__ = ["STARTS", "Given", "ridge"]
 
@@ -62,7 +63,11 @@ def mimetic(model: nn.Module, given: Given) -> str:
 
 
 def inherited(
-    model: nn.Module, given: Given, *, method: str | Method = "auto", calibrated: bool = False
+    model: nn.Module,
+    given: Given,
+    *,
+    method: MethodName | Method = "auto",
+    calibrated: bool = False,
 ) -> str:
     """Inherit by a method; note what it says of the whole."""
     plan = wi.plan_projection(
@@ -73,8 +78,7 @@ def inherited(
         generator=given.generator,
     )
     plan.validate().commit()
-    notes = plan.report().notes
-    return words("; ".join([*notes[:1], *notes[-1:]])) if notes else ""
+    return words("; ".join(plan.report().notes))
 
 
 def templates(model: nn.Module, given: Given, *, extracted: bool) -> str:
@@ -135,6 +139,9 @@ STARTS: dict[str, Start] = {
     "shipped templates": partial(templates, extracted=False),
     "templates of the ancestor": partial(templates, extracted=True),
     "Weight Selection": partial(inherited, method=wi.WeightSelection(faithful=True)),
+    "weights alone": partial(
+        inherited, method=wi.WeightSelection(depth="first_last", rescale=True)
+    ),
     "BoT": partial(inherited, method="bot"),
     "subcloning": partial(inherited, method="subcloning", calibrated=True),
     "Torch-Pruning": torch_pruning,
