@@ -37,6 +37,7 @@ from trials.run import write
 
 import weightinit as wi
 from weightinit.errors import WeightInitError
+from weightinit.registry import MethodName
 
 SUITES = {
     "vit": ("domains.images", "ViT"),
@@ -229,7 +230,7 @@ def templates(
     )
 
 
-def inherited(lab: Lab, model: nn.Module, seed: int, *, method: str) -> None:
+def inherited(lab: Lab, model: nn.Module, seed: int, *, method: MethodName) -> None:
     """Inherit from the plain model by a method's rule."""
     generator = torch.Generator().manual_seed(seed)
     options = {"generator": generator, "rules": lab.domain.rules}
