@@ -46,7 +46,7 @@ def text_rows(options: Options) -> list[dict[str, Any]]:
         raise WeightInitError(
             f"suite 'text' needs {error.name}, which is not there: use {', '.join(SUITES)}"
         ) from error
-    return module.rows(options)
+    return [{"name": row["start"], **row} for row in module.rows(options)]
 
 
 def _begin(threads: int) -> None:

@@ -63,18 +63,14 @@ def mimetic(model: nn.Module, given: Given) -> str:
 
 
 def inherited(
-    model: nn.Module,
-    given: Given,
-    *,
-    method: MethodName | Method = "auto",
-    calibrated: bool = False,
+    model: nn.Module, given: Given, *, method: MethodName | Method = "auto", batches: int | None = 0
 ) -> str:
-    """Inherit by a method; note what it says of the whole."""
+    """Inherit by a method that sees so many batches, None being all; note what it says."""
     plan = wi.plan_projection(
         given.ancestor,
         model,
         method=method,
-        calibration=given.images if calibrated else None,
+        calibration=given.images[:batches] or None,
         generator=given.generator,
     )
     plan.validate().commit()
@@ -143,8 +139,9 @@ STARTS: dict[str, Start] = {
         inherited, method=wi.WeightSelection(depth="first_last", rescale=True)
     ),
     "BoT": partial(inherited, method="bot"),
-    "subcloning": partial(inherited, method="subcloning", calibrated=True),
+    "subcloning": partial(inherited, method="subcloning", batches=None),
     "Torch-Pruning": torch_pruning,
     "default without data": inherited,
-    "default with data": partial(inherited, calibrated=True),
+    "default with 128 images": partial(inherited, batches=2),
+    "default with data": partial(inherited, batches=None),
 }

@@ -8,7 +8,7 @@ from typing import Any
 
 from trials.tables import mean, origin, results, spread, table
 
-__all__ = ["real_finetune", "real_names", "real_probe"]
+__all__ = ["real_finetune", "real_names", "real_probe", "real_text"]
 
 Rows = Sequence[Mapping[str, Any]]
 #: Longest words of a check in a table.
@@ -73,6 +73,27 @@ def real_names() -> str:
         lines.append([name, f"{row['result']}{equal}", short])
     text = table(["what is done", "result", "words"], lines)
     return f"{text}\n\n{origin(result)}"
+
+
+def real_text() -> str:
+    """How far the embeddings of sentences agree with the ancestor's."""
+    result = results("real-text")
+    rows = [row for row in result["rows"] if "refused" not in row]
+    columns = list(dict.fromkeys(row["target"] for row in result["rows"]))
+    lines = []
+    for name in dict.fromkeys(row["name"] for row in rows):
+        own = [[r for r in rows if (r["name"], r["target"]) == (name, c)] for c in columns]
+        lines.append([name, *(_agreed(cell) for cell in own)])
+    error = max(row["cosine_error"] for row in rows)
+    said = f"{rows[0]['n']} {rows[0]['part']} sentences, standard error {error:.3f} at most; a "
+    said += "cell is the mean cosine / the rank correlation of pairs, and empty where refused."
+    return f"{said}\n\n{table(['', *columns], lines)}\n\n{origin(result)}"
+
+
+def _agreed(rows: Rows) -> str:
+    if not rows:
+        return ""
+    return f"{mean(rows, 'cosine'):.3f} / {mean(rows, 'rank_correlation'):.3f}"
 
 
 def _split(rows: Rows, key: str, value: str) -> tuple[Rows, Rows]:
