@@ -44,7 +44,8 @@ def text_rows(options: Options) -> list[dict[str, Any]]:
         module = import_module("trials.real_text")
     except ModuleNotFoundError as error:
         raise WeightInitError(
-            f"suite 'text' needs {error.name}, which is not there: use {', '.join(SUITES)}"
+            f"suite 'text' needs {error.name}, which is not installed: install it, or use "
+            f"{', '.join(SUITES)}"
         ) from error
     return [{"name": row["start"], **row} for row in module.rows(options)]
 

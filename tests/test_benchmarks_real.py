@@ -2,8 +2,8 @@
 
 import json
 import sys
-from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +20,7 @@ import schema
 from trials.pretrained import Pretrained, Target, words
 from trials.real_probe import scores
 from trials.real_starts import STARTS, ridge
-from trials.real_tables import real_finetune, real_names, real_probe
+from trials.real_tables import real_finetune, real_names, real_probe, real_text
 
 SIZES: dict[str, Any] = {"img_size": 28, "patch_size": 7, "embed_dim": 32, "depth": 3}
 SIZES |= {"num_heads": 2, "num_classes": 0}
@@ -133,8 +133,17 @@ def test_several_processes_make_the_same_rows(ancestor, rows):
     assert [row["name"] for row in rows("probe", *few)] == ["random", "mimetic"]
 
 
-def test_texts_say_what_they_need(ancestor, rows):
-    if find_spec("trials.real_text"):
-        pytest.skip("the suite is there, and has tests of its own")
-    with pytest.raises(wi.WeightInitError, match="real_text, which is not there"):
+def test_texts_say_what_they_need(rows, monkeypatch):
+    monkeypatch.setitem(sys.modules, "trials.real_text", None)
+    with pytest.raises(wi.WeightInitError, match="real_text, which is not installed"):
         rows("text")
+
+
+def test_texts_make_a_table(rows, monkeypatch):
+    row: dict[str, Any] = {"start": "random", "target": "256x4", "seed": 1, "part": "val", "n": 9}
+    row |= {"cosine": 0.5, "cosine_error": 0.01, "rank_correlation": 0.25}
+    refused = {"start": "BoT", "target": "512x6", "seed": 1, "part": "val", "refused": "larger"}
+    suite = SimpleNamespace(rows=lambda options: [row, refused])
+    monkeypatch.setitem(sys.modules, "trials.real_text", suite)
+    assert [found["name"] for found in rows("text")] == ["random", "BoT"]
+    assert "| random | 0.500 / 0.250 |  |" in real_text()
