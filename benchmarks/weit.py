@@ -37,6 +37,8 @@ from trials.run import write
 
 import weightinit as wi
 from weightinit.errors import WeightInitError
+from weightinit.registry import MethodName
+from weightinit.templates.compose import Scalers
 
 SUITES = {
     "vit": ("domains.images", "ViT"),
@@ -205,7 +207,7 @@ def random(lab: Lab, model: nn.Module, seed: int) -> None:
 
 
 def templates(
-    lab: Lab, model: nn.Module, seed: int, *, source: str, scalers: str | None = None, fit=False
+    lab: Lab, model: nn.Module, seed: int, *, source: str, scalers: Scalers | None = None, fit=False
 ) -> None:
     """Compose from a trained template set, its scalers fitted for this size or by rule."""
     bundle = wi.TemplateBundle.from_pretrained(lab.folder(source, seed))
@@ -229,7 +231,7 @@ def templates(
     )
 
 
-def inherited(lab: Lab, model: nn.Module, seed: int, *, method: str) -> None:
+def inherited(lab: Lab, model: nn.Module, seed: int, *, method: MethodName) -> None:
     """Inherit from the plain model by a method's rule."""
     generator = torch.Generator().manual_seed(seed)
     options = {"generator": generator, "rules": lab.domain.rules}

@@ -15,6 +15,7 @@ import weightinit as wi
 from trials.peers import pruned
 from trials.pretrained import words
 from weightinit.api import Method
+from weightinit.registry import MethodName
 
 __all__ = ["STARTS", "Given", "ridge"]
 
@@ -62,7 +63,11 @@ def mimetic(model: nn.Module, given: Given) -> str:
 
 
 def inherited(
-    model: nn.Module, given: Given, *, method: str | Method = "auto", calibrated: bool = False
+    model: nn.Module,
+    given: Given,
+    *,
+    method: MethodName | Method = "auto",
+    calibrated: bool = False,
 ) -> str:
     """Inherit by a method; note what it says of the whole."""
     plan = wi.plan_projection(
