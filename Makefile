@@ -14,7 +14,7 @@ $(VENV)/.ready: setup.cfg pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[train,report,test]'
 	touch $@
 
-demo: $(VENV)/.ready  ## initialise eight ViTs from shipped bundles, and compare with random
+demo: $(VENV)/.ready  ## one pretrained ViT in six sizes, beside templates and random weights
 	$(BIN)/weightinit demo
 
 # Several workers share the cores: more threads each only slow them down.
@@ -31,7 +31,7 @@ check: $(VENV)/.ready  ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-bench: $(VENV)/.ready  ## the measurements behind the README's numbers
+bench: $(VENV)/.ready  ## the measurements behind docs/performance.md, and the demo's
 	$(BIN)/python benchmarks/kernels.py
 	$(BIN)/python benchmarks/initialise.py
 	$(BIN)/python benchmarks/transform.py
@@ -39,7 +39,7 @@ bench: $(VENV)/.ready  ## the measurements behind the README's numbers
 	$(BIN)/python benchmarks/demo.py
 	$(BIN)/python benchmarks/coverage.py
 
-bench-report: $(VENV)/.ready  ## the README's tables, from the result files
+bench-report: $(VENV)/.ready  ## the tables and plots of docs/, from the result files
 	$(BIN)/python benchmarks/report.py
 
 docs: $(VENV)/.ready  ## the documentation as a site, in site/

@@ -1,4 +1,4 @@
-"""Fill the tables of the README and of docs/benchmarks.md from the committed result files.
+"""Fill the tables of docs/performance.md and docs/benchmarks.md from the committed result files.
 
     python benchmarks/report.py                   # or: make bench-report
 
@@ -25,40 +25,31 @@ from trials.tables import (
 )
 
 from weightinit import HyperNetwork, TemplateBundle, list_templates
+from weightinit.demo import BATCH, RATES, draw
 from weightinit.files.locate import names
 
 
 def demo() -> str:
     """Accuracies of the demo."""
     result = results("demo")
-    steps = result["rows"][0]["steps"]
-    header = [
-        "target", "width x depth, heads", "random: at once", f"{steps} steps",
-        "templates: at once", f"{steps} steps",
-    ]  # fmt: skip
-    first = "digits-w32"
-    others = {row["name"]: row.get("bundle", first) for row in result["rows"]}  # older rows: one
-    others = {name: bundle for name, bundle in others.items() if bundle != first}
-    rows = [
-        [
-            row["name"],
-            f"{row['embed_dim']} x {row['depth']}, {row['num_heads']}",
-            row["random_at_once"],
-            row["random_trained"],
-            row["templates_at_once"],
-            row["templates_trained"],
-        ]
-        for row in result["rows"]
+    whole, *rows = result["rows"]
+    steps = rows[0]["steps"][-1]
+    header = ["target", "width x depth, heads"]
+    for start in RATES:
+        header += [f"{start}: at once", f"{steps} steps"]
+    lines = [
+        [row["name"], f"{row['embed_dim']} x {row['depth']}, {row['num_heads']}"]
+        + [score for start in RATES for score in (row[start][0], row[start][-1])]
+        + [row["without_data"]]
+        for row in rows
     ]
-    spread = max(row["spread"] for row in result["rows"])
-    but = "".join(f" but '{name}' (`{bundle}`)" for name, bundle in others.items())
+    rates = ", ".join(f"{rate:g} ({start})" for start, rate in RATES.items())
     return (
-        "Accuracy in percent on 360 held-out handwritten digits, beside the same model as timm\n"
-        f"initialises it. Every target{but} is filled\n"
-        f"from the bundle `{first}` (32 wide, 6 deep, 2 heads). At once, and after {steps}\n"
-        "steps of 64 images, at the learning rate that serves random best. Means; the\n"
-        f"trained columns vary by up to {spread} points over the seeds.\n\n"
-        f"{table(header, rows)}\n\n{origin(result)}"
+        "Accuracy in percent on 359 held-out handwritten digits. The ancestor, 64 wide and 6 "
+        f"deep,\nhas {whole['accuracy']}. Each target is trained for {steps} steps of {BATCH} images, "
+        f"at a rate chosen on\nvalidation images: {rates}. Means; the trained columns vary by\n"
+        f"up to {max(row['spread'] for row in rows)} points over the seeds.\n\n"
+        f"{table([*header, 'inherited without images: at once'], lines)}\n\n{origin(result)}"
     )
 
 
@@ -94,24 +85,6 @@ def bundles() -> str:
     return (
         f"Shipped in the package (accuracies in percent, recorded by the training):\n\n"
         f"{table(header, rows)}\n\n{hypernets}"
-    )
-
-
-def learngene() -> str:
-    """The README's summary of how targets of other depths fare."""
-    rows, origins = trials("depth")
-    shown = ("timm default", "TLEG", "WAVE, interpolate", "WAVE, interpolate (quick ancestor)",
-             "WAVE, linear + fitted (quick ancestor)", "outright")  # fmt: skip
-    rows = [row for row in rows if row["name"] in shown]
-    rows.sort(key=lambda row: (shown.index(row["name"]), row["depth"]))
-    steps = min(row["steps"] for row in rows)
-    full = max(row["steps"] for row in rows)
-    return (
-        f"Test accuracy in percent on CIFAR-10 after {steps} steps, in brackets before them (on\n"
-        f"validation images); width 64, by depth. `outright`: the same model trained for {full}\n"
-        "steps, from the same ancestor's labels as the templates.\n\n"
-        + accuracies(rows, lambda row: f"{row['depth']} blocks", costs=False)
-        + f"\n\n{origins}"
     )
 
 
@@ -323,8 +296,14 @@ def tune() -> str:
     return _suite("tune", lambda row: f"lr {row['lr']:g}", costs=False)
 
 
+def picture(file: Path) -> None:
+    """Draw the README's picture."""
+    whole, *rows = results("demo")["rows"]
+    draw([{**row, "target": row["name"]} for row in rows], whole["accuracy"], file)
+
+
 PARTS: Mapping[Path, Sequence[Callable[[], str]]] = {
-    schema.ROOT / "README.md": (demo, bundles, learngene, benchmarks),
+    schema.ROOT / "docs" / "performance.md": (bundles, demo, benchmarks),
     schema.ROOT / "docs" / "benchmarks.md": (
         depth, width, deeper, components, templates, fit, transfer, curves, tune, shrink, choices,
         grow,
@@ -351,3 +330,4 @@ if __name__ == "__main__":
         {suite: trials(suite)[0] for suite in plots.SUITES},
         schema.ROOT / "docs" / "plots",
     )
+    picture(schema.ROOT / "docs" / "plots" / "demo.svg")

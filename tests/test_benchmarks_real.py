@@ -97,7 +97,7 @@ def test_the_probe_scores_every_start_or_records_its_refusal(ancestor, rows):
     assert done["random", "16x2"]["scored"] == 64
     lines = real_probe().splitlines()
     assert lines[2] == "|  | 16x2 | 48x3p4 |"
-    assert next(line for line in lines if "Weight Selection" in line).endswith(" |  |")
+    assert next(line for line in lines if "Weight Selection |" in line).endswith(" |  |")
 
 
 def test_a_row_is_not_made_twice(ancestor, rows, monkeypatch):

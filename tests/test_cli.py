@@ -279,7 +279,7 @@ def test_a_folder_of_images_calibrates(tmp_path, capsys, channels):
         (["--calibration", "none"], "picked WeightSelection"),
         (
             ["--calibration", "generated", "--method", "subcloning"],
-            "run on 64 generated images",
+            "run on 96 generated images",
         ),
     ],
 )

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 import weightinit as wi
 from weightinit.cli import main
+from weightinit.inherit import generated
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
@@ -71,6 +72,9 @@ def offline(published, monkeypatch, tmp_path):
         return found
 
     monkeypatch.setattr(timm, "get_pretrained_cfg", config)
+    # As many generated images as a fit takes at all: the ancestors are large.
+    monkeypatch.setattr(generated, "TOKENS", 2)
+    monkeypatch.setattr(generated, "LEAST", 4)
     monkeypatch.chdir(tmp_path)
     yield
     if torch.distributed.is_initialized():

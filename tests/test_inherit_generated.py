@@ -13,8 +13,8 @@ def test_images_are_as_the_ancestor_takes_them():
     ancestor = wi.Ancestor.open(small_vit())
     batches, text = generated_batches(ancestor, seed=SEED)
     images = torch.cat(batches)
-    assert images.shape == (96, 3, 16, 16)
-    assert "96 generated images of 16 x 16" in text
+    assert images.shape == (192, 3, 16, 16)
+    assert "192 generated images of 16 x 16" in text
     assert torch.isfinite(ancestor.module()(batches[0])).all()
 
 
@@ -69,7 +69,7 @@ def test_a_method_that_looks_at_data_takes_generated_ones_when_asked(method):
     with pytest.raises(wi.ProjectionError, match="or calibration='generated' for images"):
         wi.plan_projection(ancestor, model, method=method)
     plan = wi.plan_projection(ancestor, model, method=method, calibration="generated")
-    assert any("the ancestor is run on 96 generated images" in n for n in plan.report().notes)
+    assert any("the ancestor is run on 192 generated images" in n for n in plan.report().notes)
     plan.validate()
 
 

@@ -162,7 +162,9 @@ ARCHITECTURES = {
         **SIZES, **sizes
     ),
     "parallel_scaling": vit(block_fn=vision_transformer.ParallelScalingBlock, init_values=0.1),
-    "differential": vit(block_fn=vision_transformer.DiffParallelScalingBlock),
+    "differential": lambda **sizes: vit(
+        block_fn=vision_transformer.DiffParallelScalingBlock  # of timm 1.0.23
+    )(**sizes),
     "distilled": lambda **sizes: deit.VisionTransformerDistilled(**SIZES, **sizes),
 }  # fmt: skip
 TARGETS = {

@@ -251,8 +251,8 @@ def project_from(
     once.
 
     A smaller target is fitted to what the ancestor does on data, which costs some multiples of the
-    ancestor's own forward passes over them: of generated images it sees 64 to 512, 16 patches for
-    each of its channels (a minute or so of CPU time for a ViT-S, several for a ViT-B).
+    ancestor's own forward passes over them: of generated images it sees 64 to 512, 32 patches for
+    each of its channels.
 
     What is inherited wants a low learning rate: with AdamW about 2e-5 to 1e-4, where random weights
     and templates want about 6e-4.

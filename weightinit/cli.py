@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -149,10 +150,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     convert.add_argument("--licence", default="other", help="SPDX identifier of the weights")
 
-    demo = command("demo", _demo, "Initialise ViTs of eight sizes and compare with random.")
+    demo = command("demo", _demo, "Start ViTs of six sizes in three ways and compare them.")
     demo.add_argument("-o", "--output", type=Path, default=DEMO, metavar="F.png")
     demo.add_argument("--force", action="store_true", help="replace the file that is there")
-    demo.add_argument("--steps", type=int, default=150, help="of the short training")
+    demo.add_argument("--steps", type=int, default=60, help="of each short training")
     return parser
 
 
@@ -365,4 +366,6 @@ def _demo(arguments: argparse.Namespace) -> tuple[str, Any]:
 
     ours = arguments.output == DEMO
     check_output(arguments.output, (".png", ".pdf", ".svg"), force=arguments.force or ours)
-    return demo(arguments.output, steps=arguments.steps)
+    rows = sys.stderr if arguments.json else sys.stdout
+    say = partial(print, file=rows, flush=True)
+    return demo(arguments.output, steps=arguments.steps, say=say)

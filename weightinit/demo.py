@@ -1,56 +1,75 @@
-"""The demo: shipped bundles fill ViTs of many sizes, beside timm's own random init."""
+"""The demo: one pretrained network in six sizes, beside templates and random weights."""
 
 from __future__ import annotations
 
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import timm
 import torch
 from torch import nn
 
-from weightinit.api import init_from_templates
+from weightinit.api import init_from_templates, project_from
 from weightinit.errors import WeightInitError
 
-__all__ = ["NESTED", "TARGETS", "demo"]
+if TYPE_CHECKING:
+    from weightinit.training.images import ImageData
 
-#: Sizes that nobody pretrained, from templates of a model 32 wide, 6 deep, with 2 heads.
+__all__ = ["ANCESTOR", "RATES", "TARGETS", "demo", "draw"]
+
+#: Size of the pretrained network; the bundle of its name holds it.
+ANCESTOR = {"embed_dim": 64, "depth": 6, "num_heads": 4}
+#: Sizes that nobody pretrained.
 TARGETS: dict[str, dict[str, int]] = {
-    "as trained": {"embed_dim": 32, "depth": 6, "num_heads": 2},
-    "shallower": {"embed_dim": 32, "depth": 4, "num_heads": 2},
-    "deeper": {"embed_dim": 32, "depth": 9, "num_heads": 2},
-    "wider": {"embed_dim": 64, "depth": 6, "num_heads": 4},
-    "does not divide": {"embed_dim": 80, "depth": 6, "num_heads": 5},
-    "other heads": {"embed_dim": 96, "depth": 6, "num_heads": 3},
-    "wider, deeper": {"embed_dim": 64, "depth": 8, "num_heads": 4},
-    "narrower, shallower": {"embed_dim": 16, "depth": 3, "num_heads": 1},
+    "narrower, shallower": {"embed_dim": 32, "depth": 3, "num_heads": 2},
+    "narrower": {"embed_dim": 48, "depth": 6, "num_heads": 3},
+    "shallower": {"embed_dim": 64, "depth": 4, "num_heads": 4},
+    "deeper": {"embed_dim": 64, "depth": 9, "num_heads": 4},
+    "wider": {"embed_dim": 80, "depth": 6, "num_heads": 5},
+    "wider, deeper": {"embed_dim": 80, "depth": 8, "num_heads": 5},
 }
-#: The target below all that those templates were trained at; WeiT's bundle has it inside.
-NESTED = "narrower, shallower"
+#: Learning rate of each start, chosen on validation images.
+RATES = {"random": 2e-3, "templates": 2e-4, "inherited": 2e-4}
+#: Images of a step, and those (without their labels) that calibrate.
+BATCH, CALIBRATION = 32, 512
+#: Times that a training is scored on its way.
+SCORES = 3
+
+#: Colours that colour-blind people tell apart (Okabe and Ito's).
+GREY, ORANGE, BLUE = "#767676", "#E69F00", "#0072B2"
 
 
 def demo(
     output: Path,
     *,
-    steps: int = 150,
-    templates: str = "digits-w32",
-    nested: str = "digits-weit",
+    steps: int = 60,
     seed: int = 0,
-) -> tuple[str, Any]:
-    """Initialise :data:`TARGETS` from bundles and compare with random, on held-out digits.
+    targets: Mapping[str, Mapping[str, int]] = TARGETS,
+    ancestor: str = "digits-weit",
+    templates: str = "digits-w32",
+    say: Callable[[str], None] = print,
+) -> tuple[str, dict[str, Any]]:
+    """Start ViTs of several sizes in three ways, and compare them on held-out digits.
 
     Args:
-        output: where the plot goes.
-        steps: number of optimizer steps of the short training, 64 images each.
-        templates: name of the bundle of all targets but one.
-        nested: name of the bundle of the target :data:`NESTED`.
+        output: where the picture goes.
+        steps: number of optimizer steps of each short training.
         seed: base seed for timm's random init and the order of images.
+        targets: sizes of the ViTs by name.
+        ancestor: name of the bundle that holds the pretrained network of size :data:`ANCESTOR`.
+        templates: name of the bundle of weight templates.
+        say: is called with each line as soon as it is known.
 
     Returns:
-        The table, and the same as plain values: accuracies in percent on the test images.
+        A last line, and plain values: accuracies in percent on the test images.
 
     Raises:
-        WeightInitError: if scikit-learn (the images) or matplotlib (the plot) is missing.
+        WeightInitError: if scikit-learn (the images), accelerate or matplotlib is missing.
     """
     try:
         import accelerate  # noqa: F401
@@ -60,29 +79,74 @@ def demo(
         raise WeightInitError(
             f"the demo needs {error.name}: pip install 'weightinit[train,report]'"
         ) from error
-    from weightinit.training.config import TrainingConfig
     from weightinit.training.data import load_data
-    from weightinit.training.loop import train
 
     data = load_data("digits")
-    # What serves the random initialisation best, on validation data.
+    with _one_thread():
+        pretrained = init_from_templates(_vit(seed, **ANCESTOR), ancestor)
+        whole = data.score(pretrained, data.test)
+        for line in _opening(whole, len(data.test), steps, templates):
+            say(line)
+        seconds = _seconds_of_a_step(data, seed)
+        work = sum(len(RATES) * steps * _work(size) for size in targets.values())
+        say(f"This takes about {math.ceil(seconds * work / 10) * 10} seconds.\n")
+        for line in _header(steps):
+            say(line)
+        rows = []
+        for name, size in targets.items():
+            rows.append(_row(name, size, data, pretrained, templates, steps, seed))
+            say(_line(rows[-1]))
+    draw(rows, whole, output)
+    values = {"plot": str(output), "ancestor": {**ANCESTOR, "accuracy": whole}, "rows": rows}
+    return f"\npicture: {output}", values
+
+
+def _row(
+    name: str,
+    size: Mapping[str, int],
+    data: ImageData,
+    pretrained: nn.Module,
+    templates: str,
+    steps: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Return the accuracies of one target: at once, and along a short training."""
+    images = data.train.images[torch.arange(CALIBRATION)]
+    batches = [data.normalise(part) for part in images.split(128)]
+    starts: dict[str, Callable[[nn.Module], Any]] = {
+        "random": lambda model: model,
+        "templates": lambda model: init_from_templates(model, templates),
+        "inherited": lambda model: project_from(pretrained, model, calibration=batches),
+    }
+    row: dict[str, Any] = {"target": name, **size}
+    row["without_data"] = data.score(project_from(pretrained, _vit(seed, **size)), data.test)
+    for start, fill in starts.items():
+        model = _vit(seed, **size)
+        fill(model)
+        row["steps"], row[start] = _trained(model, data, steps, RATES[start], seed)
+    return row
+
+
+def _trained(
+    model: nn.Module, data: ImageData, steps: int, lr: float, seed: int
+) -> tuple[list[int], list[float]]:
+    """Train a model; return the steps at which it was scored on test images, and the scores."""
+    from weightinit.training.config import TrainingConfig
+    from weightinit.training.loop import train
+
     recipe = TrainingConfig(
-        steps, batch_size=64, lr=3e-3, warmup_steps=steps // 10, augment="none", seed=seed
+        steps, batch_size=BATCH, lr=lr, warmup_steps=steps // 10, augment="none", seed=seed
     )
-    rows = []
-    for name, size in TARGETS.items():
-        bundle = nested if name == NESTED else templates
-        row: dict[str, Any] = {"target": name, "bundle": bundle, **size}
-        for how in ("random", "templates"):
-            model = _vit(seed, **size)
-            if how == "templates":
-                init_from_templates(model, bundle)
-            row[f"{how}_at_once"] = data.score(model, data.test)
-            train(model, data, recipe, progress=False)
-            row[f"{how}_trained"] = data.score(model, data.test)
-        rows.append(row)
-    _plot(rows, output, steps)
-    return _table(rows, steps, output), {"plot": str(output), "rows": rows}
+    at_once = data.score(model, data.test)
+    # The loop scores what is held out for validation; here nothing is chosen by the scores.
+    shown = replace(data, val=data.test)
+    every = math.ceil(steps / SCORES)
+    history = train(model, shown, recipe, eval_every=every, progress=False)
+    scored = [row for row in history.rows if "val" in row]
+    return (
+        [0, *(int(row["step"]) for row in scored)],
+        [at_once, *(row["val"] for row in scored)],
+    )
 
 
 def _vit(seed: int, **size: Any) -> nn.Module:
@@ -102,48 +166,124 @@ def _vit(seed: int, **size: Any) -> nn.Module:
         )
 
 
-def _table(rows: list[dict[str, Any]], steps: int, output: Path) -> str:
-    lines = [
-        "Accuracy in percent on held-out handwritten digits.",
-        "",
-        f"{'':<21}{'width':>6}{'depth':>6}{'heads':>6}   "
-        f"{'timm random init':^20}   {'init_from_templates':^20}",
-        f"{'target':<21}{'':>18}   {'at once':>9}{f'{steps} steps':>11}"
-        f"   {'at once':>9}{f'{steps} steps':>11}   bundle",
-    ]
-    lines += [
-        f"{row['target']:<21}{row['embed_dim']:>6}{row['depth']:>6}{row['num_heads']:>6}   "
-        f"{row['random_at_once']:>9.1f}{row['random_trained']:>11.1f}   "
-        f"{row['templates_at_once']:>9.1f}{row['templates_trained']:>11.1f}   {row['bundle']}"
-        for row in rows
-    ]
-    return "\n".join([*lines, "", f"plot: {output}"])
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Compute on one core inside the block: networks as small wait for one another's threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
-def _plot(rows: list[dict[str, Any]], output: Path, steps: int) -> None:
+def _work(size: Mapping[str, int]) -> float:
+    """Return how long a step takes, relative to one of the ancestor's size."""
+    return size["depth"] * size["embed_dim"] / (ANCESTOR["depth"] * ANCESTOR["embed_dim"])
+
+
+def _seconds_of_a_step(data: ImageData, seed: int) -> float:
+    """Return how long a step of training takes at the ancestor's size, on this machine."""
+    model, steps = _vit(seed, **ANCESTOR), 8
+    _trained(model, data, 1, RATES["random"], seed)  # what is done but once
+    began = time.monotonic()
+    _trained(model, data, steps, RATES["random"], seed)
+    return (time.monotonic() - began) / steps
+
+
+def _opening(whole: float, images: int, steps: int, templates: str) -> list[str]:
+    wide, deep, heads = ANCESTOR.values()
+    return [
+        f"A pretrained ViT, {wide} wide, {deep} blocks, {heads} heads, reads {whole:.1f} % of "
+        f"{images} held-out digits.",
+        "You need it in other sizes. Each is started in three ways and trained for "
+        f"{steps} steps of {BATCH} images:",
+        "  random     timm's own initialisation",
+        f"  templates  wi.init_from_templates(model, {templates!r})",
+        "  inherited  wi.project_from(pretrained, model, calibration=images)",
+    ]
+
+
+def _header(steps: int) -> list[str]:
+    names = [*RATES, "no images"]
+    spans = "".join(f"   {name:^17}" for name in RATES)
+    columns = f"   {'at once':>7} {f'{steps} steps':>9}" * len(RATES)
+    return [
+        f"{'accuracy in percent':<29}{spans}   {names[-1]:>9}",
+        f"{'target':<20}{'size':<9}{columns}   {'at once':>9}",
+    ]
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    size = f"{row['embed_dim']} x {row['depth']}"
+    scores = "".join(f"   {row[start][0]:>7.1f} {row[start][-1]:>9.1f}" for start in RATES)
+    return f"{row['target']:<20}{size:<9}{scores}   {row['without_data']:>9.1f}"
+
+
+def draw(rows: Sequence[Mapping[str, Any]], whole: float, output: Path) -> None:
+    """Draw the accuracy of each target along its training, a panel a target.
+
+    Args:
+        rows: those of :func:`demo`, or means of several of its runs.
+        whole: accuracy of the pretrained network in percent.
+        output: a png, svg or pdf file.
+    """
+    import matplotlib
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 4), layout="constrained")
-    axes = figure.subplots()
-    series = (
-        ("random_at_once", "random, at once", "0.8"),
-        ("random_trained", f"random, {steps} steps", "0.55"),
-        ("templates_at_once", "templates, at once", "tab:green"),
-        ("templates_trained", f"templates, {steps} steps", "tab:blue"),
-    )
-    for index, (key, label, colour) in enumerate(series):
-        axes.bar(
-            [i + 0.2 * (index - 1.5) for i in range(len(rows))],
-            [row[key] for row in rows],
-            width=0.2,
-            label=label,
-            color=colour,
-        )
-    axes.set_xticks(
-        range(len(rows)),
-        [f"{r['target']}\n{r['embed_dim']}x{r['depth']}, {r['num_heads']} heads" for r in rows],
-        fontsize="x-small",
-    )
-    axes.set(ylabel="test accuracy, %", ylim=(0, 100), title="Digits: many sizes from two bundles")
-    figure.legend(fontsize="small", loc="outside lower center", ncols=len(series))
-    figure.savefig(output, dpi=120)
+    columns = min(3, len(rows))
+    height = math.ceil(len(rows) / columns)
+    style: dict[Any, Any] = {"svg.hashsalt": "weightinit", "font.size": 9}
+    style |= {"axes.spines.top": False, "axes.spines.right": False}
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=(3.1 * columns, 2.2 * height + 1.2), facecolor="white")
+        grid = figure.subplots(height, columns, sharex=True, sharey=True, squeeze=False)
+        for axes, row in zip(grid.flat, rows, strict=False):
+            _panel(axes, row, whole)
+        for axes in list(grid.flat)[len(rows) :]:
+            axes.set_axis_off()
+        for axes in grid[:, 0]:
+            axes.set_ylabel("accuracy, %")
+        for axes in grid[-1]:
+            axes.set_xlabel("training steps")
+        handles, labels = grid.flat[0].get_legend_handles_labels()
+        figure.tight_layout(rect=(0, 0, 1, 1 - 0.65 / figure.get_figheight()))
+        wide, deep, _ = ANCESTOR.values()
+        figure.suptitle(
+            f"One pretrained ViT ({wide} wide, {deep} blocks) in sizes that nobody pretrained",
+            x=0.02, y=0.985, ha="left", va="top", fontsize=12, fontweight="bold",
+        )  # fmt: skip
+        figure.legend(
+            handles, labels, loc="upper left", ncols=len(labels), frameon=False,
+            bbox_to_anchor=(0.01, 1 - 0.3 / figure.get_figheight()), fontsize=8.5,
+            handlelength=1.6, columnspacing=1.3, handletextpad=0.5,
+        )  # fmt: skip
+        plain = {"Date": None} if output.suffix == ".svg" else {}
+        figure.savefig(output, dpi=150, metadata=plain)
+
+
+def _panel(axes: Any, row: Mapping[str, Any], whole: float) -> None:
+    steps = row["steps"]
+    axes.axhline(whole, color="0.35", lw=1, ls=":", zorder=0, label="the pretrained ViT")
+    # The broad line stays visible under the narrow one where both run along the top.
+    axes.plot(steps, row["inherited"], color=BLUE, lw=5, solid_capstyle="round",
+              label="inherited: project_from")  # fmt: skip
+    axes.plot(0, row["without_data"], color=BLUE, ls="", marker="D", ms=6, mfc="white", zorder=4,
+              label="... without images")  # fmt: skip
+    axes.plot(steps, row["templates"], color=ORANGE, lw=2, marker="o", ms=4,
+              label="init_from_templates")  # fmt: skip
+    axes.plot(steps, row["random"], color=GREY, lw=2, marker="s", ms=4, label="timm's random init")
+    axes.set_title(row["target"], loc="left", fontweight="bold", fontsize=10)
+    axes.set_title(f"{row['embed_dim']} x {row['depth']}", loc="right", color="0.35", fontsize=9)
+    axes.set_ylim(0, 105)
+    axes.set_yticks([0, 50, 100])
+    axes.grid(axis="y", color="0.9")
+    axes.set_axisbelow(True)
+    axes.annotate(
+        f"{row['random'][-1]:.0f} %", (steps[-1], row["random"][-1]), (0, 7), ha="right",
+        textcoords="offset points", color=GREY, fontsize=9,
+    )  # fmt: skip
+    axes.annotate(
+        f"at once {row['inherited'][0]:.0f} %", (0, row["inherited"][0]), (7, -9), va="top",
+        textcoords="offset points", color=BLUE, fontsize=9,
+    )  # fmt: skip

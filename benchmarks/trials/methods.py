@@ -169,7 +169,7 @@ def _inherit(target: Target, lab: Lab, method: ProjectionMethod, *, calibrated: 
         ancestor,
         target.model,
         method=method,
-        calibration=[images for images, _ in stream] if calibrated else None,
+        calibration=[images for images, _ in stream] if calibrated else "none",
         generator=torch.Generator().manual_seed(target.seed),
     )
     return Started(transferred=sum(p.numel() for p in ancestor.parameters()))

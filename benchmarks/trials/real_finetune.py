@@ -41,10 +41,11 @@ def pieces(options: Options) -> Iterator[Piece]:
         cases = [(options.data or PACKS[0], target) for target in options.targets or (TARGET,)]
     else:
         cases = [*((pack, TARGET) for pack in PACKS), (PACKS[0], MISMATCHED)]
-    for pack, target in cases:
-        for start in options.only or (*MAIN, *MORE):
-            if options.only or start in MAIN or (pack, target) == cases[0]:
-                yield from (Training(start, target, pack, seed, seeds[0]) for seed in seeds)
+    wanted = [(start, case) for case in cases for start in options.only or MAIN]
+    if not options.only:
+        wanted += [(start, cases[0]) for start in MORE]
+    for start, (pack, target) in wanted:
+        yield from (Training(start, target, pack, seed, seeds[0]) for seed in seeds)
 
 
 @dataclass(frozen=True)
@@ -141,9 +142,8 @@ def _given(options: Options, pack: str, side: int, seed: int) -> Given:
     """Return training images, without augmentation, at a size that the ancestor takes."""
     data, ancestor = _data(options, pack, side), Pretrained(options.ancestor)
     side = ancestor.side(side)
-    count = 8 if options.smoke else CALIBRATION
     order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(seed))
-    parts = [data.train.rows(rows).in_shape(side, 3) for rows in order[:count].split(64)]
+    parts = [data.train.rows(rows).in_shape(side, 3) for rows in order[:CALIBRATION].split(64)]
     images = tuple(data.normalise(part.images[torch.arange(len(part))]) for part in parts)
     labels = tuple(part.labels for part in parts)
     return Given(ancestor.model(side), images, labels, data.classes, seed)

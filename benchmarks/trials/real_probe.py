@@ -102,14 +102,14 @@ def _parts(options: Options, seed: int) -> tuple[Split, Split, Split]:
     Which of the first two are drawn is by the seed.
     """
     data, few = _data(options), 64 if options.smoke else None
-    train, calibration = few or TRAIN, few or CALIBRATION
+    train = few or TRAIN
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(data.train), generator=generator)
     own: Split = getattr(data, options.part)
     same = torch.randperm(len(own), generator=torch.Generator().manual_seed(0))
     return (
         data.train.rows(order[:train]),
-        data.train.rows(order[train : train + calibration]),
+        data.train.rows(order[train : train + CALIBRATION]),
         own.rows(same[: few or SCORED]),
     )
 

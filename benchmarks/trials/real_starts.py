@@ -78,8 +78,7 @@ def inherited(
         generator=given.generator,
     )
     plan.validate().commit()
-    notes = plan.report().notes
-    return words("; ".join([*notes[:1], *notes[-1:]])) if notes else ""
+    return words("; ".join(plan.report().notes))
 
 
 def templates(model: nn.Module, given: Given, *, extracted: bool) -> str:
@@ -140,6 +139,9 @@ STARTS: dict[str, Start] = {
     "shipped templates": partial(templates, extracted=False),
     "templates of the ancestor": partial(templates, extracted=True),
     "Weight Selection": partial(inherited, method=wi.WeightSelection(faithful=True)),
+    "weights alone": partial(
+        inherited, method=wi.WeightSelection(depth="first_last", rescale=True)
+    ),
     "BoT": partial(inherited, method="bot"),
     "subcloning": partial(inherited, method="subcloning", calibrated=True),
     "Torch-Pruning": torch_pruning,

@@ -1,4 +1,4 @@
-"""The README's tables of speed and memory."""
+"""The tables of speed and memory."""
 
 from __future__ import annotations
 

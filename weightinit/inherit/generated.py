@@ -18,7 +18,7 @@ from weightinit.inherit.method import Runnable
 __all__ = ["generated_batches", "given"]
 
 #: Tokens that the ancestor sees for each of its channels, and the least and most images.
-TOKENS, LEAST, MOST = 16, 64, 512
+TOKENS, LEAST, MOST = 32, 64, 512
 #: Images that it sees at a time.
 BATCH = 32
 #: What ``calibration=`` takes besides batches.

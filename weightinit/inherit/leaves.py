@@ -9,8 +9,8 @@ from torch import Tensor
 
 __all__ = ["dead_leaves"]
 
-#: Leaves of a picture, and the least and greatest radius of one, where the picture has side 1.
-LEAVES, RADII = 24, (0.06, 0.6)
+#: Most leaves of a picture, and the least and greatest radius of one, where it has side 1.
+LEAVES, RADII = 20, (0.08, 0.6)
 #: Mean brightness; the deviation of leaves' brightness, and of each colour channel about it.
 MEAN, LIGHT, COLOUR = 0.45, 0.28, 0.07
 #: Greatest deviation of a leaf's texture and shading.
@@ -24,10 +24,10 @@ def dead_leaves(
 ) -> Tensor:
     """Return pictures ``[N, C, H, W]`` in fp32 on the CPU, with values between 0 and 1.
 
-    Ellipses, rectangles and triangles hide one another, small ones are more frequent than large
-    ones (Lee, Mumford & Huang, IJCV 2001: such pictures have edges, scales and a spectrum like
-    those of photographs). Each has a colour, a shading and a 1/f texture of its own, and the whole
-    picture is blurred by little or much.
+    Many small or a few large ellipses, rectangles and triangles hide one another, their radii
+    distributed as r^-3 (Lee, Mumford & Huang, IJCV 2001: such pictures have edges, scales and a
+    spectrum like those of photographs). Each has a colour, a shading and a 1/f texture of its own,
+    and the whole picture is blurred by little or much.
 
     Args:
         number: number of pictures.
@@ -48,7 +48,8 @@ def dead_leaves(
     def normal(*shape: int) -> Tensor:
         return torch.randn(number, *shape, generator=generator)
 
-    leaf, shade = _leaves(uniform(0, 1, 7, LEAVES, 1, 1), height, width)
+    draws, count = uniform(0, 1, 7, LEAVES, 1, 1), uniform(1, LEAVES, 1, 1)
+    leaf, shade = _leaves(draws, count, height, width)
     light, colour = normal(LEAVES, 1) + normal(1, 1) / 2, normal(LEAVES, channels)
     colours = MEAN + LIGHT * light + COLOUR * (colour + normal(1, channels) / 2)
     picture = torch.arange(number).view(-1, 1, 1)
@@ -61,16 +62,17 @@ def dead_leaves(
     return blurred.clamp(0, 1)
 
 
-def _leaves(draws: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+def _leaves(draws: Tensor, count: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
     """Return which leaf is seen at each pixel ``[N, H, W]``, and a ramp across that leaf.
 
-    ``draws`` are seven uniform numbers for each leaf, ``[N, 7, leaves, 1, 1]``.
+    ``draws`` are seven uniform numbers for each leaf, ``[N, 7, leaves, 1, 1]``, and ``count`` is
+    how many of the leaves fall, ``[N, 1, 1]``; the ground is leaf 0.
     """
     x, y, angle, size, stretch, shape, light = draws.unbind(1)
     down, right = torch.arange(height).view(-1, 1), torch.arange(width)
     side = max(height, width)
     small, large = (radius**-2 for radius in RADII)
-    radius = (small + (large - small) * size).rsqrt()  # the density of radii falls as r^-3
+    radius = (small + (large - small) * size).rsqrt() * (LEAVES / count).sqrt().unsqueeze(1)
     leaf = torch.zeros(len(draws), height, width, dtype=torch.long)
     ramp = torch.zeros(leaf.shape)
     for index in range(draws.shape[2]):
@@ -83,7 +85,7 @@ def _leaves(draws: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
         triangle = torch.maximum(u.abs() * 1.7 - v, v * 1.4)
         kind = shape[:, index]
         far = torch.where(kind < 0.5, ellipse, torch.where(kind < 0.8, box, triangle))
-        inside = far < 1
+        inside = (far < 1) & (index < count)
         leaf = torch.where(inside, index, leaf)
         lit = 2 * math.pi * light[:, index]
         ramp = torch.where(inside, lit.cos() * u + lit.sin() * v, ramp)

@@ -25,6 +25,11 @@ __all__ = ["SELECTION", "Auto"]
 SELECTION = WeightSelection(depth="first_last", rescale=True)
 RANKED = Subcloning(depth="first_last")
 
+RATE = (
+    "train what was inherited with a low learning rate: start with about 1e-4 (AdamW), where "
+    "random weights want several times as much"
+)
+
 
 @dataclass(frozen=True)
 class Auto:
@@ -88,7 +93,10 @@ class Auto:
         chosen = self.choose(source.anatomy, target, calibration)
         unused = calibration is not None and not _looks(chosen)
         reason = ", which has no use for calibration=" if unused else ""
-        if unused and Difference(source.anatomy, target).shrunk:
+        shrinks = bool(Difference(source.anatomy, target).shrunk)
+        if shrinks and not isinstance(_shrinking(chosen), ActivationAware):
+            said.append(RATE)
+        if unused and shrinks:
             warnings.warn(
                 f"method 'auto' picked {type(chosen).__name__}{reason} for these models: leave it "
                 "out, or choose another method=",

@@ -24,6 +24,7 @@ from weightinit.inherit.transfer import Place, Transfer, transfer_parts
 from weightinit.init.operators import Mix, along
 from weightinit.methods.activation.blocks import Blocks, Values
 from weightinit.methods.activation.head import fit_head, readers
+from weightinit.methods.activation.postnorm import fit_post_norm, unlike
 from weightinit.methods.activation.stream import (
     Entry,
     Stream,
@@ -65,8 +66,10 @@ class ActivationAware:
     samples (of images, for the head) as the ancestor has channels. The regressions look at 32
     tokens a channel, drawn from all batches. It holds two streams of all batches, that is batches x
     tokens x embed_dim x 8 bytes, and what the regressions look at; 512 images cost a few forward
-    passes of the ancestor. It serves blocks with a norm before attention and MLP. What was fitted
-    wants a low learning rate, which the report says.
+    passes of the ancestor. It serves blocks with a norm before attention and MLP, and those of BERT
+    with a norm after each (:func:`~weightinit.methods.activation.postnorm.fit_post_norm`), of which
+    whole encoders become narrower, with pooling layers and heads; those whose words are tied to a
+    head keep embed_dim. What was fitted wants a low learning rate, which the report says.
 
     Args:
         ridge: strength of the regressions' ridge, relative to the inputs' mean variance.
@@ -172,7 +175,9 @@ def _check(old: Anatomy, new: Anatomy) -> None:
     wrong = sorted(role for role in roles if facts(role).serves not in ("attn", "mlp"))
     wrong += [f"no {role}" for role in sorted(NEEDED - roles)]
     wrong += sorted({stack for stack, _ in (*old.extra_blocks, *new.extra_blocks)})
-    if old.traits.form not in (None, "pre_norm"):
+    if old.traits.form == "post_norm":
+        wrong += [f"no {role}" for role in unlike(old, new)]
+    elif old.traits.form not in (None, "pre_norm"):
         wrong.append("norms after attention and MLP")
     if wrong:
         raise ProjectionError(
@@ -216,6 +221,9 @@ class _Fit:
 def _fit(running: Running, target: Anatomy, ridge: float) -> _Fit:
     """Return all that a target is made of."""
     old, width, depth = running.anatomy, target.sizes["d"], target.depth
+    if old.traits.form == "post_norm":
+        post = fit_post_norm(running, target, ridge=ridge)
+        return _Fit(post.stream, post.groups, post.blocks, post.outside, None)
     observed = _Observation(running, most=-(-old.depth // depth))
     norm = running.owner(old.blocks[0]["norm1.weight"])
     stream = principal(running.check(observed.moment), width, centred=centres(norm))
