@@ -4,13 +4,14 @@
 
 Lists are accuracies at the ``steps`` of the short training, the first at once: means over the
 seeds, in percent, on the 359 test images on which nothing was trained. ``without_data`` is the
-inheritance that saw no image, at once; ``spread`` the largest range of the last accuracies over the
-seeds.
+inheritance that saw generated images alone, at once; ``spread`` the largest range of the last
+accuracies over the seeds. The file is written after each seed.
 """
 
 import argparse
 import statistics
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,14 @@ def main() -> None:
         for seed in arguments.seeds:
             _, values = demo(Path(folder) / "plot.png", steps=arguments.steps, seed=seed)
             runs.append(values)
-    whole = {
-        "name": "ancestor",
-        **ANCESTOR,
-        "accuracy": _mean([r["ancestor"]["accuracy"] for r in runs]),
-    }
-    rows: list[dict[str, Any]] = [whole]
+            seeds = arguments.seeds[: len(runs)]
+            print(schema.record("demo", _rows(runs), seeds=seeds, load=load).name)
+
+
+def _rows(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the ancestor and the targets, as means over the runs."""
+    whole = _mean([run["ancestor"]["accuracy"] for run in runs])
+    rows: list[dict[str, Any]] = [{"name": "ancestor", **ANCESTOR, "accuracy": whole}]
     for index, (name, size) in enumerate(TARGETS.items()):
         cells = [run["rows"][index] for run in runs]
         scores = {
@@ -49,10 +52,10 @@ def main() -> None:
             | {"without_data": _mean([cell["without_data"] for cell in cells])}
             | {"spread": round(max(max(values) - min(values) for values in last), 1)}
         )
-    print(schema.record("demo", rows, seeds=arguments.seeds, load=load).name)
+    return rows
 
 
-def _mean(values: Any) -> float:
+def _mean(values: Sequence[float]) -> float:
     return round(statistics.mean(values), 1)
 
 

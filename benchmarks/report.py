@@ -45,10 +45,12 @@ def demo() -> str:
     ]
     rates = ", ".join(f"{rate:g} ({start})" for start, rate in RATES.items())
     return (
-        "Accuracy in percent on 359 held-out handwritten digits. The ancestor, 64 wide and 6 "
-        f"deep,\nhas {whole['accuracy']}. Each target is trained for {steps} steps of {BATCH} images, "
-        f"at a rate chosen on\nvalidation images: {rates}. Means; the trained columns vary by\n"
-        f"up to {max(row['spread'] for row in rows)} points over the seeds.\n\n"
+        "Accuracy in percent on 359 held-out handwritten digits. The ancestor, 64 wide and 6\n"
+        f"deep, has {whole['accuracy']}. Each target is trained for {steps} steps of {BATCH} "
+        "images,\n"
+        f"at a learning rate chosen on validation images: {rates}.\n"
+        "Means; the trained columns vary by up to "
+        f"{max(row['spread'] for row in rows)} points over the seeds.\n\n"
         f"{table([*header, 'inherited without images: at once'], lines)}\n\n{origin(result)}"
     )
 

@@ -38,6 +38,7 @@ from trials.run import write
 import weightinit as wi
 from weightinit.errors import WeightInitError
 from weightinit.registry import MethodName
+from weightinit.templates.compose import Scalers
 
 SUITES = {
     "vit": ("domains.images", "ViT"),
@@ -206,7 +207,7 @@ def random(lab: Lab, model: nn.Module, seed: int) -> None:
 
 
 def templates(
-    lab: Lab, model: nn.Module, seed: int, *, source: str, scalers: str | None = None, fit=False
+    lab: Lab, model: nn.Module, seed: int, *, source: str, scalers: Scalers | None = None, fit=False
 ) -> None:
     """Compose from a trained template set, its scalers fitted for this size or by rule."""
     bundle = wi.TemplateBundle.from_pretrained(lab.folder(source, seed))

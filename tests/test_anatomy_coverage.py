@@ -60,6 +60,8 @@ SWEEP = [
 
 @pytest.mark.parametrize(("library", "family"), coverage.families())
 def test_one_model_in_ten_is_explained(library, family):
+    if family == "dinov3_vit":
+        pytest.importorskip("transformers", minversion="4.56")
     names = list(coverage.models_of(library, family).items())[::10]
     assert names
     assert coverage.unexplained(dict(names)) == {}
@@ -110,6 +112,8 @@ NAMES = [
 
 @pytest.mark.parametrize("name", NAMES)
 def test_pieces_of_unusual_models_cover_them(name):
+    if not timm.is_model(name):
+        pytest.skip(f"this timm has no {name}")
     with torch.device("meta"):
         model = timm.create_model(name)
     seen = anatomy(model)

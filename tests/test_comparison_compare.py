@@ -180,6 +180,11 @@ def test_an_ancestor_that_does_not_take_the_batches_is_used_without_them(batches
         calibration=images,
     )  # fmt: skip
     assert not any("without calibration" in note for note in found.best.notes)
+    found = wi.compare(
+        digits_vit(embed_dim=16, num_heads=1), {"large": ancestor}, batches, steps=0,
+        calibration="none",
+    )  # fmt: skip
+    assert not found.best.error and not found.best.notes
 
 
 def test_a_meta_model_has_no_weights_of_its_own(batches):

@@ -2,6 +2,7 @@ import pytest
 import torch
 from helpers.inherit import small_vit
 from test_methods_auto import bert
+from torch import nn
 
 import weightinit as wi
 from weightinit.inherit.generated import generated_batches
@@ -78,9 +79,19 @@ def test_a_word_that_is_none_is_an_error():
         wi.project_from(small_vit(), small_vit(depth=1), calibration="photos")
 
 
-def test_generated_data_are_refused_where_the_ancestor_takes_no_images():
-    with pytest.raises(wi.ProjectionError, match="has no data for this ancestor: it takes no imag"):
-        wi.project_from(bert(2), bert(1), calibration="generated")
+def test_a_language_model_is_given_tokens():
+    plan = wi.plan_projection(bert(2), bert(1), calibration="generated")
+    assert any("tokens drawn evenly from its vocabulary" in note for note in plan.report().notes)
+    plan.validate()
+
+
+def test_generated_data_are_refused_where_the_ancestor_takes_neither_images_nor_tokens():
+    old, new = (
+        nn.TransformerEncoder(nn.TransformerEncoderLayer(24, 3, 48), n, enable_nested_tensor=False)
+        for n in (2, 1)
+    )
+    with pytest.raises(wi.ProjectionError, match=r"no data for .*neither images .* nor tokens"):
+        wi.project_from(old, new, calibration="generated")
 
 
 def test_generated_data_are_refused_where_the_ancestor_cannot_be_run():

@@ -60,7 +60,8 @@ def test_the_global_generator_is_not_touched():
 
 
 def test_what_reads_no_tokens_has_none():
-    assert token_batches(Stub(small_vit()), seed=0) == (None, "it reads no tokens of a vocabulary")
+    text = "it takes neither images of one size nor tokens of a vocabulary"
+    assert token_batches(Stub(small_vit()), seed=0) == (None, text)
 
 
 def test_bare_weights_cannot_be_run():

@@ -198,3 +198,13 @@ def test_a_plan_is_computed_alike_wherever_it_is_committed():
     assert isinstance(model, nn.Module)
     expected = wi.init_from_templates(vit(), make_bundle())
     assert torch.equal(model.pos_embed, expected.pos_embed)
+
+
+def test_a_torch_that_raises_where_there_is_no_accelerator(monkeypatch):
+    def refuse():
+        raise RuntimeError("Cannot access accelerator device when none is available.")
+
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", refuse)
+    with plain_numerics():
+        assert not torch.is_autocast_enabled("cpu")

@@ -293,3 +293,15 @@ def test_a_parameter_is_written_if_any_part_is():
     fused.fill(out)
     third = len(out) // 3
     assert out.sum() == out[third : 2 * third].numel()
+
+
+def test_a_line_of_the_log_says_what_was_used(caplog):
+    old, new = (vit(depth=depth) for depth in (2, 3))
+    wi.project_from(old, new)
+    assert not caplog.records
+    with caplog.at_level("INFO", logger="weightinit"):
+        wi.project_from(old, new)
+        wi.init_from_templates(new, "digits-w32")
+    projected, composed = (record.getMessage() for record in caplog.records)
+    assert "ancestor a VisionTransformer" in projected and "'auto' picked LEMON" in projected
+    assert composed.startswith("templates digits-w32: ") and " written, " in composed

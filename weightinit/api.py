@@ -46,6 +46,7 @@ from weightinit.plan import Plan
 from weightinit.recipes import keeping, kept_by, names_of
 from weightinit.registry import MethodName, get_method
 from weightinit.templates.bundle import TemplateBundle
+from weightinit.templates.compose import Scalers
 from weightinit.templates.reach import out_of_reach
 from weightinit.templates.wave import template_recipes
 
@@ -73,7 +74,7 @@ def init_from_templates(
     model: M,
     templates: str | os.PathLike[str] | TemplateBundle | None = None,
     *,
-    scalers: str | None = None,
+    scalers: Scalers | None = None,
     generator: torch.Generator | None = None,
     keep: Iterable[str] = (),
     rules: Iterable[Rule] = (),
@@ -128,15 +129,15 @@ def init_from_templates(
 
 @plain_numerics()
 def plan_templates(
-    model: nn.Module,
+    model: M,
     templates: str | os.PathLike[str] | TemplateBundle | None = None,
     *,
-    scalers: str | None = None,
+    scalers: Scalers | None = None,
     generator: torch.Generator | None = None,
     keep: Iterable[str] = (),
     rules: Iterable[Rule] = (),
     unexplained: Unexplained = "raise",
-) -> Plan:
+) -> Plan[M]:
     """Return what :func:`init_from_templates` would do, without doing it.
 
     Examples:
@@ -211,14 +212,14 @@ def init_mimetic(
 
 @plain_numerics()
 def plan_mimetic(
-    model: nn.Module,
+    model: M,
     *,
     options: Mimetic | None = None,
     generator: torch.Generator | None = None,
     keep: Iterable[str] = (),
     rules: Iterable[Rule] = (),
     unexplained: Unexplained = "raise",
-) -> Plan:
+) -> Plan[M]:
     """Return what :func:`init_mimetic` would do, without doing it.
 
     Examples:
@@ -307,7 +308,7 @@ def project_from(
 @plain_numerics()
 def plan_projection(
     ancestor: AncestorLike,
-    target: nn.Module,
+    target: M,
     *,
     method: MethodName | Method = "auto",
     calibration: Iterable[Any] | Literal["generated", "none"] | None = None,
@@ -315,7 +316,7 @@ def plan_projection(
     keep: Iterable[str] = (),
     rules: Iterable[Rule] = (),
     unexplained: Unexplained = "raise",
-) -> Plan:
+) -> Plan[M]:
     """Return what :func:`project_from` would do, without doing it.
 
     Examples:
@@ -420,7 +421,7 @@ def init_from_hypernet(
 
 @plain_numerics()
 def plan_hypernet(
-    model: nn.Module,
+    model: M,
     hypernet: HypernetLike,
     *,
     task: Tensor | Iterable[Tensor] | None = None,
@@ -430,7 +431,7 @@ def plan_hypernet(
     keep: Iterable[str] = (),
     rules: Iterable[Rule] = (),
     unexplained: Unexplained = "raise",
-) -> Plan:
+) -> Plan[M]:
     """Return what :func:`init_from_hypernet` would do, without doing it."""
     target = _seen(model, keep, rules, unexplained)
     source = None if ancestor is None else Ancestor.open(ancestor)

@@ -23,6 +23,8 @@ OPTIONS = (
     "ancestor", "calibration", "grid", "heads", "keep", "lrs", "method", "scalers", "steps",
     "templates",
 )  # fmt: skip
+#: Sizes of an auxiliary model that a list of bundles shows, where it has them.
+SIZES = {"embed_dim": "d", "patch_size": "p", "in_chans": "c", "num_classes": "n"}
 #: Where the demo draws by default; what it drew before is replaced.
 DEMO = Path("weightinit-demo.png")
 
@@ -330,14 +332,11 @@ def _templates(arguments: argparse.Namespace) -> tuple[str, Any]:
     rows, lines = [], []
     for name in list_templates():
         config = TemplateBundle.from_pretrained(name).config
-        sizes = config.sizes
+        sizes = {word: config.sizes.get(label) for word, label in SIZES.items()}
         row = {"name": name, "kind": config.kind, "method": config.method, "depth": config.depth}
-        row |= {"embed_dim": sizes["d"], "patch_size": sizes["p"]}
-        row |= {"in_chans": sizes["c"], "num_classes": sizes["n"]}
-        lines.append(
-            f"{name}: {config.method} templates, auxiliary model {config.depth} x {sizes['d']}, "
-            f"patch {sizes['p']}, {sizes['c']} channels, {sizes['n']} classes"
-        )
+        row |= sizes
+        known = ", ".join(f"{word} {size}" for word, size in sizes.items() if size is not None)
+        lines.append(f"{name}: {config.method} templates, depth {config.depth}, {known}")
         rows.append(row)
     for name in names(HyperNetwork.kind):
         config = HyperNetwork.from_pretrained(name).hyper_config

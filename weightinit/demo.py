@@ -200,16 +200,16 @@ def _opening(whole: float, images: int, steps: int, templates: str) -> list[str]
         f"{steps} steps of {BATCH} images:",
         "  random     timm's own initialisation",
         f"  templates  wi.init_from_templates(model, {templates!r})",
-        "  inherited  wi.project_from(pretrained, model, calibration=images)",
+        f"  inherited  wi.project_from(pretrained, model, calibration=...) on {CALIBRATION} images",
+        "  no images  wi.project_from(pretrained, model), which generates images",
     ]
 
 
 def _header(steps: int) -> list[str]:
-    names = [*RATES, "no images"]
     spans = "".join(f"   {name:^17}" for name in RATES)
     columns = f"   {'at once':>7} {f'{steps} steps':>9}" * len(RATES)
     return [
-        f"{'accuracy in percent':<29}{spans}   {names[-1]:>9}",
+        f"{'accuracy in percent':<29}{spans}   no images",
         f"{'target':<20}{'size':<9}{columns}   {'at once':>9}",
     ]
 
@@ -269,7 +269,7 @@ def _panel(axes: Any, row: Mapping[str, Any], whole: float) -> None:
     axes.plot(steps, row["inherited"], color=BLUE, lw=5, solid_capstyle="round",
               label="inherited: project_from")  # fmt: skip
     axes.plot(0, row["without_data"], color=BLUE, ls="", marker="D", ms=6, mfc="white", zorder=4,
-              label="... without images")  # fmt: skip
+              label="... without your images")  # fmt: skip
     axes.plot(steps, row["templates"], color=ORANGE, lw=2, marker="o", ms=4,
               label="init_from_templates")  # fmt: skip
     axes.plot(steps, row["random"], color=GREY, lw=2, marker="s", ms=4, label="timm's random init")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +21,11 @@ from weightinit.text import first
 
 __all__ = ["Plan"]
 
+M = TypeVar("M", bound=nn.Module)
+logger = logging.getLogger("weightinit")
 
-class Plan:
+
+class Plan(Generic[M]):
     """A dry run that can be committed: one :class:`Recipe` for each parameter of ``model``.
 
     Args:
@@ -49,7 +54,7 @@ class Plan:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: M,
         anatomy: Anatomy,
         recipes: Sequence[Recipe],
         *,
@@ -116,7 +121,7 @@ class Plan:
         return None if self._committed else self.validate()._values
 
     def __repr__(self) -> str:
-        return f"Plan({self.report()._title()}; .report() shows it, .commit() does it)"
+        return f"Plan({self.report().summary}; .report() shows it, .commit() does it)"
 
     def _repr_html_(self) -> str:
         return self.report()._repr_html_()
@@ -137,7 +142,7 @@ class Plan:
             )
 
     @plain_numerics()
-    def validate(self) -> Plan:
+    def validate(self) -> Plan[M]:
         """Compute every value and check it, without touching the model.
 
         Raises:
@@ -190,23 +195,28 @@ class Plan:
         return self
 
     @plain_numerics()
-    def commit(self) -> nn.Module:
+    def commit(self) -> M:
         """Write the values in place, all or nothing, and return the model.
 
         A meta model is materialised on the CPU. After any exception the model is as it was, bit for
-        bit; a Ctrl-C that comes when all is written is raised with the model filled.
+        bit; a Ctrl-C that comes when all is written is raised with the model filled. The logger
+        ``weightinit`` gets a line at INFO: what was used, how many parameters are written, fresh
+        and kept, and the report's notes.
 
         Raises:
             ProjectionError: see :meth:`validate`; or if the model is no longer the planned one.
         """
         self._check_current()
         self.validate()
+        report = self.report() if logger.isEnabledFor(logging.INFO) else None
         values, self._values = self._values or {}, None
         write(self.model, self._parameters, values)
         self._committed = True
         for name in values:
             # transformers re-initialises whatever lacks this mark.
             self._parameters[name]._is_hf_initialized = True  # type: ignore[attr-defined]
+        if report is not None:
+            logger.info("; ".join([report.summary, *report.notes]))
         return self.model
 
 

@@ -141,14 +141,16 @@ class Report:
             f"{_percent(count / total)} {action}" for action, count in numbers.items()
         )
         blocks = [f"blocks {self.block_map}"] if self.block_map else []
-        return [self._title(), f"{total:,} numbers: {shares}", *blocks]
+        return [self.summary, f"{total:,} numbers: {shares}", *blocks]
 
-    def _title(self) -> str:
+    @property
+    def summary(self) -> str:
+        """Where the weights are from, and how many parameters are written, fresh and kept."""
         counts = ", ".join(f"{count} {action}" for action, count in self.counts.items())
         return f"{self.source}: {counts}"
 
     def __repr__(self) -> str:
-        return f"Report({self._title()})"
+        return f"Report({self.summary})"
 
     def __str__(self) -> str:
         """Return heading, table and notes as text."""

@@ -16,6 +16,7 @@ from trials.peers import pruned
 from trials.sources import Lab, Source
 from weightinit.api import Method as ProjectionMethod
 from weightinit.registry import get_method
+from weightinit.templates.compose import Scalers
 from weightinit.templates.extract import auto_lg, heur_lg
 from weightinit.training.images import ImageData
 from weightinit.training.presets import Preset
@@ -115,7 +116,7 @@ def from_templates(
     lab: Lab,
     *,
     kind: str,
-    scalers: str = "interpolate",
+    scalers: Scalers = "interpolate",
     fit: bool = False,
     keep: tuple[str, ...] = (),
 ) -> Started:
@@ -203,7 +204,7 @@ def _fill(
     target: Target,
     lab: Lab,
     bundle: wi.TemplateBundle,
-    scalers: str = "interpolate",
+    scalers: Scalers = "interpolate",
     fit: bool = False,
     keep: tuple[str, ...] = (),
 ) -> Started:
@@ -225,7 +226,9 @@ def transferred(bundle: wi.TemplateBundle) -> int:
     return sum(t.numel() for name, t in bundle.tensors.items() if name.startswith(parts))
 
 
-def fitted(target: Target, lab: Lab, bundle: wi.TemplateBundle, scalers: str) -> wi.TemplateBundle:
+def fitted(
+    target: Target, lab: Lab, bundle: wi.TemplateBundle, scalers: Scalers
+) -> wi.TemplateBundle:
     """Fit scalers to a target's size with cross-entropy (Eq. 8)."""
     scale = lab.scale
     target.model.to(DEVICE)

@@ -67,8 +67,9 @@ def resample_table(
         image = inside.T.reshape(-1, *old_size)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of torch, about how timm calls it
-            image = resize_rel_pos_bias_table(image, new_grid, (len(image), *new_size))
-        inside = image.flatten(1).T.to(table.dtype)
+            resized = resize_rel_pos_bias_table(image, new_grid, (len(image), *new_size))
+        # timm before 1.0.31 lays the heads' tables one under the other.
+        inside = resized.reshape(len(image), -1).T.to(table.dtype)
     missing = rows - math.prod(new_size) - len(extra)
     zeros = table.new_zeros(max(missing, 0), table.shape[1])
     return torch.cat([inside, extra[: len(extra) + min(missing, 0)], zeros])

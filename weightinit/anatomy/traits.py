@@ -61,7 +61,6 @@ class Traits:
         first_position: row of the first position of a text, behind those of the padding.
         prefix_tokens: number of tokens before the patches.
         pos_prefix: number of them that have a row among the positions.
-        no_embed_class: whether positions are added before the tokens are.
         pool: how tokens become features.
         act: name of the function that the activation computes, such as ``"gelu"``.
         norm: type of the norms.
@@ -79,7 +78,6 @@ class Traits:
     first_position: int | None = None
     prefix_tokens: int = 0
     pos_prefix: int | None = None
-    no_embed_class: bool | None = None
     pool: str | None = None
     act: str | None = None
     norm: str | None = None

@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -40,7 +40,7 @@ def compare(
     *,
     val: Iterable[Any] | None = None,
     ancestor: AncestorLike | None = None,
-    calibration: Iterable[Any] | None = None,
+    calibration: Iterable[Any] | Literal["generated", "none"] | None = None,
     steps: int = 100,
     lrs: Iterable[float] = LRS,
     loss: Loss | None = None,
@@ -70,8 +70,8 @@ def compare(
             most, and seen again where there are fewer than steps.
         val: further batches, to score on; None holds out every fifth of ``batches``.
         ancestor: what methods inherit from, and hypernetworks that need one.
-        calibration: batches for methods that look at data; None takes the inputs of the first eight
-            of ``batches``, if the ancestor takes such.
+        calibration: for methods that look at data, as :func:`weightinit.project_from` takes it;
+            None takes the inputs of the first eight of ``batches``, if the ancestor takes such.
         steps: of each training; 0 scores at once alone.
         lrs: learning rates to try.
         loss: maps the model's output and labels to a scalar, its mean; None is cross-entropy of the

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import nn
@@ -90,7 +90,8 @@ class Starter:
 
     Args:
         ancestor: what methods inherit from, and hypernetworks that need one.
-        calibration: batches for methods that look at data; None takes the examples' inputs.
+        calibration: batches for methods that look at data, or a word, as
+            :func:`weightinit.project_from` takes them; None takes the examples' inputs.
         inputs: of a few batches of the examples.
         seed: base seed for all random draws.
     """
@@ -98,12 +99,17 @@ class Starter:
     def __init__(
         self,
         ancestor: AncestorLike | None,
-        calibration: Iterable[Any] | None,
+        calibration: Iterable[Any] | Literal["generated", "none"] | None,
         inputs: Sequence[Any],
         seed: int,
     ) -> None:
         self._ancestor = None if ancestor is None else Ancestor.open(ancestor)
-        self._calibration = None if calibration is None else list(calibration)
+        # An iterator would be empty for the second method.
+        self._calibration = (
+            calibration
+            if calibration is None or isinstance(calibration, str)
+            else list(calibration)
+        )
         self._inputs, self._seed = inputs, seed
 
     def fill(self, model: nn.Module, start: Start) -> tuple[str, list[str]]:
@@ -154,7 +160,7 @@ class Starter:
                 Running(source, calibration[:1]).run(0)
             except ProjectionError as error:
                 calibration = None
-                notes = [f"without calibration, for {error}; or pass calibration="]
+                notes = [f"without calibration on batches=, as {error}; or pass calibration="]
         plan = plan_projection(source, model, method=method, calibration=calibration, **options)
         text, more = _committed(plan)
         return text, [*notes, *more]

@@ -237,7 +237,7 @@ def model_card(
     sections = (
         f"---\n{metadata.to_yaml()}\n---",
         f"# {title}",
-        "For the Python library weightinit, which fills a transformer of any depth and width.",
+        "For the Python library weightinit, which fills a network of any depth and width.",
         textwrap.indent(code, "    "),
         text,
         "\n".join(["| tensor | shape |", "|---|---|", *rows]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from operator import index
+from typing import Literal
 
 from weightinit.anatomy import Anatomy
 from weightinit.errors import ProjectionError
@@ -13,16 +14,22 @@ from weightinit.init.operators import Mix, interpolation
 __all__ = [
     "RULES",
     "Depth",
+    "DepthRule",
     "blocks_for",
     "damping",
     "followers",
     "mixes",
 ]
 
+#: Names of rules.
+DepthRule = Literal[
+    "first", "first_last", "interlace", "interpolate", "last", "mid", "solar", "stack", "stack_top",
+    "uniform",
+]  # fmt: skip
 #: A rule by name; the ancestor's block for each of the target's, by its number over all stages; or
 #: a function from (blocks of the ancestor, blocks of the target) to a mix of the ancestor's blocks
 #: for each of the target's, where a block of an empty mix is new.
-Depth = str | Sequence[int] | Callable[[int, int], list[Mix]]
+Depth = DepthRule | Sequence[int] | Callable[[int, int], list[Mix]]
 
 
 def _solar(old: int, new: int) -> list[int]:

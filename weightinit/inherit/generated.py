@@ -14,6 +14,7 @@ from weightinit.inherit.calibration import Calibration
 from weightinit.inherit.fresh import sub_generator
 from weightinit.inherit.leaves import dead_leaves
 from weightinit.inherit.method import Runnable
+from weightinit.inherit.tokens import token_batches
 
 __all__ = ["generated_batches", "given"]
 
@@ -53,12 +54,13 @@ def generated_batches(source: Runnable, *, seed: int) -> tuple[list[Any] | None,
     """Return calibration batches for an ancestor and what they are, or None and why there are none.
 
     Of images there are so many that the ancestor sees several times as many tokens as it has
-    channels. ``seed`` is the base seed for all random draws.
+    channels; what takes no images of one size is given tokens of its vocabulary, if it has one.
+    ``seed`` is the base seed for all random draws.
     """
     seen = source.anatomy
     sizes, grid = seen.sizes, seen.traits.grid
     if grid is None or not {"p", "q", "c"} <= sizes.keys():
-        return None, "it takes no images of one size"
+        return token_batches(source, seed=seed)
     try:
         module: Any = source.module()
     except ProjectionError as error:

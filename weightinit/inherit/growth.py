@@ -51,7 +51,8 @@ class Growth:
         depth: Depth = followers,
         lossless: bool = True,
     ) -> None:
-        self.method, self.old, self.new, self._depth = method, old, new, depth
+        self.method, self.old, self.new = method, old, new
+        self._depth: Depth = depth
         difference = Difference(old, new)
         difference.forbid_shrinking(method)
         self.sizes, self.grown = difference.widths, difference.wider

@@ -35,7 +35,7 @@ def token_batches(source: Runnable, *, seed: int) -> tuple[list[Tensor] | None, 
     seen = source.anatomy
     table = seen.outside.get("embed.token.weight")
     if table is None:
-        return None, "it reads no tokens of a vocabulary"
+        return None, "it takes neither images of one size nor tokens of a vocabulary"
     try:
         module: Any = source.module()
     except ProjectionError as error:

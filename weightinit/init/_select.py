@@ -7,7 +7,7 @@ from torch import Tensor
 
 from weightinit.errors import WeightInitError
 from weightinit.init._source import changed_dims, fill, skipped
-from weightinit.init.operators import SELECTIONS, select_indices
+from weightinit.init.operators import SELECTIONS, Elements, select_indices
 
 __all__ = ["select_"]
 
@@ -16,7 +16,7 @@ def select_(
     tensor: Tensor,
     source: Tensor,
     *,
-    elements: str | Sequence[Tensor | None] = "uniform",
+    elements: Elements | Sequence[Tensor | None] = "uniform",
     generator: torch.Generator | None = None,
 ) -> Tensor:
     r"""Fill the input Tensor with a subset of a larger tensor's elements, dim by dim.

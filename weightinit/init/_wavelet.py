@@ -1,7 +1,7 @@
 """More or fewer channels by wavelets: an approximation, or what it is the approximation of."""
 
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -9,13 +9,14 @@ from torch import Tensor
 from weightinit.errors import WeightInitError
 from weightinit.init._source import changed_dims, fill
 
-__all__ = ["check_wavelet", "resized", "steps", "wavelet_"]
+__all__ = ["Normalize", "check_wavelet", "resized", "steps", "wavelet_"]
 
-NORMALIZE = ("ortho", "mean")
+Normalize = Literal["ortho", "mean"]
+NORMALIZE = get_args(Normalize)
 
 
 def wavelet_(
-    tensor: Tensor, source: Tensor, *, wavelet: str = "haar", normalize: str = "ortho"
+    tensor: Tensor, source: Tensor, *, wavelet: str = "haar", normalize: Normalize = "ortho"
 ) -> Tensor:
     r"""Fill the input Tensor with a wavelet approximation of another, or its inverse, dim by dim.
 

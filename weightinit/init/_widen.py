@@ -1,6 +1,7 @@
 """More channels: repeated where they are made and shared where read, or new ones beside them."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -11,13 +12,15 @@ from weightinit.init.operators import Copies, corner, cycle
 
 __all__ = ["pad_", "widen_"]
 
+Side = Literal["rows", "columns"]
+
 
 def widen_(
     tensor: Tensor,
     source: Tensor,
     *,
-    side: str | Sequence[str] | None = None,
-    pattern: str = "repeat",
+    side: Side | Sequence[Side] | None = None,
+    pattern: Literal["repeat", "average"] = "repeat",
     index: Sequence[Tensor | None] | None = None,
     uneven: bool = False,
 ) -> Tensor:

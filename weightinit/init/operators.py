@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from weightinit.errors import AnatomyError
 __all__ = [
     "SELECTIONS",
     "Copies",
+    "Elements",
     "Mix",
     "Op",
     "along",
@@ -38,7 +40,8 @@ Op = Tensor | Callable[[Tensor, int], Tensor]
 #: A weighted sum of blocks, as pairs of a block's index and its weight.
 Mix = tuple[tuple[int, float], ...]
 
-SELECTIONS = ("uniform", "consecutive", "random")
+Elements = Literal["uniform", "consecutive", "random"]
+SELECTIONS = get_args(Elements)
 
 
 def along(tensor: Tensor, dim: int, op: Op) -> Tensor:
@@ -124,7 +127,7 @@ def interpolation(old: int, new: int) -> list[Mix]:
 
 
 def select_indices(
-    old: int, new: int, elements: str = "uniform", generator: torch.Generator | None = None
+    old: int, new: int, elements: Elements = "uniform", generator: torch.Generator | None = None
 ) -> Tensor:
     """Return which of ``old`` elements a shorter axis of ``new`` takes, an int64 ``[new]``.
 

@@ -19,7 +19,7 @@ from weightinit.inherit.axis import Axis
 from weightinit.inherit.depth import mixes
 from weightinit.inherit.method import Source
 from weightinit.inherit.transfer import Place, Transfer, transfer_parts
-from weightinit.init._wavelet import check_wavelet, resized, steps
+from weightinit.init._wavelet import Normalize, check_wavelet, resized, steps
 from weightinit.init.operators import Mix
 from weightinit.recipes import Inheritance
 
@@ -59,7 +59,7 @@ class BoT:
     """
 
     wavelet: str = "haar"
-    normalize: str = "ortho"
+    normalize: Normalize = "ortho"
 
     def __post_init__(self) -> None:
         """Check the values."""

@@ -19,12 +19,10 @@ from weightinit.inherit.depth import Depth, mixes
 from weightinit.inherit.fresh import fresh_part, sub_generator
 from weightinit.inherit.method import Source, check_options
 from weightinit.inherit.transfer import Place, Transfer, transfer_parts
-from weightinit.init.operators import SELECTIONS, Mix, along, joint_index, select_indices
+from weightinit.init.operators import SELECTIONS, Elements, Mix, along, joint_index, select_indices
 from weightinit.recipes import Inheritance, Part
 
 __all__ = ["WeightSelection"]
-
-Elements = Literal["uniform", "consecutive", "random"]
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,11 @@ OUTSIDE_AXES = {
     "norm_pre": "d", "norm": "d", "head": "n _", "head_dist": "n _",
 }  # fmt: skip
 ROLE = re.compile(r"[a-z][a-z0-9_]*(\.[a-z0-9_]+)*")
+#: How a model is made in a card's example, by family.
+MODELS = {
+    "vit": 'model = timm.create_model("vit_small_patch16_224", depth=9, num_classes=100)',
+    "convnext": 'model = timm.create_model("convnext_atto", depths=(2, 2, 8, 2), num_classes=100)',
+}
 
 
 class TemplateBundle(Bundle):
@@ -182,11 +187,9 @@ class TemplateBundle(Bundle):
         for entry in config.fitted:
             sizes = _named(entry["sizes"])
             lines.append(f"- scalers fitted for depth {entry['depth']}, {sizes}")
-        code = (
-            "import timm, weightinit as wi\n"
-            'model = timm.create_model("vit_small_patch16_224", depth=9, num_classes=100)\n'
-            f"wi.init_from_templates(model, {name})"
-        )
+        family = config.traits.get("family", "vit")
+        model = MODELS.get(family, f"model = ...  # {family}, of any size")
+        code = f"import timm, weightinit as wi\n{model}\nwi.init_from_templates(model, {name})"
         return f"Weight templates ({config.method})", code, "\n".join(lines)
 
 

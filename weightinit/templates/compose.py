@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -32,10 +33,11 @@ from weightinit.templates.scalers import (
     widen_scalers,
 )
 
-__all__ = ["Composer"]
+__all__ = ["Composer", "Scalers"]
 
 #: Where the scalers of a target come from.
-STARTS = ("nested", "interpolate", "linear", "fitted")
+Scalers = Literal["nested", "interpolate", "linear", "fitted"]
+STARTS = get_args(Scalers)
 #: Relative size of the zero-sum noise that tells the copies of one input apart.
 NOISE = 0.1
 
@@ -96,7 +98,7 @@ class Composer:
         return self.config.scaler_shape(kind, tuple(cover.length for cover in covers))
 
     def start(
-        self, bundle: TemplateBundle, scalers: str | None = None, *, seed: int = 0
+        self, bundle: TemplateBundle, scalers: Scalers | None = None, *, seed: int = 0
     ) -> dict[str, Tensor]:
         """Return the scalers of the target by kind, ``[depth, N, *scaler_shape]``, from a bundle.
 
@@ -139,7 +141,7 @@ class Composer:
                 found[kind] = self._moved(bundle, kind, scalers, generator)
         return found
 
-    def default(self, bundle: TemplateBundle) -> str:
+    def default(self, bundle: TemplateBundle) -> Scalers:
         """Return what a bundle was trained for: fitted scalers of this size, or its own moved."""
         if fitted_index(bundle, self.target) is not None:
             return "fitted"

@@ -143,7 +143,7 @@ class TemplateConfig:
         *,
         layers: int | None = 2,
         width: int | None = None,
-        method: str = "weit",
+        method: Literal["weit", "wave"] = "weit",
     ) -> TemplateConfig:
         """Return a template set for every role in the blocks of a model of any family.
 

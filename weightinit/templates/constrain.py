@@ -34,7 +34,7 @@ def constrain(
     templates: Mapping[str, Tensor] | None = None,
     scalers: Mapping[str, Tensor] | Literal["drawn", "linear"] = "drawn",
     generator: torch.Generator | None = None,
-    train: str = "both",
+    train: Literal["both", "scalers"] = "both",
     uncovered: Literal["keep", "error"] | None = None,
     head_dim: int | None = None,
 ) -> ConstrainedModel:

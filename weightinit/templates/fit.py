@@ -17,7 +17,7 @@ from weightinit.files.bundle import copies
 from weightinit.inherit.fitting import fit
 from weightinit.plan import Plan
 from weightinit.templates.bundle import TemplateBundle, size_entry
-from weightinit.templates.compose import Composer
+from weightinit.templates.compose import Composer, Scalers
 from weightinit.templates.constrain import constrain
 from weightinit.templates.narrow import narrowed
 from weightinit.templates.wave import template_recipes
@@ -32,7 +32,7 @@ def fit_scalers(
     *,
     steps: int = 400,
     lr: float = 2e-2,
-    scalers: str | None = None,
+    scalers: Scalers | None = None,
     rules: Iterable[Rule] = (),
     progress: bool | None = None,
 ) -> TemplateBundle:

@@ -20,7 +20,7 @@ from weightinit.inherit.fresh import fresh_part
 from weightinit.inherit.outside import carry
 from weightinit.recipes import Part, Recipe, assemble
 from weightinit.templates.bundle import TemplateBundle
-from weightinit.templates.compose import Composer
+from weightinit.templates.compose import Composer, Scalers
 from weightinit.templates.kinds import folded
 from weightinit.templates.narrow import narrowed
 
@@ -31,7 +31,7 @@ def template_recipes(
     bundle: TemplateBundle,
     anatomy: Anatomy,
     *,
-    scalers: str | None = None,
+    scalers: Scalers | None = None,
     seed: int = 0,
 ) -> list[Recipe]:
     """Return a recipe for every parameter of a target: composed, carried, or fresh by rule.
@@ -53,7 +53,7 @@ class _Parts:
     """The part of every piece of one target: holds the scalers of its size and the templates."""
 
     def __init__(
-        self, bundle: TemplateBundle, target: Anatomy, scalers: str | None, seed: int
+        self, bundle: TemplateBundle, target: Anatomy, scalers: Scalers | None, seed: int
     ) -> None:
         self.bundle, self.target, self.seed = narrowed(bundle, target), target, seed
         self.composer = Composer.of(self.bundle, target)

@@ -213,7 +213,6 @@ def _note(module: Any, noted: ModuleFacts) -> None:
     kind = getattr(module, "global_pool", None)
     noted.traits.update(
         pool="none" if kind == "" else kind,
-        no_embed_class=bool(getattr(module, "no_embed_class", False)),
         form="branch_norm" if type(first).__name__ in _BRANCH_NORM else "pre_norm",
         norm=type_name(getattr(first, "norm1", None) or getattr(first, "in_norm", None)),
         rope=type_name(getattr(module, "rope", None)) or "none",

@@ -72,7 +72,7 @@ def fit_post_norm(running: Running, target: Anatomy, *, ridge: float) -> PostNor
     end = Skip()
     for number, (x, goal) in enumerate(zip(ours, theirs, strict=True)):
         x = sight.flat(number, x)
-        end.add(x[:, :0], x, sight.flat(number, goal) @ stream.write.T)
+        end.add(x[:, :0], x, exact(sight.flat(number, goal)) @ stream.write.T)
     _, gain, shift = end.fit(stream.write[:, :0], _through(stream, norm.gain), ridge=ridge)
     place[f"{name}.weight"], place[f"{name}.bias"] = gain, shift
     for values in (first, *blocks):
@@ -163,7 +163,7 @@ class _Group:
         for number, x in enumerate(ours):
             z = self._hidden(number, branch, x)
             flat = self.sight.flat
-            moments.add(flat(number, z), flat(number, x), self._goal(number, branch))
+            moments.add(exact(flat(number, z)), flat(number, x), self._goal(number, branch))
             hidden.append(z)
         prior = self.stream.write @ kept
         matrix, gain, offset = moments.fit(prior, gain, ridge=self.ridge)
@@ -185,20 +185,12 @@ class _Group:
     ) -> tuple[Values, Values]:
         """Choose heads or neurons; return what reads for them the norm without gain and bias."""
         reads = [Moments() for _ in self.group]
-        wanted = Moments()
         for number, x in enumerate(ours):
-            flat, inner = self.sight.flat(number, x), []
-            for place, run, moments in zip(self.group, self.runs[number], reads, strict=True):
-                moments.add(flat, self.sight.flat(number, run[f"{branch} reads"]))
-                z = run["attn.proj"]
-                if branch == "mlp":
-                    z = self.sight.hidden(number, place, branch, run["mlp reads"])
-                inner.append(self.sight.flat(number, z))
-            wanted.add(torch.cat(inner, 1), self._goal(number, branch) - gain * flat)
-        gram, cross = wanted.centred()
-        self.sight.running.check(gram)
+            flat = self.sight.flat(number, x)
+            for run, moments in zip(self.runs[number], reads, strict=True):
+                moments.add(flat, exact(self.sight.flat(number, run[f"{branch} reads"])))
         if not self.keep.all(branch):
-            self.keep.choose(branch, gram, cross)
+            self._choose(branch, gain, ours)
         before = [norm, *(norms["mlp"] for norms in self.norms[:-1])]
         if branch == "mlp":
             before = [norms["attn"] for norms in self.norms]
@@ -221,9 +213,25 @@ class _Group:
             self._play(bias, offsets[role])
         return matrices, offsets
 
+    def _choose(self, branch: str, gain: Tensor, ours: Sequence[Tensor]) -> None:
+        """Choose the heads or neurons that explain most of what the skip connection misses."""
+        missing = Moments()
+        for number, x in enumerate(ours):
+            inner: list[Tensor] = []
+            for place, run in zip(self.group, self.runs[number], strict=True):
+                z = run["attn.proj"]
+                if branch == "mlp":
+                    z = self.sight.hidden(number, place, branch, run["mlp reads"])
+                inner.append(self.sight.flat(number, z))
+            rest = self._goal(number, branch) - gain * self.sight.flat(number, x)
+            missing.add(torch.cat(inner, 1), rest.to(inner[0]))
+        gram, cross = missing.centred()
+        self.keep.choose(branch, self.sight.running.check(gram), cross)
+
     def _goal(self, number: int, branch: str) -> Tensor:
         """Return P times the sum that the norm after the group's last branch is given."""
-        return self.sight.flat(number, self.runs[number][-1][f"{branch} sum"]) @ self.stream.write.T
+        given = self.runs[number][-1][f"{branch} sum"]
+        return exact(self.sight.flat(number, given)) @ self.stream.write.T
 
     def _hidden(self, number: int, branch: str, x: Tensor) -> Tensor:
         """Return the kept hidden activations of the target's branch, which reads x."""

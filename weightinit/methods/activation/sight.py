@@ -48,7 +48,8 @@ class Sight:
             given: list[Tensor] = []
             with watching(dict.fromkeys(norms, given.append)):
                 stream, calls = running.trace(number)
-            seen = [normalise(self.flat(number, x), m) for x, m in zip(given, norms, strict=True)]
+            flat = (exact(self.flat(number, x)) for x in given)
+            seen = [normalise(x, norm) for x, norm in zip(flat, norms, strict=True)]
             for x in seen:
                 moment = moment.to(x) + x.T @ x
             begins = torch.stack([x.flatten() for x in seen[:-1:2]])
@@ -66,8 +67,8 @@ class Sight:
         self.similarity = similarity / (tokens * len(moment))
 
     def flat(self, number: int, x: Tensor) -> Tensor:
-        """Return the tokens of a batch that are no padding, float64 ``[N, ...]``."""
-        x, mask = exact(x), self._masks[number]
+        """Return the tokens of a batch that are no padding, ``[N, ...]``."""
+        mask = self._masks[number]
         return x.flatten(0, -2) if mask is None or mask.shape != x.shape[:-1] else x[mask]
 
     def owner(self, block: int, role: str) -> nn.Module:

@@ -25,6 +25,8 @@ from weightinit.methods.learning import LearnedModel
 from weightinit.methods.ligo.operator import (
     DEPTH_INITS,
     WIDTH_INITS,
+    DepthInit,
+    WidthInit,
     draw_operator,
     levels,
     operator_axes,
@@ -79,8 +81,8 @@ class LiGO(Operator):
 
     bundle: ClassVar[type[OperatorBundle]] = LiGOBundle
 
-    depth_init: str = "stackbert_noisy"
-    width_init: str = "rand"
+    depth_init: DepthInit = "stackbert_noisy"
+    width_init: WidthInit = "rand"
     tied: bool = True
     operator: Mapping[str, Tensor] | None = field(default=None, repr=False, compare=False)
     noise: float = 0.03

@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -25,6 +26,8 @@ from weightinit.init.operators import Op, along
 __all__ = [
     "DEPTH_INITS",
     "WIDTH_INITS",
+    "DepthInit",
+    "WidthInit",
     "draw_operator",
     "expand",
     "levels",
@@ -32,10 +35,11 @@ __all__ = [
     "operator_shapes",
 ]
 
-DEPTH_INITS = (
-    "rand", "rand_softmax", "stackbert", "stackbert_noisy", "interlace", "interlace_noisy",
-)  # fmt: skip
-WIDTH_INITS = ("rand", "rand_softmax", "sel", "sel_noisy")
+DepthInit = Literal[
+    "rand", "rand_softmax", "stackbert", "stackbert_noisy", "interlace", "interlace_noisy"
+]
+WidthInit = Literal["rand", "rand_softmax", "sel", "sel_noisy"]
+DEPTH_INITS, WIDTH_INITS = get_args(DepthInit), get_args(WidthInit)
 
 
 @dataclass(frozen=True)
