@@ -81,7 +81,7 @@ def _filled(source: Any, model: nn.Module) -> dict[str, Any]:
     plan.validate().commit()
     report = plan.report()
     fresh = sorted({row.role for row in report.rows if row.action == "fresh"})
-    said = "; ".join([*report.notes[:1], f"fresh: {', '.join(fresh) or 'nothing'}"])
+    said = "; ".join([*report.notes, f"fresh: {', '.join(fresh) or 'nothing'}"])
     return {"words": words(said)}
 
 
