@@ -288,3 +288,35 @@ def test_many_tokens_are_sampled_and_every_class_token_is_among_them():
         assert torch.equal(chosen, chosen.unique())
         assert {5 * n for n in range(samples)} <= {*chosen.tolist()}
     assert torch.equal(few[0], picks([draw(40, 5, 2), draw(20, 5, 2)])[0])
+
+
+@pytest.mark.parametrize(
+    ("options", "size"),
+    [({}, (16, 2)), ({}, (24, 3)), ({"pre_norm": True}, (16, 2)), ({"fc_norm": True}, (16, 2))],
+)
+def test_a_stream_that_is_written_by_small_weights_is_made_larger(monkeypatch, options, size):
+    """The function stays, but for the eps of norms; all that writes is larger by one factor."""
+    ancestor = small_vit(24, 3, 3, **options).double()
+    found = []
+    for usual in (1e-9, 0.9):
+        monkeypatch.setattr("weightinit.methods.activation.method.USUAL", usual)
+        model = scrambled(small_vit(*size, 2, **options).double())
+        fill(model, wi.Ancestor.open(ancestor), ActivationAware(), calibration=IMAGES)
+        found.append(model)
+    plain, larger = found
+    torch.testing.assert_close(logits(larger), logits(plain), rtol=0, atol=2e-3)
+    before, after = (model.state_dict() for model in found)
+    factor = after["blocks.0.mlp.fc2.weight"] / before["blocks.0.mlp.fc2.weight"]
+    assert factor.min() > 2 and float(factor.max()) == pytest.approx(float(factor.min()))
+    written = ["blocks.1.attn.proj.bias"]
+    if not options.get("pre_norm"):  # a norm before the blocks takes the factor instead
+        written += ["pos_embed", "cls_token", "patch_embed.proj.weight"]
+    for name in written:
+        torch.testing.assert_close(after[name], before[name] * factor[0, 0])
+
+
+def test_a_target_of_the_ancestors_size_keeps_its_stream(monkeypatch):
+    monkeypatch.setattr("weightinit.methods.activation.method.USUAL", 0.9)
+    ancestor, model = small_vit(24, 3, 2).double(), scrambled(small_vit(24, 3, 2).double())
+    fill(model, wi.Ancestor.open(ancestor), ActivationAware(), calibration=IMAGES)
+    torch.testing.assert_close(model.pos_embed, ancestor.pos_embed)

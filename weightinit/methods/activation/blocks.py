@@ -58,6 +58,7 @@ class Blocks:
     calls: Sequence[Sequence[Callable[[Tensor], Tensor]]]
     picks: Sequence[Tensor]  # the tokens of each batch that regressions look at
     ridge: float
+    scale: float = 1.0  # by which the target's stream is larger, which its norms take off again
 
     @torch.no_grad()
     def shrink(
@@ -342,8 +343,9 @@ class _Group:
         has = bias in self.pieces.keys() & self.target.keys()
         matrix, offset = moments.fit(prior, ridge=self.blocks.ridge, bias=has)
         read = self.stream.read
-        self._set(weight, matrix, read @ matrix)
-        self._set(bias, offset, read @ offset)
+        larger = self.blocks.scale
+        self._set(weight, matrix * larger, read @ matrix)
+        self._set(bias, offset * larger, read @ offset)
         self._set(scale, torch.ones_like(self.stream.write[:, 0]), torch.ones_like(read[:, 0]))
         return read @ matrix, read @ offset
 

@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from weightinit.anatomy import Anatomy, Labels, Piece, facts
+from weightinit.anatomy import Anatomy, Difference, Labels, Piece, facts
 from weightinit.errors import ProjectionError
 from weightinit.inherit.axis import Axis
 from weightinit.inherit.calibration import Calibration
@@ -22,7 +22,7 @@ from weightinit.inherit.method import Runnable
 from weightinit.inherit.running import Running, exact, watching
 from weightinit.inherit.transfer import Place, Transfer, transfer_parts
 from weightinit.init.operators import Mix, along
-from weightinit.methods.activation.blocks import Blocks, Values
+from weightinit.methods.activation.blocks import SCALES, Blocks, Values
 from weightinit.methods.activation.head import fit_head, readers
 from weightinit.methods.activation.postnorm import fit_post_norm, unlike
 from weightinit.methods.activation.stream import (
@@ -44,6 +44,8 @@ NEEDED = {f"{role}.weight" for role in ("norm1", "norm2", "attn.proj", "mlp.fc1"
 PLACES = ("before", "final norm", "reads")
 #: Tokens that regressions look at, and that the stream's directions are found by, per channel.
 TOKENS, LOOKS = 32, 16
+#: Standard deviation of random weights of transformers, and the largest factor of a stream.
+USUAL, LARGEST = 0.02, 16.0
 #: What the report says besides.
 ADVICE = (
     "train what was fitted with a low learning rate: start with a learning rate of about 2e-5 to "
@@ -117,8 +119,10 @@ class ActivationAware:
                 return None
             if fit.entry is not None and place.facts.place == "before":
                 return Axis(_cast(fit.entry.write.cpu()), _cast(read))
+            if fit.scale != 1.0 and place.facts.place == "before":
+                return Axis(_cast(write * fit.scale), _cast(read))
             if fit.entry is not None and place.facts.place == "first norm":
-                gain, bias = fit.entry.gain.cpu(), fit.entry.shift.cpu()
+                gain, bias = (x.cpu() * fit.scale for x in (fit.entry.gain, fit.entry.shift))
                 return Axis(_constant(bias), read, _constant(gain))
             if shift is not None and place.facts.place == "final norm":
                 return Axis(_constant(shift), read, _constant(torch.ones_like(shift)))
@@ -217,6 +221,7 @@ class _Fit:
     head: Values  # values of what reads the stream after the blocks
     shift: Tensor | None  # the final norm's bias, its gain being 1; None leaves the norm alone
     entry: Entry | None = None  # the norm before the blocks of a narrower target
+    scale: float = 1.0  # by which the target's stream is larger
 
 
 @torch.no_grad()
@@ -231,13 +236,39 @@ def _fit(running: Running, target: Anatomy, ridge: float) -> _Fit:
     stream = principal(running.check(observed.moment), width, centred=centres(norm))
     groups = groups_of(observed.similarity, depth)
     streams = observed.streams
-    blocks = Blocks(running, target, stream, observed.calls, picks(streams), ridge)
+    scale = _scale(running, target)
+    blocks = Blocks(running, target, stream, observed.calls, picks(streams), ridge, scale)
     entry = None if width == old.sizes["d"] else _entry(running, stream, streams)
     values, ours = blocks.shrink(groups, streams, entry)
     if width == old.sizes["d"] and (not readers(old, target) or _unfollowed(old, target)):
-        return _Fit(stream, groups, values, {}, None)  # the pool reads the final norm as it is
+        # The pool reads the final norm as it is.
+        return _Fit(stream, groups, values, {}, None, scale=scale)
     head, shift = fit_head(running, target, stream, streams, ours, ridge=ridge)
-    return _Fit(stream, groups, values, head, shift, entry)
+    return _Fit(stream, groups, values, head, shift, entry, scale)
+
+
+def _scale(running: Running, target: Anatomy) -> float:
+    """Return by how much the target's stream is made larger, 1 or more.
+
+    Norms take the factor off again, and what writes into the stream is then as large as random
+    weights are, though it takes small layer scales over: steps of AdamW, which are of one size for
+    all weights, do not overwrite it. A target of the ancestor's own size keeps its stream, and so
+    does one whose stream is read without a norm.
+    """
+    old = running.anatomy
+    places = {piece.facts.place for piece in old.outside.values()}
+    narrower = old.sizes["d"] != target.sizes["d"]
+    free = narrower or not ("first norm" in places or _unfollowed(old, target))
+    if not (Difference(old, target).shrunk and "final norm" in places and free):
+        return 1.0
+    sizes: list[Tensor] = []
+    for block in old.blocks:
+        for role, scale in SCALES.items():
+            weight = exact(running.part(block[f"{role}.weight"]))
+            gain = exact(running.part(block[scale])) if scale in block else weight.new_ones(1)
+            sizes.append((weight * gain[:, None]).square().mean().sqrt())
+    typical = float(torch.stack(sizes).median()) * (target.sizes["d"] / old.sizes["d"]) ** 0.5
+    return min(max(1.0, USUAL / max(typical, 1e-12)), LARGEST)
 
 
 def picks(streams: Sequence[Tensor]) -> list[Tensor]:
