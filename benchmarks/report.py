@@ -268,8 +268,19 @@ def weit_control() -> str:
     return f"{error}\n\nBodies balanced, in percent:\n\n{table(['', *sizes], lines)}"
 
 
-def _weit(suite: str, metric: str, digits: int) -> str:
-    result = results(f"weit-{suite}", "cuda")
+def weit_dit() -> str:
+    """WeiT and its baselines in diffusion."""
+    tables = [
+        _weit("dit", metric, digits, "cpu").split("\n\n")[0]
+        for metric, digits in (("loss", 4), ("frechet", 1), ("agreement", 1))
+    ]
+    words = ("Loss:", "Frechet distance:", "Agreement, in percent:")
+    parts = [f"{word}\n\n{one}" for word, one in zip(words, tables, strict=True)]
+    return "\n\n".join([*parts, origin(results("weit-dit"))])
+
+
+def _weit(suite: str, metric: str, digits: int, device: str = "cuda") -> str:
+    result = results(f"weit-{suite}", device)
     rows = [
         row
         for row in result["rows"]
@@ -309,7 +320,7 @@ PARTS: Mapping[Path, Sequence[Callable[[], str]]] = {
     schema.ROOT / "docs" / "benchmarks.md": (
         depth, width, deeper, components, templates, fit, transfer, curves, tune, shrink, choices,
         grow,
-        hypernets, tasks, texts, weit_vit, weit_control, gpu,
+        hypernets, tasks, texts, weit_vit, weit_dit, weit_control, gpu,
     ),
 }  # fmt: skip
 

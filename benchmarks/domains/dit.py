@@ -147,10 +147,12 @@ class Diffusion(Domain):
     def __init__(self, device: str, cache: Path) -> None:
         super().__init__(device, cache)
         pictures = Pictures(self.device, cache)
-        self.parts = {
-            name: (functional.avg_pool2d(images / 127.5 - 1, 2), labels)
-            for name, (images, labels) in pictures.parts.items()
-        }
+        self.parts: dict[str, tuple[Tensor, Tensor]] = {}
+        for name, (images, labels) in pictures.parts.items():
+            # The files are sorted by class, and scores look at the first images.
+            order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+            order = order.to(self.device)
+            self.parts[name] = functional.avg_pool2d(images[order] / 127.5 - 1, 2), labels[order]
         betas = torch.linspace(1e-4, 0.02, NOISES, dtype=torch.float64)
         self.kept = (1 - betas).cumprod(0).float().to(self.device)
 
