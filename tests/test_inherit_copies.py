@@ -47,6 +47,7 @@ def test_rows_that_make_queries_and_keys_of_a_norm_are_not_scaled_twice():
 
 
 def test_copies_of_a_query_head_are_served_by_copies_of_its_own_key_value_head():
+    pytest.importorskip("timm", minversion="1.0.30", reason="no grouped queries before")
     sizes = {"img_size": 16, "patch_size": 8, "num_classes": 5, "depth": 1, "qkv_fused": False}
     old, new = (
         Eva(**sizes, embed_dim=8 * h, num_heads=h, num_kv_heads=e, attn_type="rope")

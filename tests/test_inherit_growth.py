@@ -76,6 +76,7 @@ def test_tables_of_relative_positions_may_be_of_another_window():
 
 @pytest.mark.parametrize("method", METHODS)
 def test_key_value_heads_cannot_serve_fewer_heads(method):
+    pytest.importorskip("timm", minversion="1.0.30", reason="no grouped queries before")
     sizes = {"depth": 1, "qkv_fused": False, "attn_type": "rope", "norm_layer": RmsNorm}
     old, new = (
         eva.Eva(**SIZES, **sizes, embed_dim=4 * h, num_heads=h, num_kv_heads=e)
@@ -179,6 +180,9 @@ TARGETS = {
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_no_architecture_is_promised_what_it_does_not_get(name, target):
     """Whatever a method says it keeps, it keeps to 1e-10, on blocks of every kind that timm has."""
+    if name in ("grouped", "mixed_rope"):
+        reason = "no grouped queries before, and mixed positions in single precision"
+        pytest.importorskip("timm", minversion="1.0.30", reason=reason)
     build, sizes = ARCHITECTURES[name], TARGETS[target]
     old = randomise(build(embed_dim=24, num_heads=3, depth=2, mlp_ratio=2.0), 1).double()
     wanted, promised = logits(old), set()

@@ -168,6 +168,7 @@ def test_separate_queries_keys_and_values():
 
 def test_grouped_queries_share_keys_and_values():
     """Six heads and two key heads: a rank of 2 x 8 is what the values can hold of -0.4 I."""
+    pytest.importorskip("timm", minversion="1.0.30", reason="no grouped queries before")
     model = timm.models.Eva(
         img_size=8, patch_size=2, embed_dim=48, depth=1, num_heads=6, num_kv_heads=2,
         attn_type="rope", qkv_fused=False, num_classes=3,

@@ -10,6 +10,7 @@ from torch import nn
 
 import weightinit as wi
 from weightinit.errors import ProjectionError
+from weightinit.templates.narrow import narrowed
 
 WHOLE = {"depth": 4, "embed_dim": 32, "num_heads": 4}
 SIZES = wi.Sizes(depths=(2, 3, 4), widths=(1, 0.75, 0.5))
@@ -61,6 +62,14 @@ def test_a_target_computes_what_the_trained_network_inside_does(width, heads, de
     with model.at(depth=inner[0], width=inner[1]), torch.no_grad():
         expected = model(images)
     torch.testing.assert_close(target(images), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("width", "heads"), [(40, 5), (56, 7)])
+def test_a_wider_target_is_made_of_whole_templates_where_no_trained_width_tiles_it(width, heads):
+    """40 is five copies of the narrowest width, and 56 seven of it: the least that was trained."""
+    bundle = nested().to_bundle()
+    target = wi.anatomy(vit(depth=4, embed_dim=width, num_heads=heads))
+    assert narrowed(bundle, target) is bundle
 
 
 def test_copies_are_told_apart_by_noise_that_sums_to_zero():

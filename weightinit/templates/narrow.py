@@ -104,17 +104,22 @@ def exact(bundle: TemplateBundle, target: Anatomy) -> Fraction | None:
     """Return the part of a bundle's width that tiles a target without rest; None if none does.
 
     With the smallest whole number of copies whose width is no more than the templates', no less
-    than the narrowest that was trained, and of whole channels and heads.
+    than the narrowest that was trained, and of whole channels and heads. A target that is wider
+    than the templates is made of as few copies as can be, of a width that was trained. If there is
+    none, the whole width with part of it once more is the better start.
     """
     trained, sizes = bundle.config.traits.get("trained_widths"), bundle.config.sizes
     streams = [x for x in sizes if label_of(x).stream and x in target.sizes]
     ratios = {Fraction(target.sizes[x], sizes[x]) for x in streams}
     if not trained or len(ratios) != 1:
         return None
-    ratio, least = ratios.pop(), min(map(fraction_of, trained))
+    ratio, widths = ratios.pop(), {fraction_of(width) for width in trained}
+    if ratio > 1:
+        fraction = ratio / math.ceil(ratio)
+        return fraction if fraction in widths else None
     inside = head_dims(target)
     whole = [n for x, n in sizes.items() if label_of(x).kind == "channel" and x not in inside]
-    for copies in range(math.ceil(ratio), int(ratio / least) + 1):
+    for copies in range(1, int(ratio / min(widths)) + 1):
         if all((n * ratio / copies).denominator == 1 for n in whole):
             return ratio / copies
     return None
