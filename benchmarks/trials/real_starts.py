@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from timm.layers.layer_scale import LayerScale
@@ -86,25 +87,30 @@ def templates(model: nn.Module, given: Given, *, extracted: bool) -> str:
 
 def torch_pruning(model: nn.Module, given: Given) -> str:
     """Take what Torch-Pruning leaves, by the labels and a head that regression fits to them."""
-    ancestor: nn.Module = given.ancestor
+    ancestor: Any = given.ancestor
+    small: Any = model
+    if len(small.blocks) != len(ancestor.blocks) or small.embed_dim >= ancestor.embed_dim:
+        raise wi.ProjectionError(
+            "Torch-Pruning narrows a network and keeps its blocks: use another start"
+        )
     with torch.inference_mode():
         features = torch.cat([ancestor(images) for images in given.images])
     labels = torch.cat(given.labels)
     weight, bias = ridge(features, functional.one_hot(labels, given.classes).double(), 1.0)
-    head, plain = nn.Linear(features.shape[1], given.classes), ancestor.get_submodule("head")
+    head, plain = nn.Linear(features.shape[1], given.classes), ancestor.head
     with torch.no_grad():
         head.weight.copy_(weight.T)
         head.bias.copy_(bias)
-    ancestor.set_submodule("head", head)
+    ancestor.head = head
     try:
         state = pruned(ancestor, model, list(zip(given.images, given.labels, strict=True)))
     except RuntimeError as error:
         raise wi.ProjectionError(f"Torch-Pruning: {error}: use another start") from error
     finally:
-        ancestor.set_submodule("head", plain)
+        ancestor.head = plain
     own = model.state_dict()
     kept = {name: value for name, value in state.items() if not name.startswith("head.")}
-    wrong = [name for name, value in kept.items() if own[name].shape != value.shape]
+    wrong = [name for name in kept if name not in own or own[name].shape != kept[name].shape]
     if wrong:
         raise wi.ProjectionError(f"Torch-Pruning leaves {wrong[0]} at another size: use another")
     model.load_state_dict(kept, strict=False)
