@@ -267,7 +267,7 @@ def test_calibration_needs_something_that_runs():
         ),
         ({"width": 16, "heads": 2}, None, "ActivationAware("),
         ({"width": 16, "heads": 2}, images(), "ActivationAware("),
-        ({"depth": 2}, None, "ActivationAware("),
+        ({"depth": 2}, None, "WeightSelection("),
         ({"depth": 2}, images(), "ActivationAware("),
         ({}, images(), "WeightSelection("),
         ({"width": 16, "heads": 2, "depth": 5}, "none", "ShrinkThenGrow(shrink=WeightSelection("),

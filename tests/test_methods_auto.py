@@ -142,10 +142,19 @@ def test_without_batches_the_target_is_fitted_on_generated_images():
 
 
 def test_generated_images_serve_what_shrinks_and_grows():
-    model = small_vit(48, 6, 1)
+    model = small_vit(16, 2, 5)
     notes = wi.plan_projection(small_vit(24, 3, 3), model).report().notes
     assert any("picked ShrinkThenGrow(shrink=ActivationAware" in note for note in notes)
     assert any("generated images" in note for note in notes)
+
+
+@pytest.mark.parametrize("width", [24, 48])
+def test_blocks_alone_are_left_out_without_generated_images(width):
+    """Whole blocks keep more than blocks that are fitted on images that are not real."""
+    model = small_vit(width, width // 8, 2)
+    notes = wi.plan_projection(small_vit(24, 3, 3), model).report().notes
+    assert any("WeightSelection" in note for note in notes)
+    assert not any("generated" in note for note in notes)
 
 
 def test_the_weights_alone_are_taken_when_asked():

@@ -36,11 +36,12 @@ class Auto:
     """Pick the method by what the pair needs.
 
     A target that is nowhere smaller grows without loss (:class:`LEMON`). A target that is nowhere
-    larger is fitted to what the ancestor does on the calibration batches, or without them on
-    generated images (:class:`ActivationAware`). With blocks of another kind it keeps the channels
-    that their activations on the batches rank first (:class:`Subcloning`); without batches, and
-    where the ancestor cannot be run, it keeps the first blocks and the last, whole heads and evenly
-    chosen channels, rescaled (:class:`WeightSelection`), which keeps less. A target that is
+    larger is fitted to what the ancestor does on the calibration batches, or without them, if it is
+    narrower, on generated images or tokens (:class:`ActivationAware`). With blocks of another kind
+    it keeps the channels that their activations on the batches rank first (:class:`Subcloning`);
+    without batches, where only blocks are left out and where the ancestor cannot be run, it keeps
+    the first blocks and the last, whole heads and evenly chosen channels, rescaled
+    (:class:`WeightSelection`). A target that is
     both, on different axes, is shrunk in that way and then grown (:class:`ShrinkThenGrow`). A model
     of several widths (ConvNeXt) grows without loss in depth and to whole multiples of its widths;
     else each axis has its own rule (:class:`EachAxis`). Post-norm blocks (BERT), to which none can
@@ -110,10 +111,12 @@ class Auto:
     ) -> tuple[Inheritance | None, list[str]]:
         """Return what a fit on generated data makes of the target, or None and why there is none.
 
-        A target that is not to be fitted has no reason.
+        A target that is not to be fitted has no reason. One that only has fewer blocks keeps more
+        by the weights alone, which then are whole blocks.
         """
         chosen = self.choose(source.anatomy, target, ())
-        if not isinstance(_shrinking(chosen), ActivationAware):
+        narrower = Difference(source.anatomy, target).shrunk.keys() - {"depth"}
+        if not (narrower and isinstance(_shrinking(chosen), ActivationAware)):
             return None, []
         batches, text = generated_batches(source, seed=seed)
         if batches is not None:
