@@ -19,6 +19,14 @@ if [[ -n "${DATA:-}" ]]; then
     "$python" -m weightinit train-templates --preset cifar10-w192 --data "$DATA" \
     --out "$out/cifar10-w192" --cache-dir "$out/cache" --resume --mixed-precision bf16 \
     --workers 14 || test $? = 124
+  # What may replace the default templates, beside them on photos.
+  timeout --signal=INT "${SECONDS_A_PIECE:-500}" \
+    "$python" -m weightinit train-templates --preset cifar10-w96 --data "$DATA" \
+    --out "$out/cifar10-w96" --cache-dir "$out/cache" --fp16 --resume --workers 14 || test $? = 124
+  if [[ -f "$out/cifar10-w96/model.safetensors" ]]; then
+    "$python" benchmarks/default_bundle.py --bundle cifar10-w64 "$out/cifar10-w96" \
+      --work "$out/photos" --results "$out"
+  fi
   # The tables of docs/benchmarks.md at DeiT widths, in pieces too.
   timeout --signal=INT "${SECONDS_A_PIECE:-500}" \
     "$python" benchmarks/learngene.py --preset small --data "$DATA" --workers 14 \
