@@ -48,8 +48,8 @@ TOKENS, LOOKS = 32, 16
 USUAL, LARGEST = 0.02, 16.0
 #: What the report says besides.
 ADVICE = (
-    "train what was fitted with a low learning rate: start with a learning rate of about 2e-5 to "
-    "5e-5 (AdamW), where random weights want ten times as much"
+    "train what was fitted with a low learning rate: start with about 2e-5 to 1e-4 (AdamW), where "
+    "random weights want about ten times as much"
 )
 
 
