@@ -275,7 +275,7 @@ def test_the_ancestors_norm_needs_its_place_in_the_target():
 def test_what_is_asked_of_training_is_said_and_no_bar_is_drawn(capsys):
     ancestor, model = small_vit(24, 3), small_vit(16, 2)
     report = fill(model, wi.Ancestor.open(ancestor), ActivationAware(), calibration=FLOATS)
-    assert "learning rate of about 2e-5 to 5e-5" in report.notes[-1]
+    assert "learning rate: start with about 2e-5 to 1e-4" in report.notes[-1]
     assert capsys.readouterr().err == ""
 
 
