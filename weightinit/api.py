@@ -250,12 +250,12 @@ def project_from(
     Narrower or wider, shallower or deeper, other heads, MLP ratio, patch and image size, all at
     once.
 
-    A smaller target is fitted to what the ancestor does on data, which costs some multiples of the
-    ancestor's own forward passes over them: of generated images it sees 64 to 512, 32 patches for
-    each of its channels.
+    With batches, a smaller target is fitted to what the ancestor does on them; without, a narrower
+    one on generated data. That costs some multiples of the ancestor's own forward passes over the
+    data: of generated images it sees 64 to 512, by 32 patches for each of its channels.
 
     What is inherited wants a low learning rate: with AdamW about 2e-5 to 1e-4, where random weights
-    and templates want about 6e-4.
+    want about 6e-4, and so do templates on images that they were not trained on.
 
     Args:
         ancestor: a timm name, ``"org/name@revision"`` on the Hugging Face Hub, a safetensors file
@@ -263,10 +263,10 @@ def project_from(
         target: a model of the same family.
         method: by name, or an object of its options: ``wi.WeightSelection(faithful=True)``.
         calibration: a few batches that the ancestor takes, unlabelled: 5 to 20 of real data are
-            best. None is what the method does without; ``"auto"`` fits a smaller target on images
-            that it generates, where the ancestor can be run. ``"generated"`` gives such images to
-            any method, and ``"none"`` keeps ``"auto"`` to the weights alone, which takes seconds
-            and keeps less.
+            best. None is what the method does without; ``"auto"`` fits a narrower target on images
+            or tokens that it generates, where the ancestor can be run, and takes whole blocks where
+            only blocks are fewer. ``"generated"`` gives such data to any method, and ``"none"``
+            keeps ``"auto"`` to the weights alone, which takes seconds and mostly keeps less.
         generator: source of all random draws; None is a fixed seed.
         keep: names or roles (``"head"``, ``"pos"``) that stay as they are.
         rules: for parameters of yours that no rule explains.

@@ -66,8 +66,9 @@ def transforms() -> str:
     ]
     header = [f"{way}: {what}" for way in ways for what in ("seconds", "times", "peak MiB")]
     return (
-        "`project_from` on a checkpoint of ViT-L's size: into a ViT-B-like target (704 wide, 11\n"
-        f"blocks, {target['shrink']} MiB), and from that one back ({target['grow']} MiB).\n"
+        "`project_from(..., calibration='none')` on a checkpoint of ViT-L's size: into a ViT-B-"
+        f"like\ntarget (704 wide, 11 blocks, {target['shrink']} MiB), and from that one back "
+        f"({target['grow']} MiB).\n"
         "`times`: as multiples of `project_from`. The peak is how far a process rises above\n"
         "its imports.\n\n"
         f"{table(['', *header], lines)}\n\n{origin(result)}"

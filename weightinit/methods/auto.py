@@ -26,8 +26,8 @@ SELECTION = WeightSelection(depth="first_last", rescale=True)
 RANKED = Subcloning(depth="first_last")
 
 RATE = (
-    "train what was inherited with a low learning rate: start with about 1e-4 (AdamW), where "
-    "random weights want several times as much"
+    "train what was inherited with a low learning rate: start with about 2e-5 to 1e-4 (AdamW), "
+    "where random weights want about ten times as much"
 )
 
 
@@ -36,13 +36,13 @@ class Auto:
     """Pick the method by what the pair needs.
 
     A target that is nowhere smaller grows without loss (:class:`LEMON`). A target that is nowhere
-    larger is fitted to what the ancestor does on the calibration batches, or without them, if it is
-    narrower, on generated images or tokens (:class:`ActivationAware`). With blocks of another kind
-    it keeps the channels that their activations on the batches rank first (:class:`Subcloning`);
-    without batches, where only blocks are left out and where the ancestor cannot be run, it keeps
-    the first blocks and the last, whole heads and evenly chosen channels, rescaled
-    (:class:`WeightSelection`). A target that is
-    both, on different axes, is shrunk in that way and then grown (:class:`ShrinkThenGrow`). A model
+    larger is fitted to what the ancestor does (:class:`ActivationAware`): on the calibration
+    batches, or without them, if it is narrower, on generated images or tokens. If its blocks cannot
+    be fitted, the channels are kept that the batches make most active (:class:`Subcloning`).
+    Without batches, it keeps the first blocks and the last, whole heads and evenly chosen channels,
+    rescaled (:class:`WeightSelection`): if only blocks are left out, if the ancestor cannot be run,
+    or if its blocks cannot be fitted. A target that is both, on different axes, is shrunk in that
+    way and then grown (:class:`ShrinkThenGrow`). A model
     of several widths (ConvNeXt) grows without loss in depth and to whole multiples of its widths;
     else each axis has its own rule (:class:`EachAxis`). Post-norm blocks (BERT), to which none can
     be added without loss, are stacked (:class:`Bert2BERT`). The report says what was picked, and

@@ -64,16 +64,16 @@ class ActivationAware:
     (:class:`~weightinit.methods.activation.blocks.Blocks`). Gains, biases and layer scales end up
     in the matrices beside them. At full size the function is the ancestor's.
 
-    The method needs ``calibration=``: 5 to 20 batches of 128 images do, several times as many
-    samples (of images, for the head) as the ancestor has channels. The regressions look at 32
-    tokens a channel, drawn from all batches. It holds two streams of all batches, that is batches x
-    tokens x embed_dim x 8 bytes, and what the regressions look at. The ancestor's blocks run once
-    on all batches and once more on part of them, the target's twice in part; the choice of neurons
-    and the regressions come on top, and cost no more with more batches than those tokens need. The
-    method serves blocks with a norm before attention and MLP, and those of BERT with a norm after
-    each (:func:`~weightinit.methods.activation.postnorm.fit_post_norm`), of which whole encoders
-    become narrower, with pooling layers and heads; those whose words are tied to a head keep
-    embed_dim. What was fitted wants a low learning rate, which the report says.
+    The method needs ``calibration=``, for which ``"generated"`` serves too: 5 to 20 batches of 128
+    images do, several times as many samples (of images, for the head) as the ancestor has channels.
+    The regressions look at 32 tokens a channel, drawn from all batches. It holds two streams of all
+    batches, that is batches x tokens x embed_dim x 8 bytes, and what the regressions look at. The
+    ancestor's blocks run once on all batches and once more on part of them, the target's twice in
+    part; the choice of neurons and the regressions come on top, and cost no more with more batches
+    than those tokens need. The method serves blocks with a norm before attention and MLP, and those
+    of BERT with a norm after each (:func:`~weightinit.methods.activation.postnorm.fit_post_norm`),
+    of which whole encoders become narrower, with pooling layers and heads; those whose words are
+    tied to a head keep embed_dim. What was fitted wants a low learning rate, which the report says.
 
     Args:
         ridge: strength of the regressions' ridge, relative to the inputs' mean variance.
