@@ -42,9 +42,11 @@ def token_batches(source: Runnable, *, seed: int) -> tuple[list[Tensor] | None, 
         return None, str(error)
     config = getattr(module, "config", None)
     special = {name: getattr(config, f"{name}_token_id", None) for name in ("pad", "bos", "eos")}
-    ids = {name: x for name, x in special.items() if isinstance(x, int) and x < table.size[0]}
+    ids = {name: x for name, x in special.items() if isinstance(x, int) and 0 <= x < table.size[0]}
     drawn = torch.ones(table.size[0])
     drawn[list(ids.values())] = 0
+    if not drawn.any():
+        return None, "its vocabulary has special tokens only"
     length = _length(seen)
     number = min(max(math.ceil(TOKENS * seen.sizes["d"] / length), LEAST), MOST)
     generator = sub_generator(seed, "generated tokens")

@@ -11,6 +11,8 @@ __all__ = ["Moments", "choose"]
 
 #: Rows whose products are summed in the samples' own precision, and columns of such a product.
 ROWS, COLUMNS = 4096, 512
+#: Least strength of a ridge, relative to the inputs' mean square: what does not vary tells nothing.
+FLOOR = 1e-10
 #: In how many steps neurons are chosen, at most.
 STEPS = 24
 
@@ -19,18 +21,25 @@ class Moments:
     """Sums from which y = W x + b is fitted in closed form.
 
     Products of a few thousand samples are summed as the samples are, in float32 mostly, and those
-    sums in float64.
+    sums in float64. All are taken about the mean of the first samples, because the products of
+    values that hardly vary would hide how they do.
     """
 
     def __init__(self) -> None:
         self.count = 0
         self._sums: list[Tensor] = []
+        self._origin: list[Tensor] = []
 
     def add(self, x: Tensor, y: Tensor | None = None) -> None:
         """Take in samples, ``x [..., inputs]`` and ``y [..., outputs]``, or inputs alone."""
         x = x.flatten(0, -2)
         y = x[:, :0] if y is None else y.flatten(0, -2)
+        if not self._origin and len(x):
+            self._origin = [x[:ROWS].mean(0), y[:ROWS].mean(0)]
         for some, more in zip(x.split(ROWS), y.split(ROWS), strict=True):
+            if not len(some):
+                continue
+            some, more = some - self._origin[0], more - self._origin[1]
             sums = [*map(exact, (some.sum(0), more.sum(0), _gram(some), some.T @ more))]
             if not self.count:
                 self._sums = sums
@@ -52,9 +61,13 @@ class Moments:
         They minimise the mean of (y - W x - b)^2 plus lambda (W - prior)^2, with lambda ``ridge``
         times the mean variance of the inputs. Without ``bias`` b is zero.
         """
-        x, y = (total / self.count for total in self._sums[:2])
-        xx, xy = self.centred() if bias else (total / self.count for total in self._sums[2:])
-        strength = max(ridge * float(xx.diagonal().mean()), torch.finfo(xx.dtype).tiny)
+        sums = zip(self._sums[:2], self._origin, strict=True)
+        x, y = (total / self.count + exact(origin) for total, origin in sums)
+        xx, xy = self.centred()
+        least = FLOOR * float((xx.diagonal() + x.square()).mean())
+        if not bias:
+            xx, xy = xx.addr(x, x), xy.addr(x, y)
+        strength = max(ridge * float(xx.diagonal().mean()), least) or 1.0
         missing = xy - xx @ prior.T
         xx.diagonal().add_(strength)
         weight = prior + torch.linalg.solve(xx, missing).T

@@ -47,6 +47,10 @@ TOKENS, LOOKS = 32, 16
 #: Standard deviation of random weights of transformers, and the largest factor of a stream.
 USUAL, LARGEST = 0.02, 16.0
 #: What the report says besides.
+LARGER = (
+    "the stream between blocks is {:.3g} times the ancestor's, which norms take off: what reads it "
+    "without a norm sees that"
+)
 ADVICE = (
     "train what was fitted with a low learning rate: start with about 2e-5 to 1e-4 (AdamW), where "
     "random weights want about ten times as much"
@@ -135,7 +139,8 @@ class ActivationAware:
         for group, block, values in zip(fit.groups, target.blocks, fit.blocks, strict=True):
             where = f" of block{'s' * (len(group) > 1)} {', '.join(map(str, group))}"
             parts |= _fitted(block, values, where)
-        return Inheritance(parts, [ADVICE])
+        said = [LARGER.format(fit.scale)] if fit.scale != 1.0 else []
+        return Inheritance(parts, [*said, ADVICE])
 
 
 def _constant(values: Tensor) -> Callable[[Tensor, int], Tensor]:
