@@ -58,3 +58,8 @@ def test_a_loader_is_read_once():
 def test_anything_else_raises_and_says_what_to_pass(calibration, words):
     with pytest.raises(ProjectionError, match=words):
         calls_of(calibration, Text())
+
+
+def test_empty_batches_are_turned_away():
+    with pytest.raises(ProjectionError, match="calibration batch 1 is empty: leave it out"):
+        calls_of([IMAGES, IMAGES[:0]], nn.Linear(3, 1))

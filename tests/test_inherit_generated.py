@@ -1,6 +1,6 @@
 import pytest
 import torch
-from helpers.inherit import small_vit
+from helpers.inherit import Stub, small_vit
 from test_methods_auto import bert
 from torch import nn
 
@@ -105,3 +105,11 @@ def test_timm_tells_no_more_than_it_knows():
     ancestor = small_vit()
     ancestor.pretrained_cfg = {"mean": None}
     assert "ImageNet's" in span(ancestor)[2]
+
+
+@pytest.mark.parametrize("config", ["in1k", {"mean": 0.5, "std": 0.5}])
+def test_a_config_of_another_kind_is_taken_for_none(config):
+    ancestor = small_vit()
+    ancestor.pretrained_cfg = config
+    _, text = generated_batches(Stub(ancestor), seed=0)
+    assert "ImageNet's mean" in text

@@ -110,3 +110,24 @@ def test_a_choice_of_many_explains_nearly_what_single_steps_do():
     assert best == pytest.approx(
         float((cross[at] * torch.linalg.solve(gram[at][:, at], cross[at])).sum()), rel=1e-3
     )
+
+
+def test_inputs_that_hardly_vary_are_summed_without_cancellation():
+    x = draw(4000, 3, seed=1) + torch.tensor([0.0, 3000.0, 0.0])
+    y = x.double() @ torch.tensor([[1.0], [2.0], [3.0]], dtype=torch.float64)
+    moments = Moments()
+    for some, more in zip(x.float().split(500), y.float().split(500), strict=True):
+        moments.add(some, more)
+    weight, _ = moments.fit(torch.zeros(1, 3, dtype=torch.float64), ridge=1e-6)
+    torch.testing.assert_close(
+        weight, torch.tensor([[1.0, 2.0, 3.0]], dtype=torch.float64), rtol=1e-2, atol=1e-2
+    )
+
+
+def test_inputs_that_do_not_vary_keep_the_prior():
+    moments = Moments()
+    moments.add(torch.full((64, 2), 7.0), torch.full((64, 1), 3.0))
+    prior = torch.tensor([[0.5, -0.5]], dtype=torch.float64)
+    weight, bias = moments.fit(prior, ridge=1e-2)
+    torch.testing.assert_close(weight, prior)
+    torch.testing.assert_close(bias, torch.tensor([3.0], dtype=torch.float64))

@@ -173,10 +173,10 @@ def _outcome(
 
 
 def _digest(module: nn.Module) -> bytes:
-    """Return what is the same for the same parameters."""
+    """Return what is the same for the same parameters and buffers."""
     found = hashlib.sha256()
-    for parameter in module.parameters():
+    for tensor in (*module.parameters(), *module.buffers()):
         found.update(
-            parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+            tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
         )
     return found.digest()

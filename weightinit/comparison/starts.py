@@ -27,6 +27,7 @@ from weightinit.plan import Plan
 from weightinit.registry import METHODS
 from weightinit.starts import kind_of
 from weightinit.templates.bundle import TemplateBundle
+from weightinit.training.contexts import seeded
 
 __all__ = ["Start", "Starter", "named_starts"]
 
@@ -128,7 +129,8 @@ class Starter:
                 raise WeightInitError(f"{start!r}: pass a pair of an ancestor and a method")
             return self._projected(model, Ancestor.open(start[0]), start[1], options)
         if callable(start) and not isinstance(start, nn.Module):
-            own = start(model)
+            with seeded(self._seed):
+                own = start(model)
             if isinstance(own, nn.Module) and own is not model:
                 raise WeightInitError(
                     "it returns another model: fill the one that it is given, in place"

@@ -49,6 +49,8 @@ def calls_of(calibration: Calibration, module: nn.Module) -> list[Call]:
             raise ProjectionError(
                 f"calibration batch {number} is on the meta device: {_HELP}, with values"
             )
+        if any(not x.numel() for x in tensors):
+            raise ProjectionError(f"calibration batch {number} is empty: leave it out")
         size += sum(x.numel() * x.element_size() for x in tensors)
         if number >= MOST or size > MOST_BYTES:
             raise ProjectionError(

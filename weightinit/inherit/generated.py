@@ -78,11 +78,12 @@ def generated_batches(source: Runnable, *, seed: int) -> tuple[list[Any] | None,
 
 def _normalisation(module: Any, channels: int) -> tuple[Tensor, Tensor, str]:
     """Return mean and deviation ``[C, 1, 1]`` of a module's images, and whose they are."""
-    known: Mapping[str, Any] = getattr(module, "pretrained_cfg", None) or {}
+    config = getattr(module, "pretrained_cfg", None)
+    known: Mapping[str, Any] = config if isinstance(config, Mapping) else {}
     both, whose = (known.get("mean"), known.get("std")), "the mean and deviation of its timm config"
-    if not all(both):
+    if not all(isinstance(values, (tuple, list)) and values for values in both):
         both, whose = IMAGENET, "ImageNet's mean and deviation, its own being unknown"
     mean, std = (torch.tensor(values) for values in both)
-    if len(mean) != channels:
+    if not len(mean) == len(std) == channels:
         mean, std = mean.mean().expand(channels), std.mean().expand(channels)
     return mean.view(-1, 1, 1), std.view(-1, 1, 1), whose
