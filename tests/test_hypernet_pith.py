@@ -75,7 +75,7 @@ BAD = {
     "none": ([IMAGES, None], r"batch 1 of task= .*NoneType"),
     "keys": ([{"pixels": IMAGES}], r"batch 0 .*\['pixels'\]"),
     "empty": ([], "holds no images"),
-    "no images": (IMAGES[:0], "holds no images"),
+    "no images": (IMAGES[:0], "is empty: leave it out"),
     "no numbers": (torch.zeros(0), r"shape \(0,\): use one of \(12,\)"),
     "other length": (torch.zeros(13), r"shape \(13,\): use one of \(12,\)"),
     "a row": (torch.zeros(1, 12), "does not run on batch 0"),
