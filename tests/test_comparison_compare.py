@@ -252,6 +252,7 @@ LABELS = torch.tensor([0, 1, 2, 3])
         ([(IMAGES[:0], LABELS[:0])] * 2, "holds no examples"),
         ([(IMAGES, LABELS * 0 + 3)] * 3, "all labels of batches are 3"),
         ([(IMAGES, LABELS), (IMAGES, LABELS * 0)], "held-out part"),
+        ([(IMAGES, LABELS * 0 - 100)] * 3, "all labels are -100"),
         ([(IMAGES, LABELS + 3)] * 2, "label 5 is outside of the model's 5 classes"),
         ([(IMAGES, LABELS - 2)] * 2, "label -2 is outside"),
         ([(torch.zeros(4, 3, 8, 8), LABELS)] * 2, "does not run on a batch"),
@@ -275,6 +276,7 @@ def test_bad_data_is_said_before_any_work(batches, match):
         (["random"], {"steps": 1.5}, "steps=1.5"),
         (["random"], {"lrs": []}, "rates above 0"),
         (["random"], {"lrs": [0]}, "rates above 0"),
+        (["random"], {"lrs": float("inf")}, "rates above 0"),
         (["random"], {"generator": 3}, "pass a torch.Generator"),
         (["random"], {"ancestor": "no_such"}, "no ancestor 'no_such'"),
         (["random"], {"val": []}, "val= holds no batches"),
@@ -296,3 +298,53 @@ def test_what_does_not_fit_into_memory_is_said(monkeypatch):
     with pytest.warns(UserWarning, match="only its first 2 batches"):
         found = wi.compare(vit(), ["random"], endless(), steps=5)
     assert found.examples == 4
+
+
+def test_labels_of_any_width_count_and_batches_without_any_do_not():
+    batches = [(torch.randn(4, 1, 8, 8), LABELS) for _ in range(6)]
+    plain = wi.compare(vit(), ["random"], batches, steps=2, lrs=1e-3).best
+    narrow = [(images, labels.int()) for images, labels in batches]
+    ignored = (batches[0][0], LABELS * 0 - 100)
+    for others in (narrow, [*batches[:4], ignored, ignored, *batches[4:]]):
+        found = wi.compare(vit(), ["random"], others, steps=2, lrs=[1e-3]).best
+        assert found.trained.accuracy is not None and torch.isfinite(
+            torch.tensor(found.trained.loss)
+        )
+    assert wi.compare(vit(), ["random"], narrow, steps=2, lrs=[1e-3]).best.trained == plain.trained
+
+
+def test_a_loss_is_the_mean_over_the_labels_that_count():
+    images, half = torch.randn(4, 1, 8, 8), torch.tensor([0, 1, -100, -100])
+    train = [(images, LABELS)] * 2
+    several = wi.compare(vit(), ["random"], train, val=[(images, half), (images, LABELS)], steps=0)
+    parts = [(images[:2], half[:2]), (images, LABELS)]
+    apart = wi.compare(vit(), ["random"], train, val=parts, steps=0)
+    assert several.best.at_once.loss == pytest.approx(apart.best.at_once.loss)
+
+
+def test_a_frozen_model_is_turned_away():
+    model = vit().requires_grad_(False)
+    batches = [(torch.randn(4, 1, 8, 8), LABELS)] * 3
+    with pytest.raises(wi.WeightInitError, match="requires a gradient"):
+        wi.compare(model, ["random"], batches, steps=1)
+    assert wi.compare(model, ["random"], batches, steps=0).best.at_once.loss > 0
+
+
+def test_starts_that_differ_in_buffers_alone_are_told_apart():
+    model = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(64, 4))
+
+    def narrow(module):
+        module[0].running_var.fill_(1e-2)
+
+    batches = [(torch.randn(4, 1, 8, 8), LABELS)] * 3
+    rows = wi.compare(model, ["random", narrow], batches, steps=0).rows
+    assert rows[0].at_once.loss != rows[1].at_once.loss
+
+
+def test_a_function_draws_the_same_again_and_leaves_the_global_generator(global_generator):
+    def drawn(module):
+        nn.init.normal_(module.head.weight)
+
+    batches = [(torch.ones(4, 1, 8, 8), LABELS)] * 3
+    once, again = (wi.compare(vit(), [drawn], batches, steps=0).best for _ in range(2))
+    assert once.at_once == again.at_once

@@ -84,3 +84,13 @@ def test_a_target_is_fitted_to_them():
     plan = wi.plan_projection(ancestor, model, calibration=batches)
     assert any("picked ActivationAware" in note for note in plan.report().notes)
     plan.commit()
+
+
+def test_a_vocabulary_of_special_tokens_has_none():
+    batches, text = token_batches(Stub(bert(vocab_size=1)), seed=0)
+    assert batches is None and text == "its vocabulary has special tokens only"
+
+
+def test_a_token_that_no_table_holds_is_no_special_one():
+    batches, _ = token_batches(Stub(bert(bos_token_id=-1, eos_token_id=40)), seed=0)
+    assert 0 <= int(torch.cat(batches).min()) and int(torch.cat(batches).max()) < 40

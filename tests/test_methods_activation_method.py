@@ -13,7 +13,7 @@ from transformers import (
 
 import weightinit as wi
 from weightinit.errors import ProjectionError
-from weightinit.methods.activation.method import ActivationAware, picks
+from weightinit.methods.activation.method import ActivationAware
 from weightinit.methods.selection import WeightSelection
 
 IMAGES = [draw(16, 3, 16, 16, seed=seed) for seed in range(4)]
@@ -279,17 +279,6 @@ def test_what_is_asked_of_training_is_said_and_no_bar_is_drawn(capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_many_tokens_are_sampled_and_every_class_token_is_among_them():
-    few = picks([draw(4, 5, 2), draw(3, 5, 2)])
-    assert [len(x) for x in few] == [20, 15]
-    few = picks([draw(40, 5, 2), draw(20, 5, 2)])
-    assert [len(x) for x in few] == [43, 22]
-    for chosen, samples in zip(few, (40, 20), strict=True):
-        assert torch.equal(chosen, chosen.unique())
-        assert {5 * n for n in range(samples)} <= {*chosen.tolist()}
-    assert torch.equal(few[0], picks([draw(40, 5, 2), draw(20, 5, 2)])[0])
-
-
 @pytest.mark.parametrize(
     ("options", "size"),
     [({}, (16, 2)), ({}, (24, 3)), ({"pre_norm": True}, (16, 2)), ({"fc_norm": True}, (16, 2))],
@@ -320,3 +309,37 @@ def test_a_target_of_the_ancestors_size_keeps_its_stream(monkeypatch):
     ancestor, model = small_vit(24, 3, 2).double(), scrambled(small_vit(24, 3, 2).double())
     fill(model, wi.Ancestor.open(ancestor), ActivationAware(), calibration=IMAGES)
     torch.testing.assert_close(model.pos_embed, ancestor.pos_embed)
+
+
+def test_one_image_makes_no_large_weights():
+    """One sample tells a head nothing: it keeps what the ancestor's is."""
+    size = {"img_size": 64, "patch_size": 8}
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        ancestor, model = (
+            timm.create_model(
+                "vit_tiny_patch16_224",
+                embed_dim=16 * h,
+                depth=n,
+                num_heads=h,
+                num_classes=7,
+                **size,
+            )
+            for h, n in ((4, 3), (2, 2))
+        )
+    wi.project_from(ancestor, model, calibration=[draw(1, 3, 64, 64, seed=1).float()])
+    assert float(model.head.weight.detach().abs().max()) < 1
+
+
+def test_a_larger_stream_is_said(monkeypatch):
+    monkeypatch.setattr("weightinit.methods.activation.method.USUAL", 0.9)
+    ancestor, model = small_vit(24, 3, 2), small_vit(16, 2, 2)
+    report = fill(model, wi.Ancestor.open(ancestor), ActivationAware(), calibration=FLOATS)
+    assert any("times the ancestor's, which norms take off" in note for note in report.notes)
+
+
+def test_a_stream_that_no_norm_of_the_target_ends_keeps_its_size(monkeypatch):
+    monkeypatch.setattr("weightinit.methods.activation.method.USUAL", 0.9)
+    ancestor, model = small_vit(24, 3, 2), small_vit(16, 2, 2, final_norm=False)
+    report = fill(model, wi.Ancestor.open(ancestor), ActivationAware(), calibration=FLOATS)
+    assert not any("which norms take off" in note for note in report.notes)

@@ -170,3 +170,23 @@ def test_the_ancestor_is_not_changed():
     wi.project_from(ancestor, bert(16, 2), method="activation", calibration=BATCHES)
     assert state_hash(ancestor) == before
     assert ancestor.training
+
+
+@pytest.mark.parametrize("sizes", [{}, {"vocab_size": 2}])
+def test_sentences_that_are_all_alike_are_no_error(sizes):
+    """The regressions have inputs that hardly vary, in single precision."""
+
+    def small(width, depth):
+        config = transformers.BertConfig(
+            **{"vocab_size": 50, **sizes}, hidden_size=width, num_hidden_layers=depth,
+            num_attention_heads=width // 16, intermediate_size=4 * width,
+            max_position_embeddings=40,
+        )  # fmt: skip
+        return transformers.BertModel(config)
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        ancestor, target = small(64, 3), small(32, 2)
+    tokens = torch.arange(20) % ancestor.config.vocab_size
+    wi.project_from(ancestor, target, calibration=[tokens.repeat(64, 1)])
+    assert all(parameter.isfinite().all() for parameter in target.parameters())

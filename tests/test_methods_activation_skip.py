@@ -66,3 +66,12 @@ def test_a_gain_of_zero_stays():
     z, x, *_ = problem()
     _, gain, _ = sums(z, x, x).fit(torch.zeros(4, 6).double(), torch.zeros(4).double(), ridge=1e-12)
     assert not gain.any()
+
+
+def test_inputs_that_vary_by_rounding_alone_keep_the_prior():
+    noise = 1e-12 * draw(64, 6, seed=1)
+    weight, gain = draw(3, 3, seed=2), torch.ones(3).double()
+    z, x, y = 1000 + noise[:, :3], 500 + noise[:, 3:], draw(64, 3, seed=3)
+    found = sums(z, x, y).fit(weight, gain, ridge=1e-2)
+    torch.testing.assert_close(found[0], weight)
+    torch.testing.assert_close(found[1], gain)

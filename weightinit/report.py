@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import html
-import json
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from weightinit._version import __version__
 from weightinit.anatomy import Blocks
-from weightinit.files.writing import atomic
+from weightinit.files.writing import save_json
 from weightinit.text import first, spans
 
 if TYPE_CHECKING:
@@ -208,8 +206,7 @@ class Report:
         Raises:
             WeightInitError: if the file cannot be written.
         """
-        with atomic(Path(path).expanduser()) as part:
-            part.write_text(json.dumps(self.to_dict(), indent=1) + "\n")
+        save_json(self.to_dict(), path)
 
     def plot(self) -> Figure:
         """Return a matplotlib figure: standard deviations of matrices by block, a panel a role.

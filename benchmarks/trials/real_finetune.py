@@ -15,11 +15,10 @@ from domains.domain import Domain, learn
 from torch import Tensor, nn
 
 from trials.data import load
-from trials.pretrained import Pretrained, Target, words
-from trials.real_starts import STARTS, Given
+from trials.pretrained import Pretrained, Target
+from trials.real_starts import Given, started
 from trials.real_suite import Options, Piece
 from trials.run import accuracy
-from weightinit.errors import WeightInitError
 from weightinit.training.images import ImageData
 
 __all__ = ["Training", "pieces"]
@@ -82,12 +81,9 @@ class Training(Piece):
         model = ancestor.target(target, side, classes=data.classes, seed=self.seed)
         row["parameters"] = sum(parameter.numel() for parameter in model.parameters())
         given = _given(options, self.pack, side, self.seed)
-        began = time.process_time()
-        try:
-            row["note"] = STARTS[self.start](model, given)
-        except WeightInitError as error:
-            return row | {"refused": words(error)}
-        row["start_seconds"] = round(time.process_time() - began, 2)
+        row |= started(self.start, model, given)
+        if "refused" in row:
+            return row
         began, best = time.process_time(), None
         rates = self._rates(options)
         found: list[float] = []

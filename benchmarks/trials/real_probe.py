@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,10 +12,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from trials.data import load
-from trials.pretrained import Pretrained, Target, words
-from trials.real_starts import STARTS, Given
+from trials.pretrained import Pretrained, Target
+from trials.real_starts import STARTS, Given, started
 from trials.real_suite import Options, Piece
-from weightinit.errors import WeightInitError
 from weightinit.training.images import ImageData, Split
 
 __all__ = ["Probe", "pieces", "scores"]
@@ -71,12 +69,9 @@ class Probe(Piece):
         else:
             model = ancestor.target(target, side, seed=self.seed)
             given = _given(options, ancestor.side(side), self.seed)
-            began = time.process_time()
-            try:
-                row["note"] = STARTS[self.start](model, given)
-            except WeightInitError as error:
-                return row | {"refused": words(error)}
-            row["start_seconds"] = round(time.process_time() - began, 2)
+            row |= started(self.start, model, given)
+            if "refused" in row:
+                return row
         row["parameters"] = sum(parameter.numel() for parameter in model.parameters())
         train, _, scored = _parts(options, self.seed)
         inputs = [features(model.eval(), data, split, side) for split in (train, scored)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -16,9 +17,10 @@ import weightinit as wi
 from trials.peers import pruned
 from trials.pretrained import words
 from weightinit.api import Method
+from weightinit.errors import WeightInitError
 from weightinit.registry import MethodName
 
-__all__ = ["STARTS", "Given", "ridge"]
+__all__ = ["STARTS", "Given", "ridge", "started"]
 
 
 @dataclass(frozen=True)
@@ -151,3 +153,13 @@ STARTS: dict[str, Start] = {
     "default with 128 images": partial(inherited, batches=2),
     "default with data": partial(inherited, batches=None),
 }
+
+
+def started(name: str, model: nn.Module, given: Given) -> dict[str, Any]:
+    """Fill a model by a start; return what it says and costs in CPU seconds, or the refusal."""
+    began = time.process_time()
+    try:
+        note = STARTS[name](model, given)
+    except WeightInitError as error:
+        return {"refused": words(error)}
+    return {"note": note, "start_seconds": round(time.process_time() - began, 2)}

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from weightinit.api import AncestorLike
-from weightinit.comparison.examples import check_classes, divided, held
+from weightinit.comparison.examples import check_classes, divided, held, labelled
 from weightinit.comparison.outcome import Comparison, Outcome, rank
 from weightinit.comparison.starts import Start, Starter, named_starts
 from weightinit.comparison.trial import Loss, Trial, copied, cross_entropy, said
@@ -42,7 +42,7 @@ def compare(
     ancestor: AncestorLike | None = None,
     calibration: Iterable[Any] | Literal["generated", "none"] | None = None,
     steps: int = 100,
-    lrs: Iterable[float] = LRS,
+    lrs: float | Iterable[float] = LRS,
     loss: Loss | None = None,
     generator: torch.Generator | None = None,
     progress: bool | None = None,
@@ -73,7 +73,7 @@ def compare(
         calibration: for methods that look at data, as :func:`weightinit.project_from` takes it;
             None takes the inputs of the first eight of ``batches``, if the ancestor takes such.
         steps: of each training; 0 scores at once alone.
-        lrs: learning rates to try.
+        lrs: learning rate, or rates, to try.
         loss: maps the model's output and labels to a scalar, its mean; None is cross-entropy of the
             output, or of its ``logits``.
         generator: source of all random draws; None is a fixed seed.
@@ -98,14 +98,24 @@ def compare(
         ['digits-w32', 'random']
     """
     starts = named_starts(candidates, ancestor is not None)
-    rates = tuple(float(lr) for lr in lrs)
-    if type(steps) is not int or steps < 0 or not rates or not all(lr > 0 for lr in rates):
+    rates = tuple(map(float, lrs if isinstance(lrs, Iterable) else [lrs]))
+    sound = bool(rates) and all(0 < lr < math.inf for lr in rates)
+    if type(steps) is not int or steps < 0 or not sound:
         raise WeightInitError(f"{steps=}, lrs={rates}: pass a whole number, and rates above 0")
+    if steps and not any(parameter.requires_grad for parameter in model.parameters()):
+        raise WeightInitError(
+            "no parameter of the model requires a gradient: set requires_grad of what is to be "
+            "trained, or pass steps=0"
+        )
     seed = base_seed(generator)
     with seeded(seed):  # a loader that shuffles takes its order from the global generator
         most = max(LEAST, steps + steps // 4) if val is None else max(CALIBRATION, steps)
         train = held(batches, most, "batches")
-        train, scored = divided(train) if val is None else (train, held(val, None, "val"))
+        scored = [] if val is None else held(val, None, "val")
+    if loss is None:
+        train, scored = labelled(train), labelled(scored) if scored else []
+    if val is None:
+        train, scored = divided(train)
     if loss is None:
         check_classes(train, "batches")
         check_classes(scored, "val" if val is not None else "the held-out part of batches")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from weightinit.errors import WeightInitError
 
-__all__ = ["Batch", "check_classes", "check_labels", "classes", "divided", "held"]
+__all__ = ["Batch", "check_classes", "check_labels", "classes", "divided", "held", "labelled"]
 
 #: Inputs (positional, or by the names of keyword arguments) and labels.
 Batch = tuple[Any, Tensor]
@@ -111,6 +111,18 @@ def check_classes(batches: Sequence[Batch], name: str) -> None:
             f"all labels of {name} are {found.pop()}, and two classes at least are needed: shuffle "
             "the data, or pass val="
         )
+
+
+def labelled(batches: Sequence[Batch]) -> list[Batch]:
+    """Return the batches of which a label counts."""
+    found: list[Batch] = []
+    for inputs, labels in batches:
+        numbers = classes(labels)
+        if numbers is None or bool((numbers != IGNORED).any()):
+            found.append((inputs, labels))
+    if not found:
+        raise WeightInitError(f"all labels are {IGNORED}, which is ignored: pass labelled examples")
+    return found
 
 
 def check_labels(labels: Tensor, known: int) -> None:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from weightinit._version import __version__
-from weightinit.files.writing import atomic
+from weightinit.files.writing import save_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -166,8 +164,7 @@ class Comparison:
         Raises:
             WeightInitError: if the file cannot be written.
         """
-        with atomic(Path(path).expanduser()) as part:
-            part.write_text(json.dumps(self.to_dict(), indent=1) + "\n")
+        save_json(self.to_dict(), path)
 
     def plot(self) -> Figure:
         """Return a matplotlib figure: each start's score at once and after training.

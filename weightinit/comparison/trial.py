@@ -62,9 +62,13 @@ class Trial:
         with evaluating(module) as device:
             for inputs, labels in self.scored:
                 out, labels = _call(module, inputs, device), labels.to(device)
-                total += float(self.loss(out, labels)) * len(labels)
-                count += len(labels)
                 logits, numbers = logits_of(out), classes(labels)
+                # Cross-entropy is the mean over what counts, and a user's own loss that over all.
+                weight = len(labels)
+                if self.labelled and numbers is not None:
+                    weight = int((numbers != IGNORED).sum())
+                total += float(self.loss(out, labels)) * weight
+                count += weight
                 if numbers is None or logits is None or logits.dim() != numbers.dim() + 1:
                     continue
                 counted = numbers != IGNORED
@@ -125,6 +129,7 @@ def cross_entropy(out: Any, labels: Tensor) -> Tensor:
             f"the model returns a {type(out).__name__} without logits: pass loss=, a function of "
             "its output and the labels"
         )
+    labels = labels if labels.is_floating_point() else labels.long()
     return functional.cross_entropy(logits.float(), labels)
 
 

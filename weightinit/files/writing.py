@@ -10,7 +10,7 @@ import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -24,7 +24,15 @@ if TYPE_CHECKING:
     from weightinit.files.checks import Shape
     from weightinit.files.config import BundleConfig
 
-__all__ = ["atomic", "check_output", "cut_off", "model_card", "replace_files", "save_tensors"]
+__all__ = [
+    "atomic",
+    "check_output",
+    "cut_off",
+    "model_card",
+    "replace_files",
+    "save_json",
+    "save_tensors",
+]
 
 # The config, which states the digest of the weights, comes last: a folder without it is no bundle.
 ORDER = (CARD, WEIGHTS, CONFIG)
@@ -76,6 +84,16 @@ def atomic(path: Path) -> Iterator[Path]:
             f"cannot write {path} ({error}); what stood there is unchanged. Choose a place that "
             "can be written to, with space left"
         ) from error
+
+
+def save_json(value: Any, path: str | os.PathLike[str]) -> None:
+    """Write plain values as JSON, whole or not at all.
+
+    Raises:
+        WeightInitError: if the file cannot be written.
+    """
+    with atomic(Path(path).expanduser()) as part:
+        part.write_text(json.dumps(value, indent=1) + "\n")
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:

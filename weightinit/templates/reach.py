@@ -10,7 +10,8 @@ from weightinit.templates.bundle import TemplateBundle
 __all__ = ["TOKENS", "WIDTH", "out_of_reach"]
 
 #: Up to how many times the patches and the width of its training the default bundle was measured:
-#: 192 x 6 at 64 patches, product photos, 150 steps of 32 at 6e-4, the best rate of both (one seed).
+#: 192 x 6 at 64 patches, product photos, 150 steps of 32 at the best of four rates, one seed
+#: (docs/benchmarks.md, "Real ancestors").
 TOKENS, WIDTH = 4, 3
 
 
@@ -39,7 +40,7 @@ def out_of_reach(bundle: TemplateBundle, target: Anatomy) -> list[str]:
         return []
     return [
         f"this model is far from what the shipped {bundle.source} was trained for "
-        f"({'; '.join(beyond)}, where 150 steps on photos gave 65 % beside 45 % from random "
+        f"({'; '.join(beyond)}, where 150 steps on photos gave 39 % beside 23 % from random "
         "weights). If there is a pretrained network of its family, weightinit.project_from("
         "ancestor, model) starts from one that is closer; name templates= to take these all the "
         "same"

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from weightinit.inherit.running import exact
 
-__all__ = ["Moments", "choose"]
+__all__ = ["FLOOR", "Moments", "choose", "strength"]
 
 #: Rows whose products are summed in the samples' own precision, and columns of such a product.
 ROWS, COLUMNS = 4096, 512
@@ -64,14 +64,24 @@ class Moments:
         sums = zip(self._sums[:2], self._origin, strict=True)
         x, y = (total / self.count + exact(origin) for total, origin in sums)
         xx, xy = self.centred()
-        least = FLOOR * float((xx.diagonal() + x.square()).mean())
+        added = strength(xx.diagonal(), x, ridge)
         if not bias:
             xx, xy = xx.addr(x, x), xy.addr(x, y)
-        strength = max(ridge * float(xx.diagonal().mean()), least) or 1.0
+            added = strength(xx.diagonal(), torch.zeros_like(x), ridge)
         missing = xy - xx @ prior.T
-        xx.diagonal().add_(strength)
+        xx.diagonal().add_(added)
         weight = prior + torch.linalg.solve(xx, missing).T
         return weight, (y - weight @ x if bias else torch.zeros_like(y))
+
+
+def strength(variance: Tensor, mean: Tensor, ridge: float) -> float:
+    """Return what a ridge adds to the inputs' variances, which is never nothing.
+
+    It is ``ridge`` times their mean variance, and no less than what rounding makes of inputs that
+    do not vary at all.
+    """
+    least = FLOOR * float((variance + mean.square()).mean())
+    return max(ridge * float(variance.mean()), least) or 1.0
 
 
 def _gram(x: Tensor) -> Tensor:

@@ -6,31 +6,29 @@ et al., https://arxiv.org/abs/2401.15024), one matrix for all blocks here, and l
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from weightinit.anatomy import Anatomy, Difference, Labels, Piece, facts
 from weightinit.errors import ProjectionError
 from weightinit.inherit.axis import Axis
 from weightinit.inherit.calibration import Calibration
 from weightinit.inherit.method import Runnable
-from weightinit.inherit.running import Running, exact, watching
+from weightinit.inherit.running import Running, exact
 from weightinit.inherit.transfer import Place, Transfer, transfer_parts
 from weightinit.init.operators import Mix, along
 from weightinit.methods.activation.blocks import SCALES, Blocks, Values
 from weightinit.methods.activation.head import fit_head, readers
+from weightinit.methods.activation.observation import Observation, picks
 from weightinit.methods.activation.postnorm import fit_post_norm, unlike
 from weightinit.methods.activation.stream import (
     Entry,
     Stream,
     centres,
     groups_of,
-    normalise,
     principal,
 )
 from weightinit.methods.subcloning import check_shrinking
@@ -42,8 +40,6 @@ __all__ = ["ActivationAware", "suits"]
 NEEDED = {f"{role}.weight" for role in ("norm1", "norm2", "attn.proj", "mlp.fc1", "mlp.fc2")}
 #: Where outside the blocks a parameter may touch a stream that is rotated.
 PLACES = ("before", "final norm", "reads")
-#: Tokens that regressions look at, and that the stream's directions are found by, per channel.
-TOKENS, LOOKS = 32, 16
 #: Standard deviation of random weights of transformers, and the largest factor of a stream.
 USUAL, LARGEST = 0.02, 16.0
 #: What the report says besides.
@@ -236,7 +232,7 @@ def _fit(running: Running, target: Anatomy, ridge: float) -> _Fit:
     if old.traits.form == "post_norm":
         post = fit_post_norm(running, target, ridge=ridge)
         return _Fit(post.stream, post.groups, post.blocks, post.outside, None)
-    observed = _Observation(running, most=-(-old.depth // depth))
+    observed = Observation(running, most=-(-old.depth // depth))
     norm = running.owner(old.blocks[0]["norm1.weight"])
     stream = principal(running.check(observed.moment), width, centred=centres(norm))
     groups = groups_of(observed.similarity, depth)
@@ -261,10 +257,12 @@ def _scale(running: Running, target: Anatomy) -> float:
     does one whose stream is read without a norm.
     """
     old = running.anatomy
-    places = {piece.facts.place for piece in old.outside.values()}
+    places, ours = (
+        {piece.facts.place for piece in model.outside.values()} for model in (old, target)
+    )
     narrower = old.sizes["d"] != target.sizes["d"]
     free = narrower or not ("first norm" in places or _unfollowed(old, target))
-    if not (Difference(old, target).shrunk and "final norm" in places and free):
+    if not (Difference(old, target).shrunk and "final norm" in places & ours and free):
         return 1.0
     sizes: list[Tensor] = []
     for block in old.blocks:
@@ -274,25 +272,6 @@ def _scale(running: Running, target: Anatomy) -> float:
             sizes.append((weight * gain[:, None]).square().mean().sqrt())
     typical = float(torch.stack(sizes).median()) * (target.sizes["d"] / old.sizes["d"]) ** 0.5
     return min(max(1.0, USUAL / max(typical, 1e-12)), LARGEST)
-
-
-def picks(streams: Sequence[Tensor]) -> list[Tensor]:
-    """Return the tokens that regressions look at, of each batch's stream ``[..., d]``.
-
-    They are 32 times as many as channels, the first of every sample among them and the others
-    drawn, or all if there are fewer.
-    """
-    counts = [x[..., 0].numel() for x in streams]
-    share = TOKENS * streams[0].shape[-1] / sum(counts)
-    generator = torch.Generator().manual_seed(0)
-    chosen: list[Tensor] = []
-    for x, count in zip(streams, counts, strict=True):
-        length = x.shape[-2]
-        order = torch.rand(count // length, length, generator=generator)
-        order[:, 0] = 0.0
-        few = order.flatten().sort(stable=True).indices[: math.ceil(count * share)]
-        chosen.append(few.sort().values.to(x.device))
-    return chosen
 
 
 def _entry(running: Running, stream: Stream, streams: list[Tensor]) -> Entry | None:
@@ -306,64 +285,3 @@ def _entry(running: Running, stream: Stream, streams: list[Tensor]) -> Entry | N
         (bias if piece.facts.bias else gain).copy_(running.part(piece))
     centred = centres(running.owner(pieces[0]))
     return Entry.of(stream, gain, bias, streams, centred=centred)
-
-
-class _Observation:
-    """What the ancestor does on the calibration batches.
-
-    Up to ``most`` neighbouring blocks are compared, on as many batches as it takes.
-
-    Attributes:
-        moment: second moments of the normalised stream, float64 ``[d, d]``.
-        similarity: mean cosine of the streams that two blocks are given, float64.
-        streams: the stream before the blocks, one a batch.
-        calls: the blocks as functions of the stream, for each batch.
-    """
-
-    def __init__(self, running: Running, *, most: int) -> None:
-        self.most, self.seen = most, 0
-        self.moment = torch.zeros((), dtype=torch.float64)
-        self.similarity = torch.eye(running.anatomy.depth, dtype=torch.float64)
-        self.recent: list[Tensor] = []
-        norms = {
-            running.owner(block[f"{norm}.weight"]): index if norm == "norm1" else None
-            for index, block in enumerate(running.anatomy.blocks)
-            for norm in ("norm1", "norm2")
-        }
-        for piece in running.anatomy.outside.values():
-            if piece.facts.place == "final norm":
-                norms[running.owner(piece)] = None
-        watched: dict[nn.Module, Callable[[Tensor], None]] = {
-            norm: partial(self._see, norm, index) for norm, index in norms.items()
-        }
-        width, number = running.anatomy.sizes["d"], len(running.calls)
-        self.streams, self.calls = [], []
-        tokens, looks = 0, number
-        for index in range(number):
-            # Some of the batches, evenly spread, are enough.
-            look = not index or index * looks // number > (index - 1) * looks // number
-            with watching(watched if look else {}):
-                stream, calls = running.trace(index, whole=look)
-            self.streams.append(stream)
-            self.calls.append(calls)
-            tokens += stream[..., 0].numel()
-            looks = looks if index else min(number, math.ceil(LOOKS * width / tokens))
-        if tokens < width:
-            raise ProjectionError(
-                f"calibration= holds {tokens} tokens, and the stream has {width} "
-                "channels: pass more batches, several times as many tokens as channels"
-            )
-        self.recent.clear()
-        self.similarity += torch.triu(self.similarity, 1) * (1 / self.seen - 1)
-
-    def _see(self, norm: nn.Module, index: int | None, x: Tensor) -> None:
-        """Take in what a norm is given; ``index`` is that of the block that it begins."""
-        z = normalise(x, norm).flatten(0, -2)
-        moment = exact(z.T @ z)
-        self.moment = self.moment.to(moment) + moment
-        if index is None:
-            return
-        self.seen += len(z) * (index == 0)
-        self.recent = [z, *self.recent[: self.most - 1]] if index else [z]
-        for back, other in enumerate(self.recent[1:], 1):
-            self.similarity[index - back, index] += float((z * other).sum()) / z.shape[-1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from weightinit.methods.activation.leastsquares import Moments
+from weightinit.methods.activation.leastsquares import FLOOR, Moments, strength
 
 __all__ = ["Skip"]
 
@@ -38,16 +38,16 @@ class Skip:
         inner, between, own = gram[:size, :size], gram[:size, size:], gram.diagonal()[size:]
         missing = cross[:size] - inner @ weight.T - between * gain
         left = cross[size:].diagonal() - (between * weight.T).sum(0) - own * gain
-        tiny = torch.finfo(gram.dtype).tiny
-        strength = max(ridge * float(inner.diagonal().mean()), tiny)
+        z, x, y = (total / self._moments.count for total in self._sums)
+        added = strength(inner.diagonal(), z, ridge)
         eye = torch.eye(size, dtype=gram.dtype, device=gram.device)
-        solved = torch.linalg.solve(inner + strength * eye, torch.cat([missing, between], 1))
+        solved = torch.linalg.solve(inner + added * eye, torch.cat([missing, between], 1))
         alone, shared = solved.tensor_split(2, 1)
         # What z leaves over of each channel of x, and of what is missing there.
-        free = (own * (1 + ridge) - (between * shared).sum(0)).clamp_min(tiny)
+        free = own * (1 + ridge) - (between * shared).sum(0)
+        free = torch.where(free > FLOOR * (own + x.square()), free, torch.inf)
         step = (left - (between * alone).sum(0)) / free
         ratio = (1 + step / torch.where(gain == 0, 1, gain)).clamp(LEAST, MOST)
         step = gain * (ratio - 1)
         weight, gain = weight + (alone - shared * step).T, gain + step
-        z, x, y = (total / self._moments.count for total in self._sums)
         return weight, gain, y - weight @ z - gain * x
