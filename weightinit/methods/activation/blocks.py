@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -16,15 +16,14 @@ from weightinit.errors import ProjectionError
 from weightinit.inherit.running import Running, exact, watching
 from weightinit.methods.activation.keep import Keep
 from weightinit.methods.activation.leastsquares import Moments
-from weightinit.methods.activation.stream import Entry, Stream, normalise
+from weightinit.methods.activation.pace import Pace
+from weightinit.methods.activation.stream import SCALES, Entry, Stream, normalise
 
 __all__ = ["Blocks", "Values", "absorbed"]
 
 #: From canonical role to a tensor, float64.
 Values = dict[str, Tensor]
 
-#: From each matrix that writes into the stream to the layer scale after it.
-SCALES = {"attn.proj": "ls1", "mlp.fc2": "ls2"}
 #: How many times as many tokens as inputs to choose from are looked at.
 TIMES = 2
 #: Tokens by which it is checked how blocks compute.
@@ -58,7 +57,7 @@ class Blocks:
     calls: Sequence[Sequence[Callable[[Tensor], Tensor]]]
     picks: Sequence[Tensor]  # the tokens of each batch that regressions look at
     ridge: float
-    scale: float = 1.0  # by which the target's stream is larger, which its norms take off again
+    pace: Pace = field(default_factory=Pace)
 
     @torch.no_grad()
     def shrink(
@@ -319,10 +318,11 @@ class _Group:
                 offsets[role] += self.keep.keep(bias, [parts[bias] for parts in self.parts])
         bare = [(matrices[role], offsets[role]) for role in biases if biases[role] not in both]
         shift = absorbed(bare if free else [], self.stream)
-        self._set(gain, torch.ones_like(shift), torch.ones_like(self.stream.write[0]))
-        self._set(f"{norm}.bias", shift, self.stream.read @ shift)
+        larger = self.blocks.pace.reads
+        self._set(gain, torch.ones_like(shift) / larger, torch.ones_like(self.stream.write[0]))
+        self._set(f"{norm}.bias", shift / larger, self.stream.read @ shift)
         for role, matrix in matrices.items():
-            self._set(role, matrix, matrix @ self.stream.write)
+            self._set(role, matrix * larger, matrix @ self.stream.write)
             self._set(biases[role], offsets[role] - matrix @ shift)
         done = {*biases, *biases.values()}
         for role, piece in inside.items():
@@ -343,7 +343,7 @@ class _Group:
         has = bias in self.pieces.keys() & self.target.keys()
         matrix, offset = moments.fit(prior, ridge=self.blocks.ridge, bias=has)
         read = self.stream.read
-        larger = self.blocks.scale
+        larger = self.blocks.pace.stream
         self._set(weight, matrix * larger, read @ matrix)
         self._set(bias, offset * larger, read @ offset)
         self._set(scale, torch.ones_like(self.stream.write[:, 0]), torch.ones_like(read[:, 0]))

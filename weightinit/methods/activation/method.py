@@ -7,22 +7,23 @@ et al., https://arxiv.org/abs/2401.15024), one matrix for all blocks here, and l
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from weightinit.anatomy import Anatomy, Difference, Labels, Piece, facts
+from weightinit.anatomy import Anatomy, Labels, Piece, facts
 from weightinit.errors import ProjectionError
 from weightinit.inherit.axis import Axis
 from weightinit.inherit.calibration import Calibration
 from weightinit.inherit.method import Runnable
-from weightinit.inherit.running import Running, exact
+from weightinit.inherit.running import Running
 from weightinit.inherit.transfer import Place, Transfer, transfer_parts
 from weightinit.init.operators import Mix, along
-from weightinit.methods.activation.blocks import SCALES, Blocks, Values
+from weightinit.methods.activation.blocks import Blocks, Values
 from weightinit.methods.activation.head import fit_head, readers
 from weightinit.methods.activation.observation import Observation, picks
+from weightinit.methods.activation.pace import Pace
 from weightinit.methods.activation.postnorm import fit_post_norm, unlike
 from weightinit.methods.activation.stream import (
     Entry,
@@ -40,16 +41,18 @@ __all__ = ["ActivationAware", "suits"]
 NEEDED = {f"{role}.weight" for role in ("norm1", "norm2", "attn.proj", "mlp.fc1", "mlp.fc2")}
 #: Where outside the blocks a parameter may touch a stream that is rotated.
 PLACES = ("before", "final norm", "reads")
-#: Standard deviation of random weights of transformers, and the largest factor of a stream.
-USUAL, LARGEST = 0.02, 16.0
 #: What the report says besides.
 LARGER = (
     "the stream between blocks is {:.3g} times the ancestor's, which norms take off: what reads it "
     "without a norm sees that"
 )
+PACED = (
+    "train what was fitted with AdamW at about the learning rate of random weights, 3e-4 to 1e-3: "
+    "its weights are made that large"
+)
 ADVICE = (
     "train what was fitted with a low learning rate: start with about 2e-5 to 1e-4 (AdamW), where "
-    "random weights want about ten times as much"
+    "random weights want about ten times as much, and a new head too"
 )
 
 
@@ -73,10 +76,13 @@ class ActivationAware:
     than those tokens need. The method serves blocks with a norm before attention and MLP, and those
     of BERT with a norm after each (:func:`~weightinit.methods.activation.postnorm.fit_post_norm`),
     of which whole encoders become narrower, with pooling layers and heads; those whose words are
-    tied to a head keep embed_dim. What was fitted wants a low learning rate, which the report says.
+    tied to a head keep embed_dim. The report says which learning rate the weights want.
 
     Args:
         ridge: strength of the regressions' ridge, relative to the inputs' mean variance.
+        paced: whether a smaller target's weights are made so large, its function being the same,
+            that steps of AdamW at the rate of random weights do not overwrite them
+            (:class:`~weightinit.methods.activation.pace.Pace`); for SGD, pass False.
 
     Raises:
         ProjectionError: if ``ridge`` is not positive.
@@ -92,6 +98,7 @@ class ActivationAware:
     """
 
     ridge: float = 1e-2
+    paced: bool = True
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -110,7 +117,7 @@ class ActivationAware:
         old = source.anatomy
         check_shrinking(old, target, "activation-aware projection")
         _check(old, target)
-        fit = _fit(Running(source, calibration), target, self.ridge)
+        fit = _fit(Running(source, calibration), target, self.ridge, paced=self.paced)
         narrower = old.sizes["d"] != target.sizes["d"]
         read, write, shift = fit.stream.read.T.cpu(), fit.stream.write.cpu(), fit.shift
 
@@ -119,10 +126,10 @@ class ActivationAware:
                 return None
             if fit.entry is not None and place.facts.place == "before":
                 return Axis(_cast(fit.entry.write.cpu()), _cast(read))
-            if fit.scale != 1.0 and place.facts.place == "before":
-                return Axis(_cast(write * fit.scale), _cast(read))
+            if fit.pace.stream != 1.0 and place.facts.place == "before":
+                return Axis(_cast(write * fit.pace.stream), _cast(read))
             if fit.entry is not None and place.facts.place == "first norm":
-                gain, bias = (x.cpu() * fit.scale for x in (fit.entry.gain, fit.entry.shift))
+                gain, bias = (x.cpu() * fit.pace.stream for x in (fit.entry.gain, fit.entry.shift))
                 return Axis(_constant(bias), read, _constant(gain))
             if shift is not None and place.facts.place == "final norm":
                 return Axis(_constant(shift), read, _constant(torch.ones_like(shift)))
@@ -135,8 +142,8 @@ class ActivationAware:
         for group, block, values in zip(fit.groups, target.blocks, fit.blocks, strict=True):
             where = f" of block{'s' * (len(group) > 1)} {', '.join(map(str, group))}"
             parts |= _fitted(block, values, where)
-        said = [LARGER.format(fit.scale)] if fit.scale != 1.0 else []
-        return Inheritance(parts, [*said, ADVICE])
+        said = [LARGER.format(fit.pace.stream)] if fit.pace.stream != 1.0 else []
+        return Inheritance(parts, [*said, PACED if said else ADVICE])
 
 
 def _constant(values: Tensor) -> Callable[[Tensor, int], Tensor]:
@@ -222,11 +229,11 @@ class _Fit:
     head: Values  # values of what reads the stream after the blocks
     shift: Tensor | None  # the final norm's bias, its gain being 1; None leaves the norm alone
     entry: Entry | None = None  # the norm before the blocks of a narrower target
-    scale: float = 1.0  # by which the target's stream is larger
+    pace: Pace = field(default_factory=Pace)
 
 
 @torch.no_grad()
-def _fit(running: Running, target: Anatomy, ridge: float) -> _Fit:
+def _fit(running: Running, target: Anatomy, ridge: float, *, paced: bool) -> _Fit:
     """Return all that a target is made of."""
     old, width, depth = running.anatomy, target.sizes["d"], target.depth
     if old.traits.form == "post_norm":
@@ -237,41 +244,15 @@ def _fit(running: Running, target: Anatomy, ridge: float) -> _Fit:
     stream = principal(running.check(observed.moment), width, centred=centres(norm))
     groups = groups_of(observed.similarity, depth)
     streams = observed.streams
-    scale = _scale(running, target)
-    blocks = Blocks(running, target, stream, observed.calls, picks(streams), ridge, scale)
+    pace = Pace.of(running, target, stream, observed) if paced else Pace()
+    blocks = Blocks(running, target, stream, observed.calls, picks(streams), ridge, pace)
     entry = None if width == old.sizes["d"] else _entry(running, stream, streams)
     values, ours = blocks.shrink(groups, streams, entry)
     if width == old.sizes["d"] and (not readers(old, target) or _unfollowed(old, target)):
         # The pool reads the final norm as it is.
-        return _Fit(stream, groups, values, {}, None, scale=scale)
+        return _Fit(stream, groups, values, {}, None, pace=pace)
     head, shift = fit_head(running, target, stream, streams, ours, ridge=ridge)
-    return _Fit(stream, groups, values, head, shift, entry, scale)
-
-
-def _scale(running: Running, target: Anatomy) -> float:
-    """Return by how much the target's stream is made larger, 1 or more.
-
-    Norms take the factor off again, and what writes into the stream is then as large as random
-    weights are, though it takes small layer scales over: steps of AdamW, which are of one size for
-    all weights, do not overwrite it. A target of the ancestor's own size keeps its stream, and so
-    does one whose stream is read without a norm.
-    """
-    old = running.anatomy
-    places, ours = (
-        {piece.facts.place for piece in model.outside.values()} for model in (old, target)
-    )
-    narrower = old.sizes["d"] != target.sizes["d"]
-    free = narrower or not ("first norm" in places or _unfollowed(old, target))
-    if not (Difference(old, target).shrunk and "final norm" in places & ours and free):
-        return 1.0
-    sizes: list[Tensor] = []
-    for block in old.blocks:
-        for role, scale in SCALES.items():
-            weight = exact(running.part(block[f"{role}.weight"]))
-            gain = exact(running.part(block[scale])) if scale in block else weight.new_ones(1)
-            sizes.append((weight * gain[:, None]).square().mean().sqrt())
-    typical = float(torch.stack(sizes).median()) * (target.sizes["d"] / old.sizes["d"]) ** 0.5
-    return min(max(1.0, USUAL / max(typical, 1e-12)), LARGEST)
+    return _Fit(stream, groups, values, head, shift, entry, pace)
 
 
 def _entry(running: Running, stream: Stream, streams: list[Tensor]) -> Entry | None:

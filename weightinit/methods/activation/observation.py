@@ -27,12 +27,13 @@ class Observation:
     Attributes:
         moment: second moments of the normalised stream, float64 ``[d, d]``.
         similarity: mean cosine of the streams that two blocks are given, float64.
+        largest: the largest value of the stream anywhere.
         streams: the stream before the blocks, one a batch.
         calls: the blocks as functions of the stream, for each batch.
     """
 
     def __init__(self, running: Running, *, most: int) -> None:
-        self.most, self.seen = most, 0
+        self.most, self.seen, self.largest = most, 0, 0.0
         self.moment = torch.zeros((), dtype=torch.float64)
         self.similarity = torch.eye(running.anatomy.depth, dtype=torch.float64)
         self.recent: list[Tensor] = []
@@ -69,6 +70,7 @@ class Observation:
 
     def _see(self, norm: nn.Module, index: int | None, x: Tensor) -> None:
         """Take in what a norm is given; ``index`` is that of the block that it begins."""
+        self.largest = max(self.largest, float(x.abs().max()))
         z = normalise(x, norm).flatten(0, -2)
         moment = exact(z.T @ z)
         self.moment = self.moment.to(moment) + moment

@@ -11,7 +11,10 @@ from torch import Tensor, nn
 
 from weightinit.errors import ProjectionError
 
-__all__ = ["Entry", "Stream", "centres", "groups_of", "normalise", "principal"]
+__all__ = ["SCALES", "Entry", "Stream", "centres", "groups_of", "normalise", "principal"]
+
+#: From each matrix that writes into the stream to the layer scale after it.
+SCALES = {"attn.proj": "ls1", "mlp.fc2": "ls2"}
 
 
 def centres(norm: nn.Module) -> bool:

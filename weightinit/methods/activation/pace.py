@@ -1,0 +1,104 @@
+"""How large a fitted target's weights are made, so that training does not overwrite them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from weightinit.anatomy import Anatomy, Difference, Piece
+from weightinit.inherit.running import Running, exact
+from weightinit.methods.activation.observation import Observation
+from weightinit.methods.activation.stream import SCALES, Stream
+
+__all__ = ["Pace"]
+
+#: The rate that random weights are trained at, and the largest change, relative to its size, that
+#: one step at that rate is to make to what a matrix puts out.
+RATE, CHANGE = 1e-3, 0.025
+#: Mean absolute value of inputs of variance 1, and the standard deviation of random weights.
+INPUT, USUAL = 0.8, 0.02
+#: The largest factor, and the largest value of a stream, for which half precision has room.
+LARGEST, ROOM = 256.0, 8192.0
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Factors that leave a target's function as it is, and make a step of AdamW small beside it.
+
+    A step moves every weight by the learning rate, whatever the weight's size. Where the inputs of
+    a matrix go together, as hundreds of pixels do, a few steps overwrite what it had learned. Norms
+    take the size of the stream off, so that all that writes into it may be larger by one factor;
+    and the gain of a norm may be as much smaller as what reads it is larger.
+
+    Args:
+        stream: by how much the stream, and all that writes into it, is larger.
+        reads: by how much what reads a norm is larger, and the norm's gain smaller.
+    """
+
+    stream: float = 1.0
+    reads: float = 1.0
+
+    @classmethod
+    def of(cls, running: Running, target: Anatomy, stream: Stream, observed: Observation) -> Pace:
+        """Return the factors of a smaller target; one of the ancestor's own size stays as it is."""
+        old = running.anatomy
+        if not Difference(old, target).shrunk:
+            return cls()
+        width, ratio = target.sizes["d"], (target.sizes["d"] / old.sizes["d"]) ** 0.5
+        writes, reads = _typical(running)
+        reads = min(max(1.0, _size(width) * width**-0.5 / _sound(reads / ratio)), LARGEST)
+        if not _ended(old, target):
+            return cls(reads=reads)
+        written = [(x @ stream.write.T.to(x)).square().mean() for x in observed.streams]
+        begin = float(torch.stack(written).mean().sqrt())
+        fan_in = max((math.prod(stem.size[1:]) for stem in _stems(target)), default=0)
+        wanted = max(USUAL / _sound(writes * ratio), _size(fan_in) / _sound(begin))
+        return cls(max(1.0, min(wanted, LARGEST, ROOM / _sound(observed.largest))), reads)
+
+
+def _size(inputs: int) -> float:
+    """Return how large outputs must be for a step to be small beside them, by how many inputs."""
+    return RATE * INPUT * inputs / CHANGE
+
+
+def _sound(size: float) -> float:
+    return max(size, 1e-12)
+
+
+def _typical(running: Running) -> tuple[float, float]:
+    """Return the median size of the weights that write into the stream, and of those that read it.
+
+    Layer scales and the gains of norms count as part of them.
+    """
+    writes: list[Tensor] = []
+    reads: list[Tensor] = []
+    for block in running.anatomy.blocks:
+        values = {role: exact(running.part(piece)) for role, piece in block.items()}
+        ones = torch.ones_like(values["norm1.weight"])
+        for role, scale in SCALES.items():
+            weight = values[f"{role}.weight"] * values.get(scale, ones)[:, None]
+            writes.append(weight.square().mean().sqrt())
+        for role, piece in block.items():
+            norm = {"attn": "norm1.weight", "mlp": "norm2.weight"}.get(piece.facts.branch)
+            if norm and piece.axes[1:] == (("d",),):
+                reads.append((values[role] * values[norm]).square().mean().sqrt())
+    return tuple(float(torch.stack(sizes).median()) for sizes in (writes, reads))
+
+
+def _stems(target: Anatomy) -> list[Piece]:
+    """Return the projections of patches that write into the stream, with no norm in between."""
+    pieces = target.outside.values()
+    if any(piece.facts.place == "first norm" for piece in pieces):
+        return []
+    before = [piece for piece in pieces if piece.facts.place == "before"]
+    return [piece for piece in before if len(piece.axes) > 1 and piece.axes[0].stream]
+
+
+def _ended(old: Anatomy, target: Anatomy) -> bool:
+    """Return whether a norm ends the stream of both, so that nothing else sees its size."""
+    places = [{piece.facts.place for piece in model.outside.values()} for model in (old, target)]
+    free = Difference(old, target).shrunk.keys() & {"d"} or "first norm" not in places[0]
+    return bool(free) and all("final norm" in place for place in places)
