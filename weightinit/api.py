@@ -254,8 +254,9 @@ def project_from(
     one on generated data. That costs some multiples of the ancestor's own forward passes over the
     data: of generated images it sees 64 to 512, by 32 patches for each of its channels.
 
-    What is inherited wants a low learning rate: with AdamW about 2e-5 to 1e-4, where random weights
-    want about 6e-4, and so do templates on images that they were not trained on.
+    What was fitted is trained with AdamW at the rate of random weights, about 3e-4 to 1e-3. All else
+    that is inherited wants about 2e-5 to 1e-4, and a new head ten times as much. The report says
+    which.
 
     Args:
         ancestor: a timm name, ``"org/name@revision"`` on the Hugging Face Hub, a safetensors file

@@ -27,7 +27,7 @@ RANKED = Subcloning(depth="first_last")
 
 RATE = (
     "train what was inherited with a low learning rate: start with about 2e-5 to 1e-4 (AdamW), "
-    "where random weights want about ten times as much"
+    "where random weights want about ten times as much, and a new head too"
 )
 
 
