@@ -45,5 +45,10 @@ if [[ -n "${WEIT:-}" ]]; then
   # shellcheck disable=SC2086
   "$python" benchmarks/weit.py --suite $WEIT --record --device cuda --work "$out/weit" --results "$out"
 fi
+# Starts from a really pretrained network, where $WEIGHTINIT_ANCESTORS and $WEIGHTINIT_DATA have it.
+if [[ -n "${WEIGHTINIT_ANCESTORS:-}" ]]; then
+  timeout --signal=INT "${SECONDS_A_PIECE:-500}" "$python" benchmarks/real.py --suite probe finetune \
+    --device cuda --work "$out/real" --cache-dir "$out/cache" --results "$out" || test $? = 124
+fi
 # Graph, prediction and training step of hypernetworks, bf16.
 "$python" benchmarks/hypernet.py --device cuda --out "$out" | tee "$out/hypernet.txt"

@@ -88,6 +88,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[])
     parser.add_argument("--only", nargs="+", default=[], help="only these starts")
     parser.add_argument("--part", choices=("val", "test"), default="test")
+    parser.add_argument("--device", default="cpu", help="of the suites probe and finetune")
     parser.add_argument("--jobs", type=int, default=1, help="processes at once")
     parser.add_argument("--threads", type=int, help="of each; default: a share of the cores")
     parser.add_argument("--cache-dir", type=Path, default=Path.home() / ".cache" / "weightinit")
@@ -110,6 +111,7 @@ def main(arguments: list[str] | None = None) -> None:
             seeds=tuple(given.seeds),
             only=tuple(given.only),
             part=given.part,
+            device=given.device,
             smoke=given.smoke,
         )
         if suite == "text":
@@ -124,7 +126,8 @@ def main(arguments: list[str] | None = None) -> None:
         if given.results or not given.smoke:
             seeds = sorted({row["seed"] for row in rows if "seed" in row}) or [0]
             folder = given.results or schema.RESULTS
-            print(schema.record(f"real-{suite}", rows, seeds=seeds, load=load, folder=folder).name)
+            where = {"device": given.device, "load": load, "folder": folder}
+            print(schema.record(f"real-{suite}", rows, seeds=seeds, **where).name)
 
 
 if __name__ == "__main__":

@@ -51,6 +51,7 @@ class Domain:
         metric: the score that decides, and whether more is better.
         fits: steps and rate of fitted scalers.
         rules: of parameters that no family of the library explains.
+        recorded: whether a step on a GPU may be recorded once and replayed.
         judge: whether samples or episodes are judged by a network that must be trained first.
     """
 
@@ -67,6 +68,7 @@ class Domain:
     metric: ClassVar[tuple[str, bool]] = ("accuracy", True)
     fits: ClassVar[tuple[int, float]] = (100, 2e-2)
     rules: ClassVar[tuple[Rule, ...]] = ()
+    recorded: ClassVar[bool] = True
     judge: ClassVar[bool] = False
 
     def __init__(self, device: str, cache: Path) -> None:
@@ -195,7 +197,7 @@ def learn(
         states = [value for state in optimizer.state.values() for value in state.values()]
         return [*module.parameters(), *module.buffers(), *states]
 
-    take = Replay(step, generator, kept) if cuda else step
+    take = Replay(step, generator, kept) if cuda and domain.recorded else step
     warmup = max(1, steps // 10)
     module.train()
     for number in range(steps):

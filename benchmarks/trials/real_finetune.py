@@ -79,6 +79,7 @@ class Training(Piece):
         row: dict[str, Any] = {"name": self.start, "target": self.target, "pack": self.pack}
         row |= {"seed": self.seed, "ancestor": ancestor.name, "steps": steps, "batch": BATCH}
         model = ancestor.target(target, side, classes=data.classes, seed=self.seed)
+        model = model.to(options.device)
         row["parameters"] = sum(parameter.numel() for parameter in model.parameters())
         given = _given(options, self.pack, side, self.seed)
         row |= started(self.start, model, given)
@@ -110,20 +111,23 @@ class Training(Piece):
 class _Pack(Domain):
     """What :func:`domains.domain.learn` asks of a domain."""
 
-    def __init__(self) -> None:
-        self.device = torch.device("cpu")
+    recorded = False  # a batch comes from the processor
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
 
 
 def learn_pack(model: nn.Module, data: ImageData, *, steps: int, lr: float, seed: int) -> nn.Module:
     """Train a model in place on random crops, and mirror images where they keep their meaning."""
     size = min(BATCH, len(data.train))
+    device = next(model.parameters()).device
     stream = data.batches(range(steps), batch_size=size, augment="light", seed=seed)
 
     def loss(module: nn.Module, generator: torch.Generator) -> Tensor:
         images, targets = next(stream)
-        return data.loss(module(images), targets)
+        return data.loss(module(images.to(device)), targets.to(device))
 
-    return learn(model, loss, _Pack(), steps=steps, lr=lr, seed=seed)
+    return learn(model, loss, _Pack(device), steps=steps, lr=lr, seed=seed)
 
 
 @lru_cache(maxsize=1)
@@ -140,6 +144,8 @@ def _given(options: Options, pack: str, side: int, seed: int) -> Given:
     side = ancestor.side(side)
     order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(seed))
     parts = [data.train.rows(rows).in_shape(side, 3) for rows in order[:CALIBRATION].split(64)]
-    images = tuple(data.normalise(part.images[torch.arange(len(part))]) for part in parts)
+    images = tuple(
+        data.normalise(part.images[torch.arange(len(part))], options.device) for part in parts
+    )
     labels = tuple(part.labels for part in parts)
-    return Given(ancestor.model(side), images, labels, data.classes, seed)
+    return Given(ancestor.model(side).to(options.device), images, labels, data.classes, seed)

@@ -65,9 +65,9 @@ class Probe(Piece):
         row: dict[str, Any] = {"name": self.start, "target": self.target or "ancestor"}
         row |= {"seed": self.seed, "part": self.part, "ancestor": ancestor.name, "data": data.name}
         if target is None:
-            model = ancestor.model(ancestor.side(side))
+            model = ancestor.model(ancestor.side(side)).to(options.device)
         else:
-            model = ancestor.target(target, side, seed=self.seed)
+            model = ancestor.target(target, side, seed=self.seed).to(options.device)
             given = _given(options, ancestor.side(side), self.seed)
             row |= started(self.start, model, given)
             if "refused" in row:
@@ -109,27 +109,30 @@ def _parts(options: Options, seed: int) -> tuple[Split, Split, Split]:
     )
 
 
-def _batches(data: ImageData, split: Split, side: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _batches(
+    data: ImageData, split: Split, side: int, device: torch.device | str
+) -> Iterator[tuple[Tensor, Tensor]]:
     for rows in torch.arange(len(split)).split(64):
         batch = split.rows(rows).in_shape(side, 3)
         assert isinstance(batch.images, Tensor)
-        yield data.normalise(batch.images), batch.labels
+        yield data.normalise(batch.images, device), batch.labels
 
 
 @lru_cache(maxsize=2)
 def _given(options: Options, side: int, seed: int) -> Given:
     data, split = _data(options), _parts(options, seed)[1]
-    images, labels = zip(*_batches(data, split, side), strict=True)
-    ancestor = Pretrained(options.ancestor).model(side)
+    images, labels = zip(*_batches(data, split, side, options.device), strict=True)
+    ancestor = Pretrained(options.ancestor).model(side).to(options.device)
     return Given(ancestor, images, labels, data.classes, seed)
 
 
 @torch.inference_mode()
 def features(model: Any, data: ImageData, split: Split, side: int) -> Tensor:
     """Return the pooled features ``[N, d]``, the class token where there is one."""
+    device = next(model.parameters()).device
     found = [
-        model.forward_head(model.forward_features(images), pre_logits=True)
-        for images, _ in _batches(data, split, side)
+        model.forward_head(model.forward_features(images), pre_logits=True).cpu()
+        for images, _ in _batches(data, split, side, device)
     ]
     return torch.cat(found)
 

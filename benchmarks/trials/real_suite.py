@@ -23,6 +23,7 @@ class Options:
         seeds: of all random draws; none are the suite's own.
         only: starts; none are all.
         part: images to score on: ``"val"`` for choices, ``"test"`` for reports.
+        device: to start, to train and to score on.
         smoke: whether everything is tiny.
     """
 
@@ -34,6 +35,7 @@ class Options:
     seeds: tuple[int, ...] = ()
     only: tuple[str, ...] = ()
     part: Literal["val", "test"] = "test"
+    device: str = "cpu"
     smoke: bool = False
 
     def wants(self, start: str) -> bool:
