@@ -34,7 +34,7 @@ TARGETS: dict[str, dict[str, int]] = {
     "wider, deeper": {"embed_dim": 80, "depth": 8, "num_heads": 5},
 }
 #: Learning rate of each start, chosen on validation images.
-RATES = {"random": 2e-3, "templates": 2e-4, "inherited": 2e-4}
+RATES = {"random": 2e-3, "templates": 2e-4, "inherited": 5e-4}
 #: Images of a step, and those (without their labels) that calibrate.
 BATCH, CALIBRATION = 32, 512
 #: Times that a training is scored on its way.
