@@ -85,7 +85,7 @@ def _typical(running: Running) -> tuple[float, float]:
             norm = {"attn": "norm1.weight", "mlp": "norm2.weight"}.get(piece.facts.branch)
             if norm and piece.axes[1:] == (("d",),):
                 reads.append((values[role] * values[norm]).square().mean().sqrt())
-    return tuple(float(torch.stack(sizes).median()) for sizes in (writes, reads))
+    return float(torch.stack(writes).median()), float(torch.stack(reads).median())
 
 
 def _stems(target: Anatomy) -> list[Piece]:
