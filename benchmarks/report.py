@@ -248,6 +248,11 @@ def weit_vit() -> str:
     return _weit("vit", "accuracy", 1)
 
 
+def weit_convnext() -> str:
+    """WeiT and its baselines on CIFAR-10, of convolutional networks."""
+    return _weit("convnext", "accuracy", 1, "cpu")
+
+
 def weit_control() -> str:
     """WeiT and its baselines in balancing bodies of several links."""
     result = results("weit-control", "cuda")
@@ -322,7 +327,7 @@ PARTS: Mapping[Path, Sequence[Callable[[], str]]] = {
         depth, width, deeper, components, templates, fit, transfer, curves, tune, shrink, choices,
         grow,
         real_probe, real_finetune, real_text, real_names,
-        hypernets, tasks, texts, weit_vit, weit_dit, weit_control, gpu,
+        hypernets, tasks, texts, weit_vit, weit_convnext, weit_dit, weit_control, gpu,
     ),
 }  # fmt: skip
 

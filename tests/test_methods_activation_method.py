@@ -1,8 +1,12 @@
+import warnings
+from functools import partial
+
 import pytest
 import timm
 import torch
 from helpers.inherit import fill, logits, randomise, small_vit
 from helpers.models import draw, state_hash
+from timm.layers import PatchEmbed
 from torchvision.models import VisionTransformer
 from transformers import (
     GPT2Config,
@@ -369,7 +373,7 @@ def test_one_image_makes_no_large_weights():
 def test_a_larger_stream_is_said():
     ancestor, model = small_vit(24, 3, 2), small_vit(16, 2, 2)
     report = fill(model, wi.Ancestor.open(ancestor), ActivationAware(), calibration=FLOATS)
-    assert any("times the ancestor's, which norms take off" in note for note in report.notes)
+    assert any("norms undo that" in note for note in report.notes)
 
 
 @pytest.mark.parametrize(
@@ -379,5 +383,121 @@ def test_a_stream_that_keeps_its_size_asks_for_a_low_rate(options, method):
     ancestor, model = small_vit(24, 3, 2), small_vit(16, 2, 2, **options)
     method = ActivationAware(**method)
     report = fill(model, wi.Ancestor.open(ancestor), method, calibration=FLOATS)
-    assert not any("which norms take off" in note for note in report.notes)
+    assert not any("norms undo that" in note for note in report.notes)
     assert "low learning rate: start with about 2e-5 to 1e-4" in report.notes[-1]
+
+
+class Sines(timm.models.vision_transformer.VisionTransformer):
+    """A ViT whose positions are a buffer."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        places = torch.arange(17)[:, None] * torch.arange(1, self.embed_dim + 1) / 7
+        del self.pos_embed
+        self.register_buffer("pos_embed", places.sin()[None])
+
+
+class Aux(timm.models.vision_transformer.VisionTransformer):
+    """A ViT of which a head reads the stream without a norm."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.aux = torch.nn.Linear(self.embed_dim, 5)
+
+    def forward(self, x):
+        seen = []
+        with self.blocks[-1].register_forward_hook(lambda *a: seen.append(a[2])):
+            return super().forward(x) + self.aux(seen[0][:, 0])
+
+
+def vit(depth, width=24, kind=timm.models.vision_transformer.VisionTransformer, **options):
+    size = {"img_size": 16, "patch_size": 4, "num_classes": 5, "depth": depth}
+    with torch.random.fork_rng():
+        torch.manual_seed(depth)
+        model = kind(embed_dim=width, num_heads=width // 8, **size, **options)
+    return resized(randomise(model, seed=depth), 0.3)
+
+
+@torch.no_grad()
+def resized(model, factor):
+    """Make all weights larger or smaller but those of norms."""
+    for name, parameter in model.named_parameters():
+        if "norm" not in name and "ln_" not in name:
+            parameter.mul_(factor)
+    return model
+
+
+NORMED = {"embed_layer": partial(PatchEmbed, norm_layer=torch.nn.LayerNorm)}
+SEEN = [
+    ({"global_pool": "map", "fc_norm": True}, {"global_pool": "map", "fc_norm": True}, 24, {}),
+    ({}, {"pre_norm": True}, 16, {}),
+    ({}, NORMED, 24, {}),
+    ({}, {"reg_tokens": 2}, 16, {}),
+    ({"pos_embed": "none"}, {}, 16, {}),
+    ({"kind": Sines}, {"kind": Sines}, 24, {}),
+    ({"kind": Aux}, {"kind": Aux}, 24, {"unexplained": "keep"}),
+    ({}, {}, 24, {"keep": ["pos_embed"]}),
+    ({}, {}, 16, {"keep": ["blocks.0.norm1"]}),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "width", "options"), SEEN)
+@pytest.mark.parametrize("method", [None, "auto"])
+@torch.no_grad()
+def test_a_stream_that_more_than_norms_see_keeps_its_size(old, new, width, options, method):
+    """Paced or not, the target computes the same."""
+    ancestor, found = vit(4, **old), []
+    for paced in (False, True):
+        model = vit(2, width, **new)
+        chosen = ActivationAware(paced=paced) if method is None or not paced else method
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what the two do not share
+            wi.project_from(ancestor, model, method=chosen, calibration=FLOATS, **options)
+        found.append(model.eval().forward_features(torch.cat(FLOATS)))
+        found.append(model(torch.cat(FLOATS)))
+    plain, larger = found[:2], found[2:]
+    for one, other in zip(plain, larger, strict=True):
+        assert float((one - other).norm() / one.norm()) < 1e-3
+
+
+@torch.no_grad()
+def test_a_head_that_is_the_table_of_words_keeps_its_logits():
+    def gpt(layers):
+        size = {"vocab_size": 60, "n_positions": 16, "n_embd": 48, "n_head": 3}
+        return resized(GPT2LMHeadModel(GPT2Config(n_layer=layers, use_cache=False, **size)), 1.5)
+
+    ids = [draw(4, 12, seed=n).abs().mul(20).long().clamp(max=59) for n in range(12)]
+    ancestor, found = gpt(4).eval(), []
+    for paced in (False, True):
+        model = gpt(2)
+        method = ActivationAware(paced=paced)
+        wi.project_from(ancestor, model, method=method, calibration=ids)
+        found.append(model.eval()(ids[0]).logits)
+    torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-3)
+
+
+@torch.no_grad()
+def test_tokens_that_a_norms_eps_rules_keep_their_size():
+    ancestor, found = resized(vit(4), 1e-3), []
+    for paced in (False, True):
+        model = vit(2, 16)
+        method = ActivationAware(paced=paced)
+        wi.project_from(ancestor, model, method=method, calibration=FLOATS)
+        found.append(model.eval().forward_features(torch.cat(FLOATS)))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(("size", "larger"), [(1.0, True), (20.0, False)])
+def test_weights_that_are_large_already_take_the_usual_rate(size, larger):
+    ancestor = wi.Ancestor.open(resized(vit(4), size))
+    report = fill(vit(2, 16), ancestor, ActivationAware(), calibration=FLOATS)
+    assert "3e-4 to 1e-3" in report.notes[-1]
+    assert any("norms undo that" in note for note in report.notes) is larger
+
+
+def test_a_stream_with_no_room_asks_for_a_low_rate():
+    ancestor = vit(4)
+    with torch.no_grad():
+        ancestor.blocks[1].mlp.fc2.bias[3] = 0.99 * pace.ROOM
+    report = fill(vit(2, 16), wi.Ancestor.open(ancestor), ActivationAware(), calibration=FLOATS)
+    assert "2e-5 to 1e-4" in report.notes[-1]

@@ -39,7 +39,7 @@ from weightinit.inherit.generated import given
 from weightinit.inherit.losses import assumed, drawn, left_out, lost, neutral, squared, taken_over
 from weightinit.inherit.method import Method
 from weightinit.inherit.pairs import check_pair
-from weightinit.methods.auto import Auto
+from weightinit.methods.auto import Auto, unpaced
 from weightinit.methods.mimetic import Mimetic, planned_mimetic
 from weightinit.numerics import plain_numerics
 from weightinit.plan import Plan
@@ -252,12 +252,12 @@ def project_from(
 
     With batches, a smaller target is fitted to what the ancestor does on them; without, a narrower
     one on generated data. That costs some multiples of the ancestor's own forward passes over the
-    data: of generated images it sees 64 to 512, by 32 patches for each of its channels. It is a copy
-    that runs, with the forward hooks that the ancestor has.
+    data: of generated images it sees 64 to 512, by 32 patches for each of its channels. A copy runs,
+    with the ancestor's forward hooks.
 
-    What was fitted is trained with AdamW at the rate of random weights, about 3e-4 to 1e-3. All else
-    that is inherited wants about 2e-5 to 1e-4, and a new head ten times as much. The report says
-    which.
+    A pre-norm model that ends in a norm, once fitted, is trained with AdamW at the rate of random
+    weights, about 3e-4 to 1e-3. All else that is inherited wants about 2e-5 to 1e-4, and a new head
+    ten times as much. The report of :func:`plan_projection` says which.
 
     Args:
         ancestor: a timm name, ``"org/name@revision"`` on the Hugging Face Hub, a safetensors file
@@ -335,7 +335,11 @@ def plan_projection(
     seen = _seen(target, keep, rules, unexplained)
     opened = Ancestor.open(ancestor, rules=rules)
     source, notes = folded(opened, seen)
-    doubts = check_pair(source.anatomy, seen, kept_by(seen, keep))
+    kept = kept_by(seen, keep)
+    pieces = (piece for spec in seen.specs if spec.name in kept for piece in seen.pieces(spec))
+    if any(piece.facts.place != "reads" for piece in pieces):
+        chosen = unpaced(chosen)
+    doubts = check_pair(source.anatomy, seen, kept)
     seed = base_seed(generator)
     batches, of_data = given(calibration, source, seed=seed)
     planned = chosen.plan(source, seen, seed=seed, calibration=batches)

@@ -95,11 +95,11 @@ class Running:
         return self._owners[".".join(keys[0][:shared])]
 
     @torch.no_grad()
-    def run(self, number: int) -> None:
-        """Run one batch; ProjectionError if the ancestor does not take it."""
+    def run(self, number: int) -> Any:
+        """Run one batch, and return what comes out; ProjectionError if it is not taken."""
         args, kwargs = self.calls[number]
         try:
-            self.module(*args, **kwargs)
+            return self.module(*args, **kwargs)
         except ProjectionError:
             raise
         except Exception as error:  # whatever a forward pass makes of the wrong batch
@@ -150,14 +150,14 @@ class Running:
         self._plain = all(plain)
         return first[0], replays
 
-    def resume(self, number: int, stream: Tensor) -> None:
-        """Run one batch with another stream ``[..., d]`` after the last block."""
+    def resume(self, number: int, stream: Tensor) -> Any:
+        """Run one batch with another stream ``[..., d]`` after the blocks; return the output."""
 
         def put(_: nn.Module, args: Any, result: Any) -> Any:
             return (stream, *result[1:]) if isinstance(result, tuple) else stream
 
         with self._passing(), self._blocks[-1].register_forward_hook(put):
-            self.run(number)
+            return self.run(number)
 
     @property
     def _blocks(self) -> list[nn.Module]:

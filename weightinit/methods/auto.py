@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from weightinit.anatomy import Anatomy, Difference
 from weightinit.errors import ProjectionError
@@ -19,7 +19,7 @@ from weightinit.methods.selection import WeightSelection
 from weightinit.methods.subcloning import Subcloning, ranks
 from weightinit.recipes import Inheritance
 
-__all__ = ["SELECTION", "Auto"]
+__all__ = ["SELECTION", "Auto", "unpaced"]
 
 #: The method that shrinks without data, and the one that shrinks what cannot be fitted to data.
 SELECTION = WeightSelection(depth="first_last", rescale=True)
@@ -51,6 +51,7 @@ class Auto:
     Args:
         generate: whether the ancestor is run on generated data where there is no ``calibration=``;
             False takes its weights alone.
+        paced: as in :class:`ActivationAware`.
 
     Examples:
         >>> import timm, weightinit as wi
@@ -62,6 +63,7 @@ class Auto:
     """
 
     generate: bool = field(default=True, repr=False)
+    paced: bool = field(default=True, repr=False)
 
     def choose(self, old: Anatomy, new: Anatomy, calibration: object = None) -> Method:
         """Return the method, with its options; without batches, that for the weights alone."""
@@ -77,7 +79,7 @@ class Auto:
         least = smaller(old, new) if grows else new
         method: Method = SELECTION
         if calibration is not None and shrinks and suits(old, least):
-            method = ActivationAware()
+            method = ActivationAware(paced=self.paced)
         elif calibration is not None and ranks(old, least):
             method = RANKED
         return ShrinkThenGrow(method) if grows else method
@@ -95,7 +97,7 @@ class Auto:
         unused = calibration is not None and not _looks(chosen)
         reason = ", which has no use for calibration=" if unused else ""
         shrinks = bool(Difference(source.anatomy, target).shrunk)
-        if shrinks and not isinstance(_shrinking(chosen), ActivationAware):
+        if not isinstance(_shrinking(chosen), ActivationAware):
             said.append(RATE)
         if unused and shrinks:
             warnings.warn(
@@ -128,6 +130,15 @@ class Auto:
                 note = f"fitted on {text}: pass calibration= with real data for better"
                 return _named(chosen, planned, "", [note]), []
         return None, [f"made of the ancestor's weights alone, which keeps less ({text})"]
+
+
+def unpaced(method: Method) -> Method:
+    """Return a method whose fitted weights keep their scale, beside weights that nobody scales."""
+    if isinstance(method, (ActivationAware, Auto)):
+        return replace(method, paced=False)
+    if isinstance(method, ShrinkThenGrow):
+        return replace(method, shrink=unpaced(method.shrink))
+    return method
 
 
 def _shrinking(method: Method) -> Method:

@@ -43,12 +43,12 @@ NEEDED = {f"{role}.weight" for role in ("norm1", "norm2", "attn.proj", "mlp.fc1"
 PLACES = ("before", "final norm", "reads")
 #: What the report says besides.
 LARGER = (
-    "the stream between blocks is {:.3g} times the ancestor's, which norms take off: what reads it "
-    "without a norm sees that"
+    "the residual stream between blocks is {:.3g} times the ancestor's; norms undo that, so the "
+    "function is the same, but features taken from between the blocks are that much larger"
 )
 PACED = (
-    "train what was fitted with AdamW at about the learning rate of random weights, 3e-4 to 1e-3: "
-    "its weights are made that large"
+    "train what was fitted with AdamW at about the learning rate of random weights, 3e-4 to 1e-3, "
+    "and a new head too: its weights are large enough for that"
 )
 ADVICE = (
     "train what was fitted with a low learning rate: start with about 2e-5 to 1e-4 (AdamW), where "
@@ -143,7 +143,7 @@ class ActivationAware:
             where = f" of block{'s' * (len(group) > 1)} {', '.join(map(str, group))}"
             parts |= _fitted(block, values, where)
         said = [LARGER.format(fit.pace.stream)] if fit.pace.stream != 1.0 else []
-        return Inheritance(parts, [*said, PACED if said else ADVICE])
+        return Inheritance(parts, [*said, PACED if fit.pace.reached else ADVICE])
 
 
 def _constant(values: Tensor) -> Callable[[Tensor, int], Tensor]:
@@ -158,7 +158,7 @@ def _fitted(pieces: Mapping[str, Piece], values: Values, where: str) -> dict[Pie
     """Return the parts of the pieces whose values were fitted."""
 
     def part(role: str) -> Part:
-        how = "fitted on calibration batches"
+        how = "fitted on data"
         text = f"{role}{where} ({how})"
         return Part("written", text, lambda out: out.copy_(values[role]), how=how)
 
@@ -244,7 +244,8 @@ def _fit(running: Running, target: Anatomy, ridge: float, *, paced: bool) -> _Fi
     stream = principal(running.check(observed.moment), width, centred=centres(norm))
     groups = groups_of(observed.similarity, depth)
     streams = observed.streams
-    pace = Pace.of(running, target, stream, observed) if paced else Pace()
+    apart = bool(_unfollowed(old, target) or _unfollowed(target, old))
+    pace = Pace.of(running, target, stream, observed, apart=apart) if paced else Pace()
     blocks = Blocks(running, target, stream, observed.calls, picks(streams), ridge, pace)
     entry = None if width == old.sizes["d"] else _entry(running, stream, streams)
     values, ours = blocks.shrink(groups, streams, entry)

@@ -28,12 +28,13 @@ class Observation:
         moment: second moments of the normalised stream, float64 ``[d, d]``.
         similarity: mean cosine of the streams that two blocks are given, float64.
         largest: the largest value of the stream anywhere.
+        least: the least variance of a token that a norm is given, in units of the norm's eps.
         streams: the stream before the blocks, one a batch.
         calls: the blocks as functions of the stream, for each batch.
     """
 
     def __init__(self, running: Running, *, most: int) -> None:
-        self.most, self.seen, self.largest = most, 0, 0.0
+        self.most, self.seen, self.largest, self.least = most, 0, 0.0, math.inf
         self.moment = torch.zeros((), dtype=torch.float64)
         self.similarity = torch.eye(running.anatomy.depth, dtype=torch.float64)
         self.recent: list[Tensor] = []
@@ -70,8 +71,11 @@ class Observation:
 
     def _see(self, norm: nn.Module, index: int | None, x: Tensor) -> None:
         """Take in what a norm is given; ``index`` is that of the block that it begins."""
-        self.largest = max(self.largest, float(x.abs().max()))
         z = normalise(x, norm).flatten(0, -2)
+        self.largest = max(self.largest, float(x.abs().max()))
+        # What is left of the variance 1 tells how much the eps is beside the token's own.
+        kept = float(z.square().mean(-1).min())
+        self.least = min(self.least, kept / max(1.0 - kept, 1e-9))
         moment = exact(z.T @ z)
         self.moment = self.moment.to(moment) + moment
         if index is None:

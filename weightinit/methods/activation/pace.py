@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +24,9 @@ RATE, CHANGE = 1e-3, 0.025
 INPUT, USUAL = 0.8, 0.02
 #: The largest factor, and the largest value of a stream, for which half precision has room.
 LARGEST, ROOM = 256.0, 8192.0
+#: Least variance of a token in units of a norm's eps, and how near to one another outputs must be.
+EPSILONS, CLOSE = 100.0, 0.02
+PLACES = ("before", "first norm", "final norm")
 
 
 @dataclass(frozen=True)
@@ -36,27 +41,45 @@ class Pace:
     Args:
         stream: by how much the stream, and all that writes into it, is larger.
         reads: by how much what reads a norm is larger, and the norm's gain smaller.
+        reached: whether the weights that write into the stream are as large as they should be.
     """
 
     stream: float = 1.0
     reads: float = 1.0
+    reached: bool = False
 
     @classmethod
-    def of(cls, running: Running, target: Anatomy, stream: Stream, observed: Observation) -> Pace:
-        """Return the factors of a smaller target; one of the ancestor's own size stays as it is."""
+    def of(
+        cls,
+        running: Running,
+        target: Anatomy,
+        stream: Stream,
+        observed: Observation,
+        *,
+        apart: bool,
+    ) -> Pace:
+        """Return the factors of a smaller target; one of the ancestor's own size stays as it is.
+
+        The stream keeps its size where anything but norms sees it, where something enters it that
+        is no weight of the ancestor's, and where a norm's eps has a say. ``apart`` says that
+        parameters outside the blocks see it which are neither a norm nor after one.
+        """
         old = running.anatomy
         if not Difference(old, target).shrunk:
             return cls()
         width, ratio = target.sizes["d"], (target.sizes["d"] / old.sizes["d"]) ** 0.5
         writes, reads = _typical(running)
         reads = min(max(1.0, _size(width) * width**-0.5 / _sound(reads / ratio)), LARGEST)
-        if not _ended(old, target):
-            return cls(reads=reads)
         written = [(x @ stream.write.T.to(x)).square().mean() for x in observed.streams]
         begin = float(torch.stack(written).mean().sqrt())
         fan_in = max((math.prod(stem.size[1:]) for stem in _stems(target)), default=0)
         wanted = max(USUAL / _sound(writes * ratio), _size(fan_in) / _sound(begin))
-        return cls(max(1.0, min(wanted, LARGEST, ROOM / _sound(observed.largest))), reads)
+        larger = max(1.0, min(wanted, LARGEST, ROOM / _sound(observed.largest)))
+        if larger > 1.0:
+            free = not apart and observed.least > EPSILONS and _alike(old, target)
+            if not (free and _begun(running, observed) and _ended(running, observed)):
+                larger = 1.0
+        return cls(larger, reads, larger >= wanted)
 
 
 def _size(inputs: int) -> float:
@@ -97,8 +120,48 @@ def _stems(target: Anatomy) -> list[Piece]:
     return [piece for piece in before if len(piece.axes) > 1 and piece.axes[0].stream]
 
 
-def _ended(old: Anatomy, target: Anatomy) -> bool:
-    """Return whether a norm ends the stream of both, so that nothing else sees its size."""
-    places = [{piece.facts.place for piece in model.outside.values()} for model in (old, target)]
-    free = Difference(old, target).shrunk.keys() & {"d"} or "first norm" not in places[0]
-    return bool(free) and all("final norm" in place for place in places)
+def _alike(old: Anatomy, target: Anatomy) -> bool:
+    """Return whether both begin and end their streams in the same way, by explained parameters."""
+    ours, theirs = (
+        {place: {r for r, p in model.outside.items() if p.facts.place == place} for place in PLACES}
+        for model in (target, old)
+    )
+    same = ours["first norm"] == theirs["first norm"] and ours["before"] <= theirs["before"]
+    ends = bool(ours["final norm"] and theirs["final norm"])
+    turned = old.sizes["d"] != target.sizes["d"] or not theirs["first norm"]
+    return same and ends and turned and not target.unexplained
+
+
+def _begun(running: Running, observed: Observation) -> bool:
+    """Return whether the stream before the blocks is larger if the weights before it are."""
+    outside = running.anatomy.outside.values()
+    pieces = [p for p in outside if p.facts.place == "first norm"]
+    pieces = pieces or [p for p in outside if p.facts.place == "before"]
+    parts = {(p.spec.key, p.role): running.part(p) for p in pieces}
+    for part in parts.values():
+        part *= 2
+    begun, _ = running.trace(0, whole=False)
+    for part in parts.values():
+        part /= 2
+    return _close(begun, 2 * observed.streams[0])
+
+
+def _ended(running: Running, observed: Observation) -> bool:
+    """Return whether the ancestor puts the same out where the stream after its blocks is larger."""
+    one, other = (running.resume(0, size * observed.streams[0]) for size in (1, 2))
+    pairs = list(zip(_tensors(one), _tensors(other), strict=True))
+    return bool(pairs) and all(_close(larger, plain) for plain, larger in pairs)
+
+
+def _close(found: Tensor, wanted: Tensor) -> bool:
+    return float((found - wanted).norm()) <= CLOSE * float(wanted.norm())
+
+
+def _tensors(output: Any) -> Iterator[Tensor]:
+    """Yield the tensors of floating point of a model's output."""
+    if isinstance(output, Tensor):
+        if output.is_floating_point():
+            yield output
+    elif isinstance(output, (Mapping, tuple, list)):
+        for value in output.values() if isinstance(output, Mapping) else output:
+            yield from _tensors(value)
