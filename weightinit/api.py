@@ -252,8 +252,8 @@ def project_from(
 
     With batches, a smaller target is fitted to what the ancestor does on them; without, a narrower
     one on generated data. That costs some multiples of the ancestor's own forward passes over the
-    data: of generated images it sees 64 to 512, by 32 patches for each of its channels. A copy runs,
-    with the ancestor's forward hooks.
+    data, of which it sees 64 to 512 generated images, by 32 patches for each of its channels. A
+    copy of the ancestor runs, with its forward hooks.
 
     A pre-norm model that ends in a norm, once fitted, is trained with AdamW at the rate of random
     weights, about 3e-4 to 1e-3. All else that is inherited wants about 2e-5 to 1e-4, and a new head

@@ -102,8 +102,8 @@ def _parser() -> argparse.ArgumentParser:
     project.add_argument(
         "--calibration",
         metavar="DIR",
-        help="folder of images that the ancestor knows, 'generated' or 'none'; default: generated "
-        "ones where the method can use them",
+        help="folder of images like those you will use, without labels, 'generated' or 'none'; "
+        "default: generated ones for a narrower model",
     )
     project.add_argument(
         "--heads",
