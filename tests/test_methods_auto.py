@@ -196,6 +196,7 @@ def test_what_cannot_be_fitted_is_not_run():
     assert not any("generated" in note or "weights alone" in note for note in notes)
 
 
-def test_growth_needs_no_images():
+def test_growth_needs_no_images_and_a_low_rate():
     notes = wi.plan_projection(small_vit(), small_vit(depth=3)).report().notes
-    assert not any("generated" in note or "learning rate" in note for note in notes)
+    assert not any("generated" in note for note in notes)
+    assert any("low learning rate: start with about 2e-5 to 1e-4" in note for note in notes)
