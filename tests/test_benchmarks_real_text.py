@@ -1,4 +1,3 @@
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,9 +14,7 @@ def real_text(monkeypatch):
     pytest.importorskip("transformers")
     from trials import real_text
 
-    yield real_text
-    for name in [name for name in sys.modules if name.split(".")[0] == "trials"]:
-        del sys.modules[name]
+    return real_text
 
 
 def test_sentences_of_parts_differ(real_text):
