@@ -24,8 +24,8 @@ from weightinit.training.contexts import seeded
 
 __all__ = ["compare"]
 
-#: Learning rates that are tried: what inherits from an ancestor wants the lowest, what is random
-#: or composed of templates the highest.
+#: Learning rates that are tried: weights that are taken over as they are want the lowest, what is
+#: fitted, random or composed of templates the others.
 LRS = (3e-5, 3e-4, 1e-3)
 #: Batches that are read at least, if there are so many, for the held-out part of them.
 LEAST = 40

@@ -10,7 +10,7 @@ from weightinit.errors import ProjectionError
 from weightinit.inherit.calibration import Calibration
 from weightinit.inherit.generated import generated_batches
 from weightinit.inherit.method import Method, Runnable
-from weightinit.methods.activation.method import ActivationAware, suits
+from weightinit.methods.activation.method import LOW_RATE, ActivationAware, suits
 from weightinit.methods.bert2bert import Bert2BERT
 from weightinit.methods.each import EachAxis
 from weightinit.methods.halfway import ShrinkThenGrow, smaller
@@ -24,11 +24,6 @@ __all__ = ["SELECTION", "Auto", "unpaced"]
 #: The method that shrinks without data, and the one that shrinks what cannot be fitted to data.
 SELECTION = WeightSelection(depth="first_last", rescale=True)
 RANKED = Subcloning(depth="first_last")
-
-RATE = (
-    "train what was inherited with a low learning rate: start with about 2e-5 to 1e-4 (AdamW), "
-    "where random weights want about ten times as much, and a new head too"
-)
 
 
 @dataclass(frozen=True)
@@ -98,7 +93,7 @@ class Auto:
         reason = ", which has no use for calibration=" if unused else ""
         shrinks = bool(Difference(source.anatomy, target).shrunk)
         if not isinstance(_shrinking(chosen), ActivationAware):
-            said.append(RATE)
+            said.append(LOW_RATE)
         if unused and shrinks:
             warnings.warn(
                 f"method 'auto' picked {type(chosen).__name__}{reason} for these models: leave it "

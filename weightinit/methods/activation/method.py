@@ -35,7 +35,7 @@ from weightinit.methods.activation.stream import (
 from weightinit.methods.subcloning import check_shrinking
 from weightinit.recipes import Inheritance, Part
 
-__all__ = ["ActivationAware", "suits"]
+__all__ = ["LOW_RATE", "ActivationAware", "suits"]
 
 #: What a block must hold; all else must belong to one of its two branches.
 NEEDED = {f"{role}.weight" for role in ("norm1", "norm2", "attn.proj", "mlp.fc1", "mlp.fc2")}
@@ -50,9 +50,9 @@ PACED = (
     "train what was fitted with AdamW at about the learning rate of random weights, 3e-4 to 1e-3, "
     "and a new head too: its weights are large enough for that"
 )
-ADVICE = (
-    "train what was fitted with a low learning rate: start with about 2e-5 to 1e-4 (AdamW), where "
-    "random weights want about ten times as much, and a new head too"
+LOW_RATE = (
+    "train what was inherited with a low learning rate: start with about 2e-5 to 1e-4 (AdamW), "
+    "where random weights want about ten times as much, and a new head too"
 )
 
 
@@ -143,7 +143,7 @@ class ActivationAware:
             where = f" of block{'s' * (len(group) > 1)} {', '.join(map(str, group))}"
             parts |= _fitted(block, values, where)
         said = [LARGER.format(fit.pace.stream)] if fit.pace.stream != 1.0 else []
-        return Inheritance(parts, [*said, PACED if fit.pace.reached else ADVICE])
+        return Inheritance(parts, [*said, PACED if fit.pace.reached else LOW_RATE])
 
 
 def _constant(values: Tensor) -> Callable[[Tensor, int], Tensor]:
