@@ -74,6 +74,7 @@ class Source:
         method: of the template set.
         start: of the scalers.
         shape: the size, where it is not the domain's.
+        share: of the domain's steps.
     """
 
     layers: int = 2
@@ -83,6 +84,7 @@ class Source:
     method: str = "weit"
     start: str | None = None
     shape: Shape | None = None
+    share: float = 1
 
 
 SOURCES = {
@@ -90,6 +92,8 @@ SOURCES = {
     "no masks": Source(),
     "plain": Source(layers=0),
     "WeiT, sandwich": Source(sizes="domain", policy="sandwich"),
+    # Two passes a step, where the policy "half" makes one.
+    "WeiT, sandwich, half the steps": Source(sizes="domain", policy="sandwich", share=0.5),
     "WeiT, with a teacher": Source(sizes="domain", teacher=True),
     "WAVE": Source(teacher=True, method="wave"),
     "WAVE, linear": Source(teacher=True, method="wave", start="linear"),
@@ -162,8 +166,9 @@ class Lab:
             teacher = self.teacher()
             loss = domain.taught(teacher)
         module, began = self.module(name, seed), time.perf_counter()
-        learn(module, loss, domain, steps=domain.steps, lr=domain.source_rate, seed=seed)
-        row = {"name": name, "seed": seed, "steps": domain.steps, "lr": domain.source_rate}
+        steps = round(domain.steps * source.share)
+        learn(module, loss, domain, steps=steps, lr=domain.source_rate, seed=seed)
+        row = {"name": name, "seed": seed, "steps": steps, "lr": domain.source_rate}
         row |= {"seconds": round(time.perf_counter() - began, 1), **domain.scores(module, "test")}
         if isinstance(module, wi.ConstrainedModel):
             module.to_bundle(provenance={"command": "benchmarks/weit.py"}).save_pretrained(folder)
@@ -292,6 +297,10 @@ STARTS: dict[str, tuple[Start, tuple[str, ...], Callable[[Shape, Shape], bool], 
     ),
     "WeiT, sandwich": (
         partial(templates, source="WeiT, sandwich"), ("WeiT, sandwich",), anything, False,
+    ),
+    "WeiT, sandwich, half the steps": (
+        partial(templates, source="WeiT, sandwich, half the steps"),
+        ("WeiT, sandwich, half the steps",), anything, True,
     ),
 }  # fmt: skip
 #: Of classification with a teacher, and of other template sets.
