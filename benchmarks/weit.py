@@ -97,7 +97,8 @@ SOURCES = {
     "WeiT, with a teacher": Source(sizes="domain", teacher=True),
     "WAVE": Source(teacher=True, method="wave"),
     "WAVE, linear": Source(teacher=True, method="wave", start="linear"),
-    "TLEG": Source(teacher=True, method="tleg"),
+    # From labels alone, as WeiT, so that the two differ in nothing else.
+    "TLEG": Source(method="tleg"),
     "WeiT, 1 layer": Source(layers=1, sizes="domain"),
     "WeiT, 3 layers": Source(layers=3, sizes="domain"),
     "WeiT, quarters": Source(sizes="widths"),
