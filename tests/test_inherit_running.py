@@ -7,7 +7,7 @@ from torchvision.models import VisionTransformer
 
 from weightinit.ancestor.ancestor import Ancestor
 from weightinit.errors import BundleError, ProjectionError
-from weightinit.inherit.running import Running, exact, first_tensor, watching
+from weightinit.inherit.running import Running, _Attention, exact, first_tensor, watching
 
 IMAGES = [draw(3, 3, 16, 16, seed=seed) for seed in (1, 2)]
 
@@ -165,3 +165,34 @@ def test_the_module_around_pieces():
     inside = [piece for piece in pieces.values() if piece.facts.branch == "mlp"]
     assert run.around(inside) is run.module.blocks[1].mlp
     assert run.around(pieces.values()) is run.module.blocks[1]
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("masks", ["none", "bool", "float", "heads", "padding", "both"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_attention_in_the_open_computes_what_torch_does(batch_first, masks, bias):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        closed = nn.MultiheadAttention(12, 3, bias=bias, batch_first=batch_first).double().eval()
+    randomise(closed)
+    query, memory = draw(2, 4, 12, seed=1), draw(2, 5, 12, seed=2)
+    given = (query, memory, memory)
+    given = given if batch_first else tuple(x.transpose(0, 1) for x in given)
+    options = {
+        "none": {},
+        "bool": {"attn_mask": torch.eye(4, 5, dtype=torch.bool)},
+        "float": {"attn_mask": draw(4, 5, seed=3)},
+        "heads": {"attn_mask": draw(6, 4, 5, seed=3)},
+        "padding": {"key_padding_mask": torch.eye(2, 5, dtype=torch.bool)},
+        "both": {"key_padding_mask": draw(2, 5, seed=4), "attn_mask": draw(4, 5, seed=3)},
+    }[masks]
+    with torch.no_grad():
+        ours, wanted = _Attention(closed)(*given, **options)[0], closed(*given, **options)[0]
+    torch.testing.assert_close(ours, wanted)
+
+
+def test_attention_that_adds_keys_is_refused():
+    closed = nn.MultiheadAttention(12, 3, add_zero_attn=True)
+    x = torch.zeros(4, 2, 12)
+    with pytest.raises(ProjectionError, match="adds keys of its own"):
+        _Attention(closed)(x, x, x)

@@ -258,30 +258,64 @@ def _like(value: Any, like: Tensor) -> Any:
 def _open(module: nn.Module) -> nn.Module:
     """Return a module whose attention calls its output projection, where torch's own does not."""
     for name, child in list(module.named_modules()):
-        if isinstance(child, nn.MultiheadAttention):
+        if isinstance(child, nn.MultiheadAttention) and child._qkv_same_embed_dim:
             parent, _, last = name.rpartition(".")
             setattr(module.get_submodule(parent), last, _Attention(child))
     return module
 
 
 class _Attention(nn.Module):
-    """torch's self-attention in the open: the same parameters under the same names."""
+    """torch's attention in the open: the same parameters under the same names."""
+
+    #: By which torch's encoder layers know that they cannot compute without their modules.
+    _qkv_same_embed_dim = False
 
     def __init__(self, closed: nn.MultiheadAttention) -> None:
         super().__init__()
         self.in_proj_weight, self.in_proj_bias = closed.in_proj_weight, closed.in_proj_bias
-        self.out_proj, self.heads = closed.out_proj, closed.num_heads
+        self.out_proj, self.num_heads = closed.out_proj, closed.num_heads
         self.batch_first = closed.batch_first
+        plain = closed.bias_k is None and not closed.add_zero_attn
+        self.unlike = "" if plain else "adds keys of its own"
 
-    def forward(self, query: Tensor, *_: Any, **options: Any) -> tuple[Tensor, None]:
-        if any(options.get(mask) is not None for mask in ("attn_mask", "key_padding_mask")):
-            raise ProjectionError("the ancestor masks its attention: use a model of timm")
-        x = query if self.batch_first else query.transpose(0, 1)
-        packed = functional.linear(x, self.in_proj_weight, self.in_proj_bias)
-        q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in packed.chunk(3, -1))
-        x = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        x = self.out_proj(x)
-        return (x if self.batch_first else x.transpose(0, 1)), None
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        *_: Any,
+        **options: Any,
+    ) -> tuple[Tensor, None]:
+        if self.unlike:
+            raise ProjectionError(f"the ancestor's attention {self.unlike}: use a model of timm")
+        given = [x if self.batch_first else x.transpose(0, -2) for x in (query, key, value)]
+        weights = self.in_proj_weight.chunk(3)
+        biases = (None,) * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
+        q, k, v = (
+            functional.linear(x, w, b).unflatten(-1, (self.num_heads, -1)).transpose(-3, -2)
+            for x, w, b in zip(given, weights, biases, strict=True)
+        )
+        mask = self._mask(attn_mask, key_padding_mask, q)
+        x = functional.scaled_dot_product_attention(q, k, v, mask)
+        x = x.transpose(-3, -2).flatten(-2)
+        return self.out_proj(x if self.batch_first else x.transpose(0, -2)), None
+
+    def _mask(self, masks: Tensor | None, padding: Tensor | None, like: Tensor) -> Tensor | None:
+        """Return what is added to the logits; torch's boolean masks are True where none looks."""
+        added = None
+        if masks is not None and masks.dim() == 3:
+            masks = masks.unflatten(0, (-1, self.num_heads))
+        if padding is not None:
+            padding = padding[..., None, None, :]
+        for mask in (masks, padding):
+            if mask is not None and mask.dtype == torch.bool:
+                mask = torch.zeros_like(mask, dtype=like.dtype).masked_fill(mask, float("-inf"))
+            if mask is not None:
+                added = mask.to(like) if added is None else added + mask
+        return added
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from weightinit.errors import ProjectionError
 from weightinit.inherit.calibration import Calibration
 from weightinit.inherit.generated import generated_batches
 from weightinit.inherit.method import Method, Runnable
-from weightinit.methods.activation.method import LOW_RATE, ActivationAware, suits
+from weightinit.methods.activation.method import LOW_RATE, ActivationAware, obstacle
 from weightinit.methods.bert2bert import Bert2BERT
 from weightinit.methods.each import EachAxis
 from weightinit.methods.halfway import ShrinkThenGrow, smaller
@@ -73,7 +73,7 @@ class Auto:
             return LEMON()
         least = smaller(old, new) if grows else new
         method: Method = SELECTION
-        if calibration is not None and shrinks and suits(old, least):
+        if calibration is not None and shrinks and not obstacle(old, least):
             method = ActivationAware(paced=self.paced)
         elif calibration is not None and ranks(old, least):
             method = RANKED
@@ -93,7 +93,7 @@ class Auto:
         reason = ", which has no use for calibration=" if unused else ""
         shrinks = bool(Difference(source.anatomy, target).shrunk)
         if not isinstance(_shrinking(chosen), ActivationAware):
-            said.append(LOW_RATE)
+            said += [*self._unfitted(source.anatomy, target, calibration), LOW_RATE]
         if unused and shrinks:
             warnings.warn(
                 f"method 'auto' picked {type(chosen).__name__}{reason} for these models: leave it "
@@ -102,6 +102,14 @@ class Auto:
             )
         planned = chosen.plan(source, target, seed=seed, calibration=calibration)
         return _named(chosen, planned, reason, said)
+
+    def _unfitted(self, old: Anatomy, new: Anatomy, calibration: Calibration) -> list[str]:
+        """Return why a smaller target is not fitted to data, where one would expect it to be."""
+        shrunk = Difference(old, new).shrunk.keys() - ({"depth"} if calibration is None else set())
+        asked = shrunk and (self.generate or calibration is not None) and len(new.stages) == 1
+        least = smaller(old, new) if asked and Difference(old, new).grown else new
+        text = obstacle(old, least) if asked else ""
+        return [f"not fitted to data: {text}"] if text else []
 
     def _on_generated(
         self, source: Runnable, target: Anatomy, seed: int

@@ -13,7 +13,7 @@ from weightinit.methods.activation.blocks import Values, absorbed
 from weightinit.methods.activation.leastsquares import Moments
 from weightinit.methods.activation.stream import Stream
 
-__all__ = ["fit_head", "readers"]
+__all__ = ["bare_norms", "fit_head", "readers"]
 
 
 def readers(old: Anatomy, new: Anatomy) -> dict[str, Piece]:
@@ -49,12 +49,8 @@ def fit_head(
     outside = running.anatomy.outside
     heads = readers(running.anatomy, target)
     features = _given(running, heads, theirs)
-    gain = torch.ones_like(stream.write[0])
-    for piece in outside.values():
-        if piece.facts.place == "final norm":
-            part, scales = running.part(piece), piece.facts.gain
-            gain = exact(part).clone() if scales else gain
-            part.fill_(float(scales))
+    gain = bare_norms(running)
+    gain = torch.ones_like(stream.write[0]) if gain is None else gain
     moments = {role: Moments() for role in heads}
     for role, given in _given(running, heads, ours).items():
         for x, wanted in zip(given, features[role], strict=True):
@@ -75,6 +71,17 @@ def fit_head(
         if (bias := piece.facts.bias_role) in values:
             values[bias] = values[bias] - values[role] @ shift
     return {role: running.check(value).cpu() for role, value in values.items()}, shift.cpu()
+
+
+def bare_norms(running: Running) -> Tensor | None:
+    """Take gain and bias from the final norms of the ancestor's copy; return the gain, float64."""
+    gain = None
+    for piece in running.anatomy.outside.values():
+        if piece.facts.place == "final norm":
+            part, scales = running.part(piece), piece.facts.gain
+            gain = exact(part).clone() if scales else gain
+            part.fill_(float(scales))
+    return gain
 
 
 def _given(

@@ -24,6 +24,7 @@ from weightinit.methods.activation.blocks import Blocks, Values
 from weightinit.methods.activation.head import fit_head, readers
 from weightinit.methods.activation.observation import Observation, picks
 from weightinit.methods.activation.pace import Pace
+from weightinit.methods.activation.pool import fit_pool, pools
 from weightinit.methods.activation.postnorm import fit_post_norm, unlike
 from weightinit.methods.activation.stream import (
     Entry,
@@ -34,8 +35,9 @@ from weightinit.methods.activation.stream import (
 )
 from weightinit.methods.subcloning import check_shrinking
 from weightinit.recipes import Inheritance, Part
+from weightinit.text import first
 
-__all__ = ["LOW_RATE", "ActivationAware", "suits"]
+__all__ = ["LOW_RATE", "ActivationAware", "obstacle"]
 
 #: What a block must hold; all else must belong to one of its two branches.
 NEEDED = {f"{role}.weight" for role in ("norm1", "norm2", "attn.proj", "mlp.fc1", "mlp.fc2")}
@@ -76,7 +78,9 @@ class ActivationAware:
     than those tokens need. The method serves blocks with a norm before attention and MLP, and those
     of BERT with a norm after each (:func:`~weightinit.methods.activation.postnorm.fit_post_norm`),
     of which whole encoders become narrower, with pooling layers and heads; those whose words are
-    tied to a head keep embed_dim. The report says which learning rate the weights want.
+    tied to a head keep embed_dim. Attention pools (SigLIP's,
+    :func:`~weightinit.methods.activation.pool.fit_pool`) are fitted as one block more. The report
+    says which learning rate the weights want.
 
     Args:
         ridge: strength of the regressions' ridge, relative to the inputs' mean variance.
@@ -165,26 +169,32 @@ def _fitted(pieces: Mapping[str, Piece], values: Values, where: str) -> dict[Pie
     return {piece: part(role) for role, piece in pieces.items() if role in values}
 
 
-def suits(old: Anatomy, new: Anatomy) -> bool:
-    """Return whether the blocks can be fitted, and heads and tables keep their size."""
-    try:
-        _check(old, new)
-    except ProjectionError:
-        return False
+def obstacle(old: Anatomy, new: Anatomy) -> str:
+    """Return why a target is better not fitted; nothing if blocks, heads and tables can be."""
+    if text := _unlike(old, new):
+        return text
     # Tables of relative positions are neither resampled nor, where all blocks share one, chosen.
     inside, shared = (
         any(piece.facts.kind == "table" for piece in pieces.values())
         for pieces in (old.blocks[0], old.outside)
     )
     if (inside or shared) and old.traits.grid != new.traits.grid:
-        return False
+        return "tables of relative positions are not resampled by a fit"
     if shared and old.sizes["h"] != new.sizes["h"]:
-        return False
-    return old.sizes["k"] == new.sizes["k"] and "e" not in old.widths
+        return "all blocks share a table of relative positions for each head"
+    if old.sizes["k"] != new.sizes["k"]:
+        return f"heads have {old.sizes['k']} channels, and {new.sizes['k']} here"
+    return "several heads share one key head" if "e" in old.widths else ""
 
 
 def _check(old: Anatomy, new: Anatomy) -> None:
     """Raise ProjectionError if blocks or stream are of a kind that P cannot be put into."""
+    if text := _unlike(old, new):
+        raise ProjectionError(f"{text}; or use method='subcloning'")
+
+
+def _unlike(old: Anatomy, new: Anatomy) -> str:
+    """Return what of blocks or stream is of a kind that P cannot be put into."""
     roles = {role for block in (*old.blocks, *new.blocks) for role in block}
     wrong = sorted(role for role in roles if facts(role).serves not in ("attn", "mlp"))
     wrong += [f"no {role}" for role in sorted(NEEDED - roles)]
@@ -194,28 +204,29 @@ def _check(old: Anatomy, new: Anatomy) -> None:
     elif old.traits.form not in (None, "pre_norm"):
         wrong.append("norms after attention and MLP")
     if wrong:
-        raise ProjectionError(
-            f"activation-aware projection needs blocks with a norm before attention and before the "
-            f"MLP, and these have {', '.join(wrong)}: use method='subcloning'"
+        return (
+            "activation-aware projection needs blocks with a norm before attention and before the "
+            f"MLP, and these have {first(wrong)}"
         )
-    if old.sizes["d"] == new.sizes["d"]:
-        return
-    if wrong := _unfollowed(old, new):
-        raise ProjectionError(
-            f"{', '.join(wrong)} cannot follow a rotation of the stream's channels: keep embed_dim "
-            f"= {old.sizes['d']}, or use method='subcloning'"
+    wrong = _unfollowed(old, new) if old.sizes["d"] != new.sizes["d"] else []
+    if wrong:
+        return (
+            f"{first(wrong)} cannot follow a rotation of the stream's channels: keep embed_dim = "
+            f"{old.sizes['d']}"
         )
+    return ""
 
 
 def _unfollowed(old: Anatomy, new: Anatomy) -> list[str]:
     """Return what touches the stream outside the blocks, and cannot follow a rotation of it."""
     first = {"norm_pre.weight", "norm_pre.bias"} & new.outside.keys()
+    pooled = {role for role in old.outside if role.startswith("pool.") and pools(old, new)}
     return [
         role
         for role, piece in old.outside.items()
         if any(labels.stream for labels in piece.axes)
         and piece.facts.place not in PLACES
-        and role not in first
+        and role not in first | pooled
     ] + [f"tied {role}" for role, piece in old.outside.items() if piece.spec.tied]
 
 
@@ -249,10 +260,12 @@ def _fit(running: Running, target: Anatomy, ridge: float, *, paced: bool) -> _Fi
     blocks = Blocks(running, target, stream, observed.calls, picks(streams), ridge, pace)
     entry = None if width == old.sizes["d"] else _entry(running, stream, streams)
     values, ours = blocks.shrink(groups, streams, entry)
-    if width == old.sizes["d"] and (not readers(old, target) or _unfollowed(old, target)):
+    pooled = pools(old, target)
+    if width == old.sizes["d"] and (pooled or not readers(old, target) or _unfollowed(old, target)):
         # The pool reads the final norm as it is.
         return _Fit(stream, groups, values, {}, None, pace=pace)
-    head, shift = fit_head(running, target, stream, streams, ours, ridge=ridge)
+    fit_reader = fit_pool if pooled else fit_head
+    head, shift = fit_reader(running, target, stream, streams, ours, ridge=ridge)
     return _Fit(stream, groups, values, head, shift, entry, pace)
 
 
