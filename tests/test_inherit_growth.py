@@ -104,7 +104,7 @@ def test_faults_are_said():
         ({"img_size": 32}, "pos are of another size"),
         ({"global_pool": "avg"}, "pool is avg, not token"),
         ({"act_layer": "relu"}, "act is relu, not gelu"),
-        ({"reg_tokens": 1}, "the ancestor lacks token.reg"),
+        ({"reg_tokens": 1}, "the ancestor has nothing for token.reg"),
         ({"qkv_bias": False}, "the target lacks attn.k.bias, attn.q.bias, attn.v.bias"),
     ):
         new = small_vit(width=48, heads=6, **changes)

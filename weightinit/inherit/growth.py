@@ -199,7 +199,7 @@ class Growth:
         if "embed.token.weight" in before:  # which is the head as well, unless there is one
             added = (x for x in added if x != "head.weight")
         if fresh := sorted(added):
-            yield f"the ancestor lacks {', '.join(fresh)}"
+            yield f"the ancestor has nothing for {', '.join(fresh)}"
         if len(old.extra_blocks) != len(new.extra_blocks):
             yield "the blocks off the main stack differ in number"
         other = [
