@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from weightinit.errors import ProjectionError
 
-__all__ = ["Calibration", "Call", "calls_of"]
+__all__ = ["Calibration", "Call", "Generated", "calls_of"]
 
 #: A few batches that the ancestor takes, or none.
 Calibration = Iterable[Any] | None
@@ -19,6 +19,10 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 #: Bounds on what is held, so that a loader without an end is found out.
 MOST, MOST_BYTES = 4096, 4 << 30
+
+class Generated(list[Any]):
+    """Calibration batches that were drawn at random: what an ancestor does on them says less."""
+
 
 _LABELS = {"label", "labels", "target", "targets", "next_sentence_label"}
 _HELP = "pass a few unlabelled batches as project_from(..., calibration=batches)"

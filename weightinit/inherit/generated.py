@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from weightinit.errors import ProjectionError
-from weightinit.inherit.calibration import Calibration
+from weightinit.inherit.calibration import Calibration, Generated
 from weightinit.inherit.fresh import sub_generator
 from weightinit.inherit.leaves import dead_leaves
 from weightinit.inherit.method import Runnable
@@ -50,7 +50,7 @@ def given(
     return batches, [f"the ancestor is run on {text}"]
 
 
-def generated_batches(source: Runnable, *, seed: int) -> tuple[list[Any] | None, str]:
+def generated_batches(source: Runnable, *, seed: int) -> tuple[Generated | None, str]:
     """Return calibration batches for an ancestor and what they are, or None and why there are none.
 
     Of images there are so many that the ancestor sees several times as many tokens as it has
@@ -69,10 +69,10 @@ def generated_batches(source: Runnable, *, seed: int) -> tuple[list[Any] | None,
     mean, std, whose = _normalisation(module, channels)
     number = min(max(math.ceil(TOKENS * sizes["d"] / math.prod(grid)), LEAST), MOST)
     generator = sub_generator(seed, "generated images")
-    batches = [
+    batches = Generated(
         (dead_leaves(len(batch), channels, *size, generator=generator) - mean) / std
         for batch in torch.arange(number).split(BATCH)
-    ]
+    )
     return batches, f"{number} generated images of {size[0]} x {size[1]}, normalised by {whose}"
 
 

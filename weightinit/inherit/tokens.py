@@ -6,10 +6,10 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from weightinit.anatomy import Anatomy
 from weightinit.errors import ProjectionError
+from weightinit.inherit.calibration import Generated
 from weightinit.inherit.fresh import sub_generator
 from weightinit.inherit.method import Runnable
 
@@ -21,7 +21,7 @@ TOKENS, LEAST, MOST = 16, 64, 1024
 LENGTH, BATCH = 32, 64
 
 
-def token_batches(source: Runnable, *, seed: int) -> tuple[list[Tensor] | None, str]:
+def token_batches(source: Runnable, *, seed: int) -> tuple[Generated | None, str]:
     """Return token sequences for an ancestor and what they are, or None and why there are none.
 
     Every token is drawn from the whole vocabulary, all with the same chance; special tokens that
@@ -57,7 +57,7 @@ def token_batches(source: Runnable, *, seed: int) -> tuple[list[Tensor] | None, 
     if "eos" in ids:
         tokens[:, -1] = ids["eos"]
     text = f"{number} sequences of {length} tokens drawn evenly from its vocabulary"
-    return list(tokens.split(BATCH)), text
+    return Generated(tokens.split(BATCH)), text
 
 
 def _length(seen: Anatomy) -> int:

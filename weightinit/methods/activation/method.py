@@ -15,7 +15,7 @@ from torch import Tensor
 from weightinit.anatomy import Anatomy, Labels, Piece, facts
 from weightinit.errors import ProjectionError
 from weightinit.inherit.axis import Axis
-from weightinit.inherit.calibration import Calibration
+from weightinit.inherit.calibration import Calibration, Generated
 from weightinit.inherit.method import Runnable
 from weightinit.inherit.running import Running
 from weightinit.inherit.transfer import Place, Transfer, transfer_parts
@@ -43,6 +43,8 @@ __all__ = ["LOW_RATE", "ActivationAware", "obstacle"]
 NEEDED = {f"{role}.weight" for role in ("norm1", "norm2", "attn.proj", "mlp.fc1", "mlp.fc2")}
 #: Where outside the blocks a parameter may touch a stream that is rotated.
 PLACES = ("before", "final norm", "reads")
+#: By what the ridge is stronger on generated data, which say less of what a network is used for.
+DOUBT = 5.0
 #: What the report says besides.
 LARGER = (
     "the residual stream between blocks is {:.3g} times the ancestor's; norms undo that, so the "
@@ -83,7 +85,8 @@ class ActivationAware:
     says which learning rate the weights want.
 
     Args:
-        ridge: strength of the regressions' ridge, relative to the inputs' mean variance.
+        ridge: strength of the regressions' ridge towards the ancestor's own weights, relative to
+            the inputs' mean variance; five times as much on generated data.
         paced: whether a smaller target's weights are made so large, its function being the same,
             that steps of AdamW at the rate of random weights do not overwrite them
             (:class:`~weightinit.methods.activation.pace.Pace`); for SGD, pass False.
@@ -101,13 +104,13 @@ class ActivationAware:
         True
     """
 
-    ridge: float = 1e-2
+    ridge: float = 0.1
     paced: bool = True
 
     def __post_init__(self) -> None:
         """Check the values."""
         if not self.ridge > 0:
-            raise ProjectionError(f"ridge={self.ridge}: pass a positive number, such as 1e-2")
+            raise ProjectionError(f"ridge={self.ridge}: pass a positive number, such as 0.1")
 
     def plan(
         self, source: Runnable, target: Anatomy, *, seed: int = 0, calibration: Calibration = None
@@ -121,7 +124,8 @@ class ActivationAware:
         old = source.anatomy
         check_shrinking(old, target, "activation-aware projection")
         _check(old, target)
-        fit = _fit(Running(source, calibration), target, self.ridge, paced=self.paced)
+        ridge = self.ridge * (DOUBT if isinstance(calibration, Generated) else 1.0)
+        fit = _fit(Running(source, calibration), target, ridge, paced=self.paced)
         narrower = old.sizes["d"] != target.sizes["d"]
         read, write, shift = fit.stream.read.T.cpu(), fit.stream.write.cpu(), fit.shift
 
