@@ -152,6 +152,10 @@ STARTS: dict[str, Start] = {
     "default without data": inherited,
     "default with 128 images": partial(inherited, batches=2),
     "default with data": partial(inherited, batches=None),
+    "with data, ridge 0.01": partial(
+        inherited, method=wi.ActivationAware(ridge=0.01), batches=None
+    ),
+    "with data, ridge 1": partial(inherited, method=wi.ActivationAware(ridge=1.0), batches=None),
 }
 
 

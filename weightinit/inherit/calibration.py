@@ -20,6 +20,7 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]
 #: Bounds on what is held, so that a loader without an end is found out.
 MOST, MOST_BYTES = 4096, 4 << 30
 
+
 class Generated(list[Any]):
     """Calibration batches that were drawn at random: what an ancestor does on them says less."""
 
