@@ -44,7 +44,7 @@ NEEDED = {f"{role}.weight" for role in ("norm1", "norm2", "attn.proj", "mlp.fc1"
 #: Where outside the blocks a parameter may touch a stream that is rotated.
 PLACES = ("before", "final norm", "reads")
 #: By what the ridge is stronger on generated data, which say less of what a network is used for.
-DOUBT = 5.0
+DOUBT = 2.0
 #: What the report says besides.
 LARGER = (
     "the residual stream between blocks is {:.3g} times the ancestor's; norms undo that, so the "
@@ -86,7 +86,7 @@ class ActivationAware:
 
     Args:
         ridge: strength of the regressions' ridge towards the ancestor's own weights, relative to
-            the inputs' mean variance; five times as much on generated data.
+            the inputs' mean variance; twice as much on generated data.
         paced: whether a smaller target's weights are made so large, its function being the same,
             that steps of AdamW at the rate of random weights do not overwrite them
             (:class:`~weightinit.methods.activation.pace.Pace`); for SGD, pass False.
