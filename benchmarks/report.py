@@ -62,15 +62,15 @@ def bundles() -> str:
     rows = []
     for name in list_templates():
         bundle = TemplateBundle.from_pretrained(name)
-        sizes, found = bundle.config.sizes, bundle.config.provenance
+        found = bundle.config.provenance
         auxiliary, ancestor = found["auxiliary"], found["ancestor"]
         kib = sum(tensor.nbytes for tensor in bundle.tensors.values()) / 1024
         rows.append(
             [
                 f"`{name}`",
-                f"{bundle.config.depth} blocks of {sizes['d']}, {sizes['h']} heads, "
-                f"patch {sizes['p']}",
-                f"{next(iter(auxiliary['val'].values()))} / {auxiliary['test']}",
+                _auxiliary(bundle),
+                f"{next(iter(auxiliary['val'].values()))} / {auxiliary['test']}"
+                + " (loss)" * (auxiliary.get("metric") == "loss"),
                 f"{ancestor['val']} / {ancestor['test']}" if ancestor else "none",
                 f"{kib:.0f} KiB",
             ]
@@ -89,6 +89,18 @@ def bundles() -> str:
         f"Shipped in the package (accuracies in percent, recorded by the training):\n\n"
         f"{table(header, rows)}\n\n{hypernets}"
     )
+
+
+def _auxiliary(bundle: TemplateBundle) -> str:
+    """What a bundle was trained as."""
+    sizes, stages = bundle.config.sizes, bundle.config.traits.get("depths", [])
+    if len(stages) > 1:
+        widths = "-".join(str(sizes[f"d{stage}"]) for stage in range(len(stages)))
+        text = f"ConvNeXt-V2, {'-'.join(map(str, stages))} blocks of {widths}"
+    else:
+        kind = "DiT, " * (bundle.config.traits.get("family") == "dit")
+        text = f"{kind}{bundle.config.depth} blocks of {sizes['d']}, {sizes['h']} heads"
+    return f"{text}, patch {sizes['p']}"
 
 
 def _suite(name: str, column: Callable[[Mapping[str, Any]], str], **options: Any) -> str:
@@ -271,10 +283,8 @@ def weit_control() -> str:
         for name in names
         for when, words in (("at_once", "at once"), ("trained", "after 400 steps"))
     ]
-    balanced = f"Bodies balanced, in percent:\n\n{table(['', *sizes], lines)}"
-    more = "More starts, on a processor; the error, one seed:"
-    errors = [_weit("control", "error", 4, device) for device in ("cuda", "cpu")]
-    return "\n\n".join([errors[0], balanced, more, errors[1]])
+    error = _weit("control", "error", 4)
+    return f"{error}\n\nBodies balanced, in percent:\n\n{table(['', *sizes], lines)}"
 
 
 def weit_dit() -> str:

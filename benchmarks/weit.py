@@ -3,6 +3,7 @@
     python benchmarks/weit.py --suite vit                         # CPU, hours; resumes
     python benchmarks/weit.py --suite convnext dit control --device cuda --jobs 12
     python benchmarks/weit.py --suite vit --smoke                 # does everything start?
+    python benchmarks/weit.py --suite dit --start WeiT --seeds 1 --ship my-bundle    # its templates
 
 A source (a template set, a plain model) is trained once a seed for the whole budget. A target gets
 its first weights from a source, is scored at once, then trained for a short budget at each of the
@@ -22,7 +23,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -30,7 +31,7 @@ from typing import Any, Literal
 
 import schema
 import torch
-from domains.domain import Domain, Loss, Shape, learn
+from domains.domain import Domain, Loss, Part, Shape, learn
 from safetensors.torch import load_model, save_model
 from torch import nn
 from trials.run import write
@@ -201,6 +202,40 @@ class Lab:
         model = self.network(self.domain.full, seed)
         load_model(model, self.folder("plain", seed) / "model.safetensors")
         return model.eval()
+
+
+def ship(lab: Lab, seed: int, folder: Path) -> dict[str, Any]:
+    """Save the suite's WeiT templates in half precision, with a card; return their scores.
+
+    They are those of models of every trained size, composed from what is saved, on validation data.
+    """
+    domain, trained = lab.domain, wi.TemplateBundle.from_pretrained(lab.folder("WeiT", seed))
+    halves = {name: value.half() for name, value in trained.tensors.items()}
+    row = json.loads((lab.folder("WeiT", seed) / "source.json").read_text())
+    metric = domain.metric[0]
+    bundle = wi.TemplateBundle(trained.config, halves, trained.source)
+
+    def score(shape: Shape, part: Part) -> float:
+        model = wi.init_from_templates(lab.network(shape, seed), bundle, rules=domain.rules)
+        return round(domain.scores(model.eval(), part)[metric], 4)
+
+    seen = wi.anatomy(lab.network(domain.full, seed), rules=domain.rules)
+    shapes = dict.fromkeys(map(domain.shape, domain.sizes.of(seen)))
+    recipe = {"steps": row["steps"], "batch_size": domain.batch, "lr": row["lr"], "seed": seed}
+    auxiliary = {"network": f"{type(domain).__name__} {domain.full}", "recipe": recipe}
+    auxiliary |= {"metric": metric, "val": {str(shape): score(shape, "val") for shape in shapes}}
+    auxiliary["test"] = score(domain.full, "test")
+    card = {
+        "command": f"python benchmarks/weit.py --suite {lab.suite} --start WeiT --seeds {seed}",
+        "method": "weit",
+        "data": {"name": domain.data},
+        "ancestor": None,
+        "auxiliary": auxiliary,
+        "versions": schema.versions(),
+    }
+    config = replace(trained.config, provenance=card)
+    wi.TemplateBundle(config, halves, trained.source).save_pretrained(folder)
+    return auxiliary
 
 
 # --- starts --------------------------------------------------------------------------------------
@@ -468,10 +503,15 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="default: <cache-dir>/weit")
     parser.add_argument("--results", type=Path, default=schema.RESULTS)
     parser.add_argument("--record", action="store_true", help="only record what is there")
+    parser.add_argument("--ship", type=Path, help="only save the WeiT templates of a suite there")
     parser.add_argument("--smoke", action="store_true", help="two steps of all, not recorded")
     given = parser.parse_args()
     began, load = time.monotonic(), schema.machine()["load"]
     work = given.work or given.cache_dir / ("weit" + "-smoke" * given.smoke)
+    if given.ship:
+        lab = Lab(given.suite[0], given.device, given.cache_dir, work, given.smoke)
+        print(ship(lab, given.seeds[0], given.ship))
+        return
     threads = max(1, (os.cpu_count() or 1) // given.jobs)
     pieces: list[list[tuple[Any, ...]]] = [[], [], []]
     todo: dict[str, list[Path]] = {}

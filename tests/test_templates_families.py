@@ -1,6 +1,9 @@
 """Nested templates of diffusion transformers and of the encoders of policies."""
 
+import copy
+
 import pytest
+import timm
 import torch
 from helpers.dit import DiT
 from torch import nn
@@ -192,3 +195,39 @@ def test_torchs_fused_path_reads_the_composed_weights(norm_first):
     torch.testing.assert_close(
         found[valid], expected[:, : found.shape[1]][valid], rtol=1e-4, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("stages", [(1, 1, 3, 1), (2, 2, 6, 2), (3, 3, 9, 3)])
+@pytest.mark.parametrize("width", [8, 16, 24, 40])
+def test_the_shipped_convnext_templates_fill_any_size(width, stages):
+    dims = tuple(width * 2**stage for stage in range(4))
+    model = seeded(timm.create_model, "convnextv2_atto", dims=dims, depths=stages, num_classes=10)
+    plan = wi.plan_templates(model, "cifar10-convnextv2")
+    report = plan.report()
+    assert not report.counts["fresh"]
+    published = "timm has pretrained weights of exactly this size"
+    exact = (width, stages) == (40, (2, 2, 6, 2))
+    assert any(note.startswith(published) for note in report.notes) == exact
+    plan.commit()
+    with torch.no_grad():
+        spread = model(torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))).std()
+    assert 0.1 < float(spread) < 100
+
+
+@pytest.mark.parametrize(("width", "heads", "depth"), [(32, 2, 3), (64, 4, 8), (128, 8, 5)])
+def test_the_shipped_dit_templates_predict_noise_at_any_size(width, heads, depth):
+    """At once they do what random weights cannot: nearly all of an image is noise late on."""
+    model = dit(width, heads, depth, classes=10)
+    random = copy.deepcopy(model)
+    wi.init_from_templates(model, "cifar10-dit")
+    noise = torch.randn(16, 3, 16, 16, generator=torch.Generator().manual_seed(5))
+    times, labels = torch.full((16,), 950.0), torch.arange(16) % 10
+    with torch.no_grad():
+        left, bare = ((m(noise, times, labels) - noise).square().mean() for m in (model, random))
+    assert left < 0.8 * bare
+
+
+def test_a_wrong_family_is_told_what_ships():
+    model = seeded(timm.create_model, "convnextv2_atto", dims=(8, 16, 24, 32), depths=(1, 1, 1, 1))
+    with pytest.raises(wi.ProjectionError, match="'cifar10-convnextv2' is shipped"):
+        wi.init_from_templates(model)

@@ -506,9 +506,10 @@ def _exact_checkpoint(model: nn.Module) -> list[str]:
         published = timm.create_model(architecture)
 
     def blocks(module: nn.Module) -> dict[str, torch.Size]:
-        return {n: p.shape for n, p in module.named_parameters() if n.startswith("blocks.")}
+        inside = ("blocks.", "stages.")
+        return {n: p.shape for n, p in module.named_parameters() if n.startswith(inside)}
 
-    if blocks(model) != blocks(published):
+    if not blocks(model) or blocks(model) != blocks(published):
         return []
     return [
         f"timm has pretrained weights of exactly this size: timm.create_model({tags[0]!r}, "

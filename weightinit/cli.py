@@ -332,11 +332,14 @@ def _templates(arguments: argparse.Namespace) -> tuple[str, Any]:
     rows, lines = [], []
     for name in list_templates():
         config = TemplateBundle.from_pretrained(name).config
-        sizes = {word: config.sizes.get(label) for word, label in SIZES.items()}
-        row = {"name": name, "kind": config.kind, "method": config.method, "depth": config.depth}
-        row |= sizes
+        sizes: dict[str, Any] = {w: config.sizes.get(label) for w, label in SIZES.items()}
+        depth, stages = config.depth, config.traits.get("depths", [])
+        if len(stages) > 1:
+            depth, widths = stages, [config.sizes[f"d{stage}"] for stage in range(len(stages))]
+            sizes["embed_dim"] = widths
+        row = {"name": name, "kind": config.kind, "method": config.method, "depth": depth, **sizes}
         known = ", ".join(f"{word} {size}" for word, size in sizes.items() if size is not None)
-        lines.append(f"{name}: {config.method} templates, depth {config.depth}, {known}")
+        lines.append(f"{name}: {config.method} templates, depth {depth}, {known}")
         rows.append(row)
     for name in names(HyperNetwork.kind):
         config = HyperNetwork.from_pretrained(name).hyper_config

@@ -162,6 +162,7 @@ class Balance(Domain):
     rates = (5e-4, 2e-3)
     source_rate = 2e-3
     metric = ("error", False)
+    data = "240 bodies of one to three links on a cart, balanced by their regulators"
     rules = (
         Rule(r"limb\.weight", "limb.weight", "d i"),
         Rule(r"limb\.bias", "limb.bias", "d"),

@@ -140,6 +140,7 @@ class Diffusion(Domain):
     batch = 64
     weight_decay = 0.0
     rates = (5e-4, 2e-3)
+    data = "CIFAR-10 at 16 x 16 pixels"
     source_rate = 2e-3
     metric = ("loss", False)
     judge = True

@@ -52,6 +52,7 @@ class Domain:
         fits: steps and rate of fitted scalers.
         rules: of parameters that no family of the library explains.
         recorded: whether a step on a GPU may be recorded once and replayed.
+        data: what is learned, in words.
         judge: whether samples or episodes are judged by a network that must be trained first.
     """
 
@@ -69,6 +70,7 @@ class Domain:
     fits: ClassVar[tuple[int, float]] = (100, 2e-2)
     rules: ClassVar[tuple[Rule, ...]] = ()
     recorded: ClassVar[bool] = True
+    data: ClassVar[str] = "CIFAR-10"
     judge: ClassVar[bool] = False
 
     def __init__(self, device: str, cache: Path) -> None:

@@ -27,13 +27,19 @@ def _builtin() -> dict[str, Path]:
     return {entry.name: Path(str(entry)) for entry in root.iterdir() if entry.is_dir()}
 
 
-def names(kind: str = "") -> list[str]:
-    """Return the names of the bundles that ship with weightinit, by default those of every kind."""
-    return sorted(
-        name
-        for name, folder in _builtin().items()
-        if not kind or json.loads((folder / CONFIG).read_text())["kind"] == kind
-    )
+def names(kind: str = "", family: str = "") -> list[str]:
+    """Return the names of the bundles that ship with weightinit, by default those of every kind.
+
+    ``family`` is that of the models which templates are for.
+    """
+
+    def fits(folder: Path) -> bool:
+        config = json.loads((folder / CONFIG).read_text())
+        own = config.get("traits", {}).get("family", "vit")
+        return kind in ("", config["kind"]) and family in ("", own)
+
+    found = _builtin().items()
+    return sorted(name for name, folder in found if not (kind or family) or fits(folder))
 
 
 def locate(

@@ -44,7 +44,7 @@ ROLE = re.compile(r"[a-z][a-z0-9_]*(\.[a-z0-9_]+)*")
 #: How a model is made in a card's example, by family.
 MODELS = {
     "vit": 'model = timm.create_model("vit_small_patch16_224", depth=9, num_classes=100)',
-    "convnext": 'model = timm.create_model("convnext_atto", depths=(2, 2, 8, 2), num_classes=100)',
+    "convnext": 'model = timm.create_model("{}_atto", depths=(2, 2, 8, 2), num_classes=100)',
 }
 
 
@@ -181,14 +181,17 @@ class TemplateBundle(Bundle):
     def about(cls, config: BundleConfig, name: str) -> tuple[str, str, str]:
         """Return the card's own words: a model that is filled, and the sizes that were trained."""
         sizes = _named(config.sizes)
-        lines = [f"Learned with an auxiliary model of {config.depth} blocks, sizes {sizes}."]
+        stages = "-".join(map(str, config.traits.get("depths", [config.depth])))
+        lines = [f"Learned with an auxiliary model of {stages} blocks, sizes {sizes}."]
         if config.fitted:
             lines += ["", "## Fitted sizes", ""]
         for entry in config.fitted:
             sizes = _named(entry["sizes"])
             lines.append(f"- scalers fitted for depth {entry['depth']}, {sizes}")
         family = config.traits.get("family", "vit")
+        responds = any(".grn." in kind for kind in template_config(config).kinds)
         model = MODELS.get(family, f"model = ...  # {family}, of any size")
+        model = model.format("convnextv2" if responds else "convnext")
         code = f"import timm, weightinit as wi\n{model}\nwi.init_from_templates(model, {name})"
         return f"Weight templates ({config.method})", code, "\n".join(lines)
 
@@ -260,12 +263,16 @@ def fitted_index(bundle: TemplateBundle, anatomy: Anatomy) -> int | None:
     return entries.index(entry) if entry in entries else None
 
 
-def list_templates() -> list[str]:
+def list_templates(family: str = "") -> list[str]:
     """Return the names of the template bundles that ship with weightinit.
 
+    Args:
+        family: of the models that they are for, such as ``"vit"`` or ``"convnext"``; by default
+            all.
+
     Examples:
-        >>> from weightinit.templates.bundle import list_templates
-        >>> isinstance(list_templates(), list)
-        True
+        >>> import weightinit as wi
+        >>> wi.list_templates("convnext")
+        ['cifar10-convnextv2']
     """
-    return names(TemplateBundle.kind)
+    return names(TemplateBundle.kind, family)

@@ -19,7 +19,7 @@ from weightinit.errors import ProjectionError
 from weightinit.inherit.fresh import fresh_part
 from weightinit.inherit.outside import carry
 from weightinit.recipes import Part, Recipe, assemble
-from weightinit.templates.bundle import TemplateBundle
+from weightinit.templates.bundle import TemplateBundle, list_templates
 from weightinit.templates.compose import Composer, Scalers
 from weightinit.templates.kinds import folded
 from weightinit.templates.narrow import narrowed
@@ -42,9 +42,11 @@ def template_recipes(
     """
     family = bundle.config.traits.get("family", "vit")
     if anatomy.family != family:
+        shipped = " or ".join(map(repr, list_templates(anatomy.family)))
+        also = f" ({shipped} is shipped)" if shipped else ""
         raise ProjectionError(
             f"a {anatomy.family} cannot be composed from templates of a {family}: use templates "
-            f"trained on a {anatomy.family}, or weightinit.constrain to train them"
+            f"trained on a {anatomy.family}{also}, or weightinit.constrain to train them"
         )
     return assemble(anatomy, _Parts(bundle, anatomy, scalers, seed))
 
