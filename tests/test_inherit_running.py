@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from helpers.inherit import Stub, randomise, small_vit
@@ -7,7 +9,7 @@ from torchvision.models import VisionTransformer
 
 from weightinit.ancestor.ancestor import Ancestor
 from weightinit.errors import BundleError, ProjectionError
-from weightinit.inherit.running import Running, _Attention, exact, first_tensor, watching
+from weightinit.inherit.running import Running, _Attention, _open, exact, first_tensor, watching
 
 IMAGES = [draw(3, 3, 16, 16, seed=seed) for seed in (1, 2)]
 
@@ -196,3 +198,30 @@ def test_attention_that_adds_keys_is_refused():
     x = torch.zeros(4, 2, 12)
     with pytest.raises(ProjectionError, match="adds keys of its own"):
         _Attention(closed)(x, x, x)
+
+
+class Threefold(nn.MultiheadAttention):
+    def forward(self, *args, **options):
+        return 3 * super().forward(*args, **options)[0], None
+
+
+@pytest.mark.parametrize("how", ["subclass", "hook", "twice"])
+def test_attention_of_ones_own_stays_what_it_is(how):
+    sizes = {"num_heads": 2, "hidden_dim": 16, "mlp_dim": 32, "num_classes": 5}
+    model = randomise(VisionTransformer(16, 8, 2, **sizes)).double()
+    layers = list(model.encoder.layers)
+    for layer in layers:
+        if how == "subclass":
+            layer.self_attention.__class__ = Threefold
+        elif how == "hook":
+            layer.self_attention.register_forward_hook(lambda m, given, out: (3 * out[0], None))
+    if how == "twice":
+        layers[1].self_attention = layers[0].self_attention
+        copied = _open(copy.deepcopy(model))
+        first, second = (layer.self_attention for layer in copied.encoder.layers)
+        assert first is second
+        assert isinstance(first, _Attention)
+    else:
+        copied = running(model).module
+    with torch.no_grad():
+        torch.testing.assert_close(copied(IMAGES[0]), model(IMAGES[0]))

@@ -1,8 +1,12 @@
+from collections import OrderedDict
+
 import pytest
 import torch
-from helpers.inherit import small_vit
+from helpers.inherit import randomise, small_vit
 from helpers.models import draw
+from torch import nn
 
+import weightinit as wi
 from weightinit.anatomy import anatomy
 from weightinit.ancestor.ancestor import Ancestor
 from weightinit.inherit.running import Running
@@ -63,3 +67,59 @@ def test_heads_of_other_classes_and_none_at_all_are_not_fitted():
     values, shift, _ = fitted(small_vit().double(), small_vit(num_classes=7), same)
     assert values == {}
     assert not shift.any()
+
+
+class Layer(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.ln_1, self.ln_2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attn = nn.MultiheadAttention(width, width // 8, batch_first=True)
+        names = {"c_fc": nn.Linear(width, 4 * width), "gelu": nn.GELU()}
+        self.mlp = nn.Sequential(OrderedDict(**names, c_proj=nn.Linear(4 * width, width)))
+
+    def forward(self, x):
+        y = self.ln_1(x)
+        x = x + self.attn(y, y, y, need_weights=False)[0]
+        return x + self.mlp(self.ln_2(x))
+
+
+class Tower(nn.Module):
+    """OpenAI's vision tower: what reads the features is a bare parameter of the model."""
+
+    def __init__(self, width, depth, side=16, last=lambda x: x):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, width, 8, 8, bias=False)
+        self.class_embedding = nn.Parameter(torch.zeros(width))
+        self.positional_embedding = nn.Parameter(torch.zeros((side // 8) ** 2 + 1, width))
+        self.ln_pre, self.ln_post = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.transformer = nn.Module()
+        self.transformer.resblocks = nn.ModuleList(Layer(width) for _ in range(depth))
+        self.proj, self.last = nn.Parameter(torch.zeros(width, 12)), last
+
+    def forward(self, x):
+        x = self.conv1(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.class_embedding.expand(len(x), 1, -1), x], 1)
+        x = self.ln_pre(x + self.positional_embedding)
+        for block in self.transformer.resblocks:
+            x = block(x)
+        return self.last(self.ln_post(x[:, 0]) @ self.proj)
+
+
+@pytest.mark.parametrize("side", [16, 24])  # pictures as wide as the stream may pass for it
+def test_a_bare_matrix_reads_what_it_is_given_and_not_the_picture(side):
+    old, new, ranked = Tower(24, 3, side), Tower(16, 2, side), Tower(16, 2, side)
+    for seed, model in enumerate((old, new, ranked)):
+        randomise(model, seed)
+    batches = [draw(32, 3, side, side, seed=seed).float() for seed in range(4)]
+    wi.project_from(old, new, calibration=batches)
+    wi.project_from(old, ranked, method="subcloning", calibration=batches)
+    x = draw(64, 3, side, side, seed=9).float()
+    with torch.no_grad():
+        near, far = ((model(x) - old(x)).norm() for model in (new, ranked))
+    assert near < 0.7 * far
+
+
+def test_a_bare_matrix_that_is_not_the_last_is_refused():
+    old, new = randomise(Tower(24, 3, last=torch.tanh)), randomise(Tower(16, 2))
+    with pytest.raises(wi.ProjectionError, match="not what proj is multiplied with"):
+        wi.project_from(old, new, method="activation", calibration=[x.float() for x in IMAGES])

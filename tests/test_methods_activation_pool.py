@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import timm
 import torch
@@ -119,3 +121,36 @@ def test_a_pool_that_computes_otherwise_is_refused():
     old.attn_pool.mlp.register_forward_hook(lambda module, given, out: 2 * out)
     with pytest.raises(wi.ProjectionError, match="attention pool does not add"):
         wi.project_from(old, new, method=wi.ActivationAware(), calibration=BATCHES)
+
+
+@pytest.mark.parametrize("width", [48, 64])
+def test_a_pool_of_fewer_neurons_alone_is_fitted_too(width):
+    """At the ancestor's width, and on the way to a larger one."""
+    old, new = siglip(48, 3), siglip(width, 3, seed=1, mlp_ratio=2)
+    plan = wi.plan_projection(old, new, calibration=BATCHES)
+    assert not plan.report().counts["fresh"]
+    plan.commit()
+    x = images(128, 99)
+    with torch.no_grad():
+        wanted = old(x)
+        assert (new(x) - wanted).norm() < 0.5 * (wanted - wanted.mean(0)).norm()
+
+
+@pytest.mark.parametrize("latents", [(2, 2), (2, 1), (1, 2)])
+def test_pools_of_several_queries_are_ranked(latents):
+    models = [siglip(48, 3), siglip(32, 2, seed=1)]
+    for model, number in zip(models, latents, strict=True):
+        width, norm = model.embed_dim, partial(torch.nn.LayerNorm, eps=1e-6)
+        sizes = {"num_heads": width // 16, "latent_len": number, "norm_layer": norm}
+        model.attn_pool = jogged(timm.layers.AttentionPoolLatent(width, mlp_ratio=4, **sizes), 3)
+    old, new = models
+    notes = wi.plan_projection(old, new, calibration=BATCHES).report().notes
+    assert "picked Subcloning" in notes[0]
+    assert any("not fitted to data: pool.latent" in note for note in notes)
+
+
+def test_heads_of_another_size_are_named():
+    old, new = siglip(48, 3), siglip(24, 2, seed=1, num_heads=3)
+    with pytest.warns(UserWarning, match="no use for calibration="):
+        notes = wi.plan_projection(old, new, calibration=BATCHES).report().notes
+    assert "not fitted to data: heads have 16 channels, and 8 here" in notes

@@ -82,6 +82,10 @@ class Running:
         """Return the module whose parameter a piece is of."""
         return self._owners[piece.spec.key.rpartition(".")[0]]
 
+    def bare(self, piece: Piece) -> bool:
+        """Return whether a parameter is the model's own, so that no module is called with it."""
+        return self.block(0) in set(self.owner(piece).modules())
+
     def block(self, index: int) -> nn.Module:
         """Return the module that is a block of the main stack."""
         return self.around(self.anatomy.blocks[index].values())
@@ -257,10 +261,16 @@ def _like(value: Any, like: Tensor) -> Any:
 
 def _open(module: nn.Module) -> nn.Module:
     """Return a module whose attention calls its output projection, where torch's own does not."""
-    for name, child in list(module.named_modules()):
-        if isinstance(child, nn.MultiheadAttention) and child._qkv_same_embed_dim:
-            parent, _, last = name.rpartition(".")
-            setattr(module.get_submodule(parent), last, _Attention(child))
+    opened: dict[nn.Module, nn.Module] = {}
+    for name, child in list(module.named_modules(remove_duplicate=False)):
+        # What a subclass or a hook makes of it is not known.
+        if type(child) is not nn.MultiheadAttention or not child._qkv_same_embed_dim:
+            continue
+        if child._forward_hooks or child._forward_pre_hooks:
+            continue
+        parent, _, last = name.rpartition(".")
+        opened.setdefault(child, _Attention(child))
+        setattr(module.get_submodule(parent), last, opened[child])
     return module
 
 
@@ -274,7 +284,8 @@ class _Attention(nn.Module):
         super().__init__()
         self.in_proj_weight, self.in_proj_bias = closed.in_proj_weight, closed.in_proj_bias
         self.out_proj, self.num_heads = closed.out_proj, closed.num_heads
-        self.batch_first = closed.batch_first
+        self.batch_first, self.embed_dim = closed.batch_first, closed.embed_dim
+        self.head_dim, self.dropout = closed.head_dim, closed.dropout
         plain = closed.bias_k is None and not closed.add_zero_attn
         self.unlike = "" if plain else "adds keys of its own"
 
@@ -340,7 +351,13 @@ def captured(model: nn.Module, seen: Anatomy | None = None) -> Iterator[list[Ten
         # a language model of transformers: what lies under its head
         handle = getattr(model, "base_model", model).register_forward_hook(result)
     else:
-        module = model.get_submodule(head.spec.name.rpartition(".")[0])
+        path = head.spec.name.rpartition(".")[0]
+        if not path:
+            raise ProjectionError(
+                f"{head.spec.name} is a parameter of the model itself, and what it is given cannot "
+                "be seen: make it the weight of a torch.nn.Linear"
+            )
+        module = model.get_submodule(path)
         handle = module.register_forward_pre_hook(argument)
     with handle:
         yield features

@@ -107,8 +107,10 @@ class Auto:
         """Return why a smaller target is not fitted to data, where one would expect it to be."""
         shrunk = Difference(old, new).shrunk.keys() - ({"depth"} if calibration is None else set())
         asked = shrunk and (self.generate or calibration is not None) and len(new.stages) == 1
-        least = smaller(old, new) if asked and Difference(old, new).grown else new
-        text = obstacle(old, least) if asked else ""
+        grown = Difference(old, new).grown
+        text = obstacle(old, smaller(old, new) if grown else new) if asked else ""
+        if asked and "depth" in grown and new.traits.form == "post_norm":
+            text = "it has more blocks, and to post-norm blocks none is added without loss"
         return [f"not fitted to data: {text}"] if text else []
 
     def _on_generated(

@@ -123,6 +123,8 @@ def mean_inputs(running: Running) -> dict[tuple[int, Labels], Tensor]:
     totals: dict[tuple[int, Labels], list[Tensor]] = {}
     watched: dict[nn.Module, list[tuple[int, Piece]]] = {}
     for index, piece in _readers(running.anatomy):
+        if running.bare(piece):
+            continue
         watched.setdefault(running.owner(piece), []).append((index, piece))
 
     def see(module: nn.Module, x: Tensor) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from weightinit.anatomy import Anatomy, Piece
-from weightinit.inherit.running import Running, exact, watching
+from weightinit.errors import ProjectionError
+from weightinit.inherit.running import Running, exact, first_tensor, watching
 from weightinit.methods.activation.blocks import Values, absorbed
 from weightinit.methods.activation.leastsquares import Moments
 from weightinit.methods.activation.stream import Stream
@@ -49,6 +51,9 @@ def fit_head(
     outside = running.anatomy.outside
     heads = readers(running.anatomy, target)
     features = _given(running, heads, theirs)
+    for role, piece in heads.items():
+        if running.bare(piece):
+            _check(running, piece, features[role][0], theirs[0])
     gain = bare_norms(running)
     gain = torch.ones_like(stream.write[0]) if gain is None else gain
     moments = {role: Moments() for role in heads}
@@ -89,8 +94,37 @@ def _given(
 ) -> dict[str, list[Tensor]]:
     """Return what the heads are given after streams, one a batch."""
     found: dict[str, list[Tensor]] = {role: [] for role in heads}
-    watched = {running.owner(piece): found[role].append for role, piece in heads.items()}
+    bare = {role: piece for role, piece in heads.items() if running.bare(piece)}
+    calls = {role: {running.owner(piece): found[role].append} for role, piece in heads.items()}
+    watched = {m: see for role in heads.keys() - bare.keys() for m, see in calls[role].items()}
     for number, x in enumerate(streams if heads else ()):
-        with watching(watched):
-            running.resume(number, x)
+        if watched:
+            with watching(watched):
+                running.resume(number, x)
+        for role, piece in bare.items():
+            with _identity(running, piece), watching({}, calls[role]):
+                running.resume(number, x)
     return found
+
+
+@contextmanager
+def _identity(running: Running, piece: Piece) -> Iterator[None]:
+    """Let a bare matrix be the identity, so that what is given to it comes out."""
+    parameters, name = running.owner(piece)._parameters, piece.spec.key.rpartition(".")[2]
+    own = running.part(piece)
+    kept, parameters[name] = parameters[name], nn.Parameter(torch.eye(own.shape[1]).to(own))
+    try:
+        yield
+    finally:
+        parameters[name] = kept
+
+
+def _check(running: Running, piece: Piece, given: Tensor, stream: Tensor) -> None:
+    """Raise ProjectionError if the ancestor's output is not the product with a bare matrix."""
+    out = first_tensor((running.resume(0, stream),))
+    wanted = given @ running.part(piece).T
+    if out.shape != wanted.shape or not torch.allclose(out, wanted, 1e-3, 1e-3):
+        raise ProjectionError(
+            f"the ancestor's output is not what {piece.spec.name} is multiplied with: use "
+            "method='subcloning'"
+        )

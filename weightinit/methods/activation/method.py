@@ -175,6 +175,12 @@ def _fitted(pieces: Mapping[str, Piece], values: Values, where: str) -> dict[Pie
 
 def obstacle(old: Anatomy, new: Anatomy) -> str:
     """Return why a target is better not fitted; nothing if blocks, heads and tables can be."""
+    heads = [
+        (old.sizes[x], new.sizes[x]) for x in ("k", "kp") if {x} <= {*old.sizes} & {*new.sizes}
+    ]
+    for before, after in heads:
+        if before != after:
+            return f"heads have {before} channels, and {after} here"
     if text := _unlike(old, new):
         return text
     # Tables of relative positions are neither resampled nor, where all blocks share one, chosen.
@@ -186,8 +192,6 @@ def obstacle(old: Anatomy, new: Anatomy) -> str:
         return "tables of relative positions are not resampled by a fit"
     if shared and old.sizes["h"] != new.sizes["h"]:
         return "all blocks share a table of relative positions for each head"
-    if old.sizes["k"] != new.sizes["k"]:
-        return f"heads have {old.sizes['k']} channels, and {new.sizes['k']} here"
     return "several heads share one key head" if "e" in old.widths else ""
 
 
@@ -212,6 +216,9 @@ def _unlike(old: Anatomy, new: Anatomy) -> str:
             "activation-aware projection needs blocks with a norm before attention and before the "
             f"MLP, and these have {first(wrong)}"
         )
+    changed = [x for x in ("hp", "kp", "mp") if old.sizes.get(x) != new.sizes.get(x)]
+    if old.sizes["d"] == new.sizes["d"] and changed and not pools(old, new):
+        return f"an attention pool of this kind does not follow a change of {', '.join(changed)}"
     wrong = _unfollowed(old, new) if old.sizes["d"] != new.sizes["d"] else []
     if wrong:
         return (
@@ -265,8 +272,12 @@ def _fit(running: Running, target: Anatomy, ridge: float, *, paced: bool) -> _Fi
     entry = None if width == old.sizes["d"] else _entry(running, stream, streams)
     values, ours = blocks.shrink(groups, streams, entry)
     pooled = pools(old, target)
-    if width == old.sizes["d"] and (pooled or not readers(old, target) or _unfollowed(old, target)):
-        # The pool reads the final norm as it is.
+    if pooled:
+        stays = old.sizes["mp"] == target.sizes["mp"]
+    else:
+        stays = bool(not readers(old, target) or _unfollowed(old, target))
+    if width == old.sizes["d"] and stays:
+        # What is after the blocks reads the final norm as it is.
         return _Fit(stream, groups, values, {}, None, pace=pace)
     fit_reader = fit_pool if pooled else fit_head
     head, shift = fit_reader(running, target, stream, streams, ours, ridge=ridge)

@@ -33,7 +33,9 @@ def pools(old: Anatomy, new: Anatomy) -> bool:
     def fits(model: Anatomy) -> bool:
         roles = {role for role in model.outside if role.startswith("pool.")}
         norms = {role for role, piece in model.outside.items() if piece.facts.place == "final norm"}
-        return roles == wanted and norms == {"norm.weight", "norm.bias"}
+        if roles != wanted or norms != {"norm.weight", "norm.bias"}:
+            return False
+        return model.outside["pool.latent"].size[0] == 1
 
     return fits(old) and fits(new) and old.sizes["kp"] == new.sizes["kp"]
 
