@@ -153,6 +153,11 @@ class Role:
         return self.name.startswith("pre_logits")
 
     @property
+    def pooling(self) -> bool:
+        """Whether it belongs to what makes one vector of all tokens."""
+        return self.name.startswith("pool.")
+
+    @property
     def bias_role(self) -> str:
         """The role of the bias beside a weight."""
         return f"{self.name.removesuffix('weight')}bias"

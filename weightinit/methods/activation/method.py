@@ -231,7 +231,7 @@ def _unlike(old: Anatomy, new: Anatomy) -> str:
 def _unfollowed(old: Anatomy, new: Anatomy) -> list[str]:
     """Return what touches the stream outside the blocks, and cannot follow a rotation of it."""
     first = {"norm_pre.weight", "norm_pre.bias"} & new.outside.keys()
-    pooled = {role for role in old.outside if role.startswith("pool.") and pools(old, new)}
+    pooled = {r for r, piece in old.outside.items() if piece.facts.pooling and pools(old, new)}
     return [
         role
         for role, piece in old.outside.items()

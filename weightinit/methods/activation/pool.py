@@ -31,7 +31,7 @@ def pools(old: Anatomy, new: Anatomy) -> bool:
     wanted = {*ROLES, "pool.latent"}
 
     def fits(model: Anatomy) -> bool:
-        roles = {role for role in model.outside if role.startswith("pool.")}
+        roles = {role for role, piece in model.outside.items() if piece.facts.pooling}
         norms = {role for role, piece in model.outside.items() if piece.facts.place == "final norm"}
         if roles != wanted or norms != {"norm.weight", "norm.bias"}:
             return False
