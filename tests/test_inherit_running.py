@@ -1,4 +1,6 @@
 import copy
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -7,9 +9,18 @@ from helpers.models import draw
 from torch import nn
 from torchvision.models import VisionTransformer
 
+from weightinit.anatomy import anatomy
 from weightinit.ancestor.ancestor import Ancestor
 from weightinit.errors import BundleError, ProjectionError
-from weightinit.inherit.running import Running, _Attention, _open, exact, first_tensor, watching
+from weightinit.inherit.running import (
+    Running,
+    _Attention,
+    _open,
+    captured,
+    exact,
+    first_tensor,
+    watching,
+)
 
 IMAGES = [draw(3, 3, 16, 16, seed=seed) for seed in (1, 2)]
 
@@ -191,6 +202,32 @@ def test_attention_in_the_open_computes_what_torch_does(batch_first, masks, bias
     with torch.no_grad():
         ours, wanted = _Attention(closed)(*given, **options)[0], closed(*given, **options)[0]
     torch.testing.assert_close(ours, wanted)
+
+
+def test_attention_that_is_causal_without_a_mask_is_refused_as_torch_does():
+    closed = nn.MultiheadAttention(12, 3)
+    x = torch.zeros(4, 2, 12)
+    with pytest.raises(RuntimeError):
+        closed(x, x, x, is_causal=True)
+    with pytest.raises(ProjectionError, match="causal without a mask"):
+        _Attention(closed)(x, x, x, is_causal=True)
+
+
+@pytest.mark.parametrize("prefix", ["", "visual."])
+def test_what_a_bare_readout_is_given_is_not_captured(prefix):
+    """It is no module: a hook would see the pictures."""
+    model = small_vit()
+    seen = anatomy(model)
+    head = seen.outside["head.weight"]
+    spec = replace(head.spec, name=f"{prefix}proj")
+    blocks = tuple(
+        {r: replace(p, spec=replace(p.spec, name=prefix + p.spec.name)) for r, p in b.items()}
+        for b in seen.blocks
+    )
+    bare = SimpleNamespace(outside={"head.weight": replace(head, spec=spec)}, blocks=blocks)
+    with pytest.raises(ProjectionError, match="is a parameter of the model itself"):
+        with captured(model, bare):
+            pass
 
 
 def test_attention_that_adds_keys_is_refused():

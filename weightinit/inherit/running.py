@@ -297,9 +297,11 @@ class _Attention(nn.Module):
         key_padding_mask: Tensor | None = None,
         need_weights: bool = True,
         attn_mask: Tensor | None = None,
-        *_: Any,
-        **options: Any,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
     ) -> tuple[Tensor, None]:
+        if is_causal and attn_mask is None:
+            raise ProjectionError("the ancestor's attention is causal without a mask: give it one")
         if self.unlike:
             raise ProjectionError(f"the ancestor's attention {self.unlike}: use a model of timm")
         given = [x if self.batch_first else x.transpose(0, -2) for x in (query, key, value)]
@@ -352,7 +354,9 @@ def captured(model: nn.Module, seen: Anatomy | None = None) -> Iterator[list[Ten
         handle = getattr(model, "base_model", model).register_forward_hook(result)
     else:
         path = head.spec.name.rpartition(".")[0]
-        if not path:
+        blocks = (seen or anatomy(model)).blocks
+        inside = [p.spec.name for p in blocks[0].values()] if blocks else []
+        if not path or any(name.startswith(f"{path}.") for name in inside):
             raise ProjectionError(
                 f"{head.spec.name} is a parameter of the model itself, and what it is given cannot "
                 "be seen: make it the weight of a torch.nn.Linear"
