@@ -1,4 +1,4 @@
-"""Texts that every installation holds, up to a million characters of each source."""
+"""Texts that every Python installation holds, up to a million characters of each."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import re
 import sysconfig
 from collections.abc import Iterable
 from importlib import metadata
-from importlib.util import find_spec
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -19,8 +18,6 @@ __all__ = ["NAMES", "corpus", "sentences"]
 #: Documentation and code of the standard library, and licences of the installed packages.
 NAMES = ("docstrings", "licences", "python")
 _MOST = 1_000_000
-#: Whose docstrings are sentences of many kinds, where they are installed.
-PACKAGES = ("huggingface_hub", "numpy", "timm", "torch", "transformers")
 #: Characters of a sentence, the least words, and the least share of letters and spaces.
 _SHORT, _LONG, _WORDS, _LETTERS = 30, 250, 6, 0.9
 
@@ -41,11 +38,9 @@ def sentences(name: str) -> list[str]:
     """Return the English sentences of a text, each once, in order.
 
     Args:
-        name: ``"docstrings"``, ``"packages"``: docstrings of :data:`PACKAGES`, ``"licences"``, or
-            ``"reference"``: of the Python language.
+        name: ``"docstrings"``, ``"licences"``, or ``"reference"``: of the Python language.
     """
-    sources = {"docstrings": _docstrings, "packages": _packages}
-    texts = (sources | {"licences": _licences, "reference": _reference})[name]()
+    texts = {"docstrings": _docstrings, "licences": _licences, "reference": _reference}[name]()
     paragraphs = (" ".join(p.split()) for text in texts for p in re.split(r"\n\s*\n", text))
     found = (s for p in paragraphs for s in re.split(r"(?<=[.!?])\s+(?=[A-Z])", p))
     return list(dict.fromkeys(filter(_is_sentence, found)))
@@ -65,34 +60,14 @@ def _reference() -> list[str]:
 
 def _python() -> list[str]:
     """Return modules of the standard library."""
-    return _limited(map(_read, sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))))
+    files = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
+    return _limited(path.read_text(encoding="utf-8", errors="ignore") for path in files)
 
 
 def _docstrings() -> list[str]:
-    """Return the docstrings of the standard library."""
-    return [_documentation(source) for source in _python()]
-
-
-def _packages() -> list[str]:
-    """Return the docstrings of the packages that are installed."""
-    specs = filter(None, map(find_spec, PACKAGES))
-    folders = [Path(folder) for spec in specs for folder in spec.submodule_search_locations or ()]
-    files = (sorted(folder.rglob("*.py")) for folder in folders)
-    return [text for found in files for text in _limited(map(_documentation, map(_read, found)))]
-
-
-def _read(path: Path) -> str:
-    return path.read_text(encoding="utf-8", errors="ignore")
-
-
-def _documentation(source: str) -> str:
-    """Return all docstrings of a module; nothing if it is of another Python."""
     kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    try:
-        nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, kinds)]
-    except (SyntaxError, ValueError):
-        return ""
-    return "\n\n".join(filter(None, map(ast.get_docstring, nodes)))
+    nodes = ([n for n in ast.walk(ast.parse(s)) if isinstance(n, kinds)] for s in _python())
+    return ["\n\n".join(filter(None, map(ast.get_docstring, found))) for found in nodes]
 
 
 def _licences() -> list[str]:
@@ -104,7 +79,7 @@ def _licences() -> list[str]:
         for file in package.files or ()
         if known.fullmatch(file.name) and file.suffix in ("", ".txt", ".md", ".rst")
     ]
-    texts = {_read(path) for path in paths if path.is_file()}
+    texts = {path.read_text(encoding="utf-8", errors="ignore") for path in paths if path.is_file()}
     return _limited(sorted(texts, key=lambda text: (len(text), text)))
 
 

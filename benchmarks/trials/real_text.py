@@ -31,7 +31,7 @@ os.environ.setdefault("WEIGHTINIT_ANCESTORS", "../shared/ancestors")
 #: Width and depth: fewer layers, narrower, both, more layers, wider.
 TARGETS = ("384x3", "384x4", "256x6", "256x4", "384x12", "512x6")
 #: By part: the text, and how many of its sentences.
-TEXTS = {"calibration": ("packages", 1536), "val": ("licences", 256), "test": ("reference", 512)}
+TEXTS = {"calibration": ("docstrings", 512), "val": ("licences", 256), "test": ("reference", 512)}
 #: Sentences at a time, and their tokens at most.
 BATCH, LENGTH = 64, 64
 
