@@ -39,11 +39,11 @@ from weightinit.inherit.generated import given
 from weightinit.inherit.losses import assumed, drawn, left_out, lost, neutral, squared, taken_over
 from weightinit.inherit.method import Method
 from weightinit.inherit.pairs import check_pair
-from weightinit.methods.auto import Auto, unpaced
+from weightinit.methods.auto import Auto
 from weightinit.methods.mimetic import Mimetic, planned_mimetic
 from weightinit.numerics import plain_numerics
 from weightinit.plan import Plan
-from weightinit.recipes import keeping, kept_by, names_of
+from weightinit.recipes import keeping
 from weightinit.registry import MethodName, get_method
 from weightinit.templates.bundle import TemplateBundle
 from weightinit.templates.compose import Scalers
@@ -154,7 +154,7 @@ def plan_templates(
         bundle = TemplateBundle.from_pretrained(bundle)
     target = _seen(model, keep, rules, unexplained)
     composed = template_recipes(bundle, target, scalers=scalers, seed=base_seed(generator))
-    recipes = keeping(target, composed, keep)
+    recipes = keeping(target, composed)
     return Plan(
         model,
         target,
@@ -230,7 +230,7 @@ def plan_mimetic(
     """
     target = _seen(model, keep, rules, unexplained)
     planned = planned_mimetic(target, options, seed=base_seed(generator))
-    recipes = keeping(target, planned.recipes(target), keep)
+    recipes = keeping(target, planned.recipes(target))
     return Plan(model, target, recipes, source="mimetic initialisation", seed=_seed(generator))
 
 
@@ -331,19 +331,15 @@ def plan_projection(
     chosen = get_method(method)
     if isinstance(chosen, Auto) and isinstance(calibration, str) and calibration == "none":
         chosen = replace(chosen, generate=False)
-    rules, keep = _checked(rules), names_of(keep)
+    rules = _checked(rules)
     seen = _seen(target, keep, rules, unexplained)
     opened = Ancestor.open(ancestor, rules=rules)
     source, notes = folded(opened, seen)
-    kept = kept_by(seen, keep)
-    pieces = (piece for spec in seen.specs if spec.name in kept for piece in seen.pieces(spec))
-    if any(piece.facts.place != "reads" for piece in pieces):
-        chosen = unpaced(chosen)
-    doubts = check_pair(source.anatomy, seen, kept)
+    doubts = check_pair(source.anatomy, seen)
     seed = base_seed(generator)
     batches, of_data = given(calibration, source, seed=seed)
     planned = chosen.plan(source, seen, seed=seed, calibration=batches)
-    recipes = keeping(seen, planned.recipes(seen), keep)
+    recipes = keeping(seen, planned.recipes(seen))
     doubts += [*lost(source.anatomy, seen), *assumed(source.anatomy, seen), *drawn(recipes)]
     said = [*left_out(source.anatomy, seen), *neutral(source.anatomy, seen)]
     said += squared(source.anatomy, seen)
@@ -456,7 +452,7 @@ def plan_hypernet(
     return Plan(
         model,
         target,
-        keeping(target, planned.recipes(target), keep),
+        keeping(target, planned.recipes(target)),
         source=f"{network.config.kind} {where}" + (f", {source.source}" if source else ""),
         seed=_seed(generator),
         readonly=source.live if source else (),
@@ -477,7 +473,7 @@ def _seen(
 ) -> Anatomy:
     if unexplained not in get_args(Unexplained):
         raise AnatomyError(f"unexplained={unexplained!r}: use one of {get_args(Unexplained)}")
-    return anatomy(model, rules=_checked(rules), keep=names_of(keep), unexplained=unexplained)
+    return anatomy(model, rules=_checked(rules), keep=keep, unexplained=unexplained)
 
 
 def _checked(rules: Iterable[Rule]) -> tuple[Rule, ...]:

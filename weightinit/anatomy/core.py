@@ -107,6 +107,7 @@ class Anatomy:
         traits: what the model computes besides its weights; see :class:`Traits`.
         prefix: what stands before the model's own names, such as ``"model.encoder."``.
         unexplained: parameters that no rule explains and that were allowed to be there.
+        kept: names of the parameters that stay as they are by request, explained or not.
     """
 
     specs: tuple[ParamSpec, ...]
@@ -116,6 +117,7 @@ class Anatomy:
     traits: Traits
     prefix: str = ""
     unexplained: tuple[ParamSpec, ...] = ()
+    kept: frozenset[str] = frozenset()
 
     def key(self, name: str) -> str:
         """Return a name of a module like it without wrappers and without the prefix."""
@@ -158,6 +160,12 @@ class Anatomy:
     def stages(self) -> tuple[int, ...]:
         """How many blocks each main stack has, in order: one number but for several widths."""
         return tuple(len(self._pieces[stack]) for stack in self.traits.main_stacks)
+
+    @cached_property
+    def kept_pieces(self) -> tuple[Piece, ...]:
+        """The pieces of the explained parameters that stay as they are."""
+        kept = (spec for spec in self.specs if spec.name in self.kept)
+        return tuple(piece for spec in kept for piece in self.pieces(spec))
 
     def index(self, spec: ParamSpec) -> int | None:
         """Return the block of the main stack that a parameter belongs to; None elsewhere."""
@@ -245,15 +253,23 @@ class Anatomy:
         widths = {**widths, **counts}
         new = {label: widths.get(label, size) for label, size in self.sizes.items()}
         old = {**self.sizes, **self.widths}
-        specs = [_reshaped(piece, old, widths, None) for piece in self.outside.values()]
+        pieces: list[tuple[Piece, int | None]] = [(piece, None) for piece in self.outside.values()]
         depths = dict(zip(self.traits.main_stacks, stages, strict=True))
         for stack, blocks in self._pieces.items():
             for index in range(depths.get(stack, len(blocks)) if stack else 0):
                 alike = {role: piece for block in reversed(blocks) for role, piece in block.items()}
                 alike |= blocks[min(index, len(blocks) - 1)]
-                specs += [_reshaped(piece, old, widths, index) for piece in alike.values()]
-        traits = replace(self.traits, depths=tuple(stages))
-        return replace(self, specs=tuple(specs), sizes=new, depth=sum(stages), traits=traits)
+                pieces += [(piece, index) for piece in alike.values()]
+        specs = tuple(_reshaped(piece, old, widths, index) for piece, index in pieces)
+        kept = (piece.spec.name in self.kept for piece, _ in pieces)
+        return replace(
+            self,
+            specs=specs,
+            sizes=new,
+            depth=sum(stages),
+            traits=replace(self.traits, depths=tuple(stages)),
+            kept=frozenset(spec.name for spec, stays in zip(specs, kept, strict=True) if stays),
+        )
 
     def __str__(self) -> str:
         """Return a compact table: one line a role, pattern and shape, with the blocks' range."""
