@@ -10,10 +10,11 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from weightinit.anatomy.core import Anatomy, ParamSpec
+from weightinit.anatomy.core import Anatomy
 from weightinit.anatomy.kept import entries_of, kept_by
 from weightinit.anatomy.layout import layout as layout_of
 from weightinit.anatomy.match import Match, block_of, families_of, match, match_user, prefix_of
+from weightinit.anatomy.parameter import ParamSpec
 from weightinit.anatomy.pattern import parse
 from weightinit.anatomy.roles import facts
 from weightinit.anatomy.rules import Family, Rule

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from weightinit.anatomy.core import ParamSpec
+from weightinit.anatomy.parameter import ParamSpec
 from weightinit.errors import ProjectionError
 
 __all__ = ["entries_of", "kept_by"]
