@@ -432,3 +432,17 @@ def test_methods_by_name_or_object():
     assert get_method(chosen) is chosen
     for name in set(METHODS) - {"pith"}:
         assert callable(get_method(name).plan)
+
+
+def test_a_method_of_ones_own_learns_from_the_target_what_is_kept():
+    class Own:
+        kept = frozenset()
+
+        def plan(self, source, target, *, seed=0, calibration=None):
+            self.kept = target.kept
+            return wi.WeightSelection().plan(source, target, seed=seed)
+
+    method = Own()
+    plan = wi.plan_projection(small_vit(), small_vit(16, 2), method=method, keep=["head", "pos"])
+    assert method.kept == {"head.weight", "head.bias", "pos_embed"}
+    assert plan.report().counts["kept"] == 3

@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from weightinit.errors import BundleError
-from weightinit.hypernet import unpickle
-from weightinit.hypernet.unpickle import read_pickle
+from weightinit.hypernet import pickle_file, unpickle
+from weightinit.hypernet.pickle_file import read_pickle
 
 DTYPES = [
     torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32,
@@ -544,7 +544,7 @@ def test_entries_that_overlap_are_refused(tmp_path):
 def test_a_directory_of_too_many_entries_is_refused(tmp_path, monkeypatch):
     file = tmp_path / "old.pt"
     torch.save({str(i): torch.ones(1) for i in range(300)}, file)
-    monkeypatch.setattr(unpickle, "MAX_ENTRIES", 20)
+    monkeypatch.setattr(pickle_file, "MAX_ENTRIES", 20)
     with pytest.raises(BundleError, match="sane length"):
         read_pickle(file)
 

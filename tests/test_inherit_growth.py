@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from timm.layers import RmsNorm, SwiGLUPacked
 from timm.models import beit, cait, deit, eva, vision_transformer, vision_transformer_relpos
 
+import weightinit as wi
 from weightinit.anatomy import Rule, anatomy
 from weightinit.errors import ProjectionError
 from weightinit.inherit.growth import Growth, followers
@@ -199,3 +200,21 @@ def test_no_architecture_is_promised_what_it_does_not_get(name, target):
             torch.testing.assert_close(logits(new), wanted, atol=1e-10, rtol=0, msg=note)
     if target == "twice" and name != "simple":
         assert promised >= {"LEMON", "HyperCloning", "Net2Net"}
+
+
+@pytest.mark.parametrize("method", METHODS.values())
+@pytest.mark.parametrize("keep", ["head", "pos", "patch", "norm", "blocks.1.mlp.fc1"])
+def test_nothing_is_promised_of_a_target_that_keeps_something(method, keep):
+    norm = {"norm_layer": RmsNorm} if isinstance(method, Expansions) else {}
+    plan = wi.plan_projection(small_vit(**norm), small_vit(48, 6, **norm), method=method, keep=keep)
+    assert "is not lossless here: the target keeps its own" in plan.report().notes[-1]
+
+
+def test_nothing_is_promised_beside_what_no_rule_explains():
+    model = small_vit(48, 6)
+    model.blocks[0].mlp.adapter = torch.nn.Linear(4, 4)
+    plan = wi.plan_projection(small_vit(), model, method="lemon", unexplained="keep")
+    assert plan.report().notes[-1] == (
+        "LEMON is not proven lossless here: no rule explains blocks.0.mlp.adapter.weight, "
+        "blocks.0.mlp.adapter.bias"
+    )

@@ -64,6 +64,15 @@ def test_what_a_state_dict_lacks_is_named():
             check_pair(without(*names), target)
 
 
+@pytest.mark.parametrize("keep", ["norm1", "blocks", "head.weight", "attn.k_norm"])
+def test_what_a_target_keeps_is_not_asked_of_the_ancestor(keep):
+    target = anatomy(small_vit(qk_norm=keep.startswith("attn")), keep=[keep, "attn"])
+    state = small_vit(depth=3).state_dict()
+    for gone in ("head.weight", "blocks.1.attn.proj.bias") if keep == "head.weight" else ():
+        del state[gone]
+    assert check_pair(anatomy(state, sizes={"h": 3}), target) == []
+
+
 def test_another_function_and_a_large_ratio_are_said():
     relu = small_vit(act_layer=torch.nn.ReLU)
     assert "activation differs (gelu" in check_pair(anatomy(small_vit()), anatomy(relu))[0]

@@ -20,6 +20,7 @@ import weightinit as wi
 from weightinit.errors import ProjectionError
 from weightinit.methods.activation import pace
 from weightinit.methods.activation.method import ActivationAware
+from weightinit.methods.halfway import ShrinkThenGrow
 from weightinit.methods.selection import WeightSelection
 
 IMAGES = [draw(16, 3, 16, 16, seed=seed) for seed in range(4)]
@@ -408,6 +409,16 @@ class Aux(timm.models.vision_transformer.VisionTransformer):
             return super().forward(x) + self.aux(seen[0][:, 0])
 
 
+class Adapted(timm.models.vision_transformer.VisionTransformer):
+    """A ViT of which a layer of its own reads a norm of each block."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        for block in self.blocks:
+            block.mlp.adapter = torch.nn.Linear(self.embed_dim, self.embed_dim)
+            block.mlp.register_forward_hook(lambda mlp, x, out: out + mlp.adapter(x[0]))
+
+
 def vit(depth, width=24, kind=timm.models.vision_transformer.VisionTransformer, **options):
     size = {"img_size": 16, "patch_size": 4, "num_classes": 5, "depth": depth}
     with torch.random.fork_rng():
@@ -434,31 +445,70 @@ SEEN = [
     ({"pos_embed": "none"}, {}, 16, {}),
     ({"kind": Sines}, {"kind": Sines}, 24, {}),
     ({"kind": Aux}, {"kind": Aux}, 24, {"unexplained": "keep"}),
-    ({}, {}, 24, {"keep": ["pos_embed"]}),
-    ({}, {}, 16, {"keep": ["blocks.0.norm1"]}),
+    ({}, {"kind": Adapted}, 16, {"unexplained": "keep"}),
 ]
 
 
-@pytest.mark.parametrize(("old", "new", "width", "options"), SEEN)
-@pytest.mark.parametrize("method", [None, "auto"])
 @torch.no_grad()
-def test_a_stream_that_more_than_norms_see_keeps_its_size(
-    monkeypatch, old, new, width, options, method
-):
-    """Paced or not, the target computes the same."""
-    monkeypatch.setattr(pace, "USUAL", 0.9)  # so that all want a larger stream
-    ancestor, found = vit(4, **old), []
-    for paced in (False, True):
-        model = vit(2, width, **new)
-        chosen = ActivationAware(paced=paced) if method is None or not paced else method
+def gap(ancestor, build, methods, **options):
+    """How far apart two methods' targets are, in features or outputs, relative to their size."""
+    found = []
+    for method in methods:
+        model = build()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what the two do not share
-            wi.project_from(ancestor, model, method=chosen, calibration=FLOATS, **options)
-        found.append(model.eval().forward_features(torch.cat(FLOATS)))
-        found.append(model(torch.cat(FLOATS)))
-    plain, larger = found[:2], found[2:]
-    for one, other in zip(plain, larger, strict=True):
-        assert float((one - other).norm() / one.norm()) < 1e-3
+            wi.project_from(ancestor, model, method=method, **options)
+        images = torch.cat(FLOATS)
+        found.append((model.eval().forward_features(images), model(images)))
+    return max(float((x - y).norm() / x.norm()) for x, y in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize(("old", "new", "width", "options"), SEEN)
+def test_a_stream_that_more_than_norms_see_keeps_its_size(monkeypatch, old, new, width, options):
+    """Paced or not, the target computes the same."""
+    monkeypatch.setattr(pace, "USUAL", 0.9)  # so that all want a larger stream
+    methods = [ActivationAware(paced=paced) for paced in (False, True)]
+    options = {"calibration": FLOATS, **options}
+    assert gap(vit(4, **old), lambda: vit(2, width, **new), methods, **options) < 1e-3
+
+
+#: What a target may keep, by name, by role, and by the start of one.
+KEPT = ["head", "pos", "pos_embed", "patch", "patch_embed.proj.bias", "cls_token", "norm"]
+KEPT += ["norm1", "blocks.0.norm1", "blocks.0.attn.qkv", "mlp.fc2.bias", "blocks.1", "blocks"]
+
+
+@pytest.mark.parametrize(
+    ("keep", "options"),
+    [*((x, {}) for x in KEPT), ("norm_pre", {"pre_norm": True}), ("fc_norm", {"fc_norm": True})],
+)
+def test_nothing_is_scaled_beside_what_is_kept(monkeypatch, keep, options):
+    monkeypatch.setattr(pace, "USUAL", 0.9)
+    methods = [ActivationAware(paced=False), "auto"]
+    ancestor = vit(4, **options)
+    assert (
+        gap(ancestor, lambda: vit(2, 16, **options), methods, calibration=FLOATS, keep=keep) < 1e-3
+    )
+
+
+@pytest.mark.parametrize("keep", ["head", "pos", "patch", "norm", "norm1"])
+def test_nothing_is_scaled_beside_what_is_kept_without_calibration(monkeypatch, keep):
+    monkeypatch.setattr(pace, "USUAL", 0.9)
+    methods = [ActivationAware(paced=False), "auto"]
+    options = {"calibration": "generated", "keep": keep}
+    assert gap(vit(4), lambda: vit(2, 16), methods, **options) < 1e-3
+    plans = [
+        wi.plan_projection(vit(4), vit(2, 16), calibration=how, keep=keep).commit()
+        for how in ("generated", None)
+    ]
+    assert all(map(torch.equal, plans[0].parameters(), plans[1].parameters()))
+
+
+@pytest.mark.parametrize("keep", ["blocks.0.norm1", "norm"])
+def test_nothing_is_scaled_beside_what_a_target_that_also_grows_keeps(monkeypatch, keep):
+    monkeypatch.setattr(pace, "USUAL", 0.9)
+    methods = [ShrinkThenGrow(ActivationAware(paced=paced)) for paced in (False, True)]
+    options = {"calibration": FLOATS, "keep": keep}
+    assert gap(vit(2), lambda: vit(3, 16), methods, **options) < 1e-3
 
 
 @torch.no_grad()

@@ -11,16 +11,7 @@ from torch import Tensor
 from weightinit.anatomy import Anatomy, Blocks, ParamSpec, Piece
 from weightinit.errors import ProjectionError
 
-__all__ = [
-    "Action",
-    "Inheritance",
-    "Part",
-    "Recipe",
-    "assemble",
-    "keeping",
-    "kept_by",
-    "names_of",
-]
+__all__ = ["Action", "Inheritance", "Part", "Recipe", "assemble", "keeping"]
 
 Action = Literal["written", "fresh", "kept"]
 Fill = Callable[[Tensor], object]
@@ -134,45 +125,13 @@ def _joined(target: Anatomy, spec: ParamSpec, parts: Sequence[Part]) -> Recipe:
     return Recipe(spec, action, text, fill, whole, how, blocks.pop() if len(blocks) == 1 else ())
 
 
-def keeping(target: Anatomy, recipes: list[Recipe], keep: Iterable[str]) -> list[Recipe]:
+def keeping(target: Anatomy, recipes: Iterable[Recipe]) -> list[Recipe]:
     """Replace the recipes of kept parameters, and add those of parameters without explanation."""
-    kept = kept_by(target, keep)
+    asked, kept = "kept by request", target.kept
     return [
-        *(Recipe(r.spec, "kept", "kept by request") if r.spec.name in kept else r for r in recipes),
+        *(Recipe(r.spec, "kept", asked) if r.spec.name in kept else r for r in recipes),
         *(
-            Recipe(spec, "kept", "kept by request" if spec.name in kept else "kept, unexplained")
+            Recipe(spec, "kept", asked if spec.name in kept else "kept, unexplained")
             for spec in target.unexplained
         ),
     ]
-
-
-def names_of(keep: Iterable[str]) -> tuple[str, ...]:
-    """Return the entries of ``keep=``; a single one may stand without a list."""
-    if isinstance(keep, str):
-        return (keep,)
-    names = tuple(keep) if isinstance(keep, Iterable) else (keep,)
-    if not all(isinstance(name, str) for name in names):
-        raise ProjectionError(f"keep={keep!r}: pass a list of parameters' names or roles")
-    return names
-
-
-def kept_by(target: Anatomy, keep: Iterable[str]) -> set[str]:
-    """Return the names of the parameters to keep; an entry that keeps nothing is an error."""
-    kept: set[str] = set()
-    for entry in names_of(keep):
-        found = {
-            spec.name
-            for spec in (*target.specs, *target.unexplained)
-            if any(
-                name == entry or name.startswith(f"{entry}.")
-                for name in (spec.name, spec.key, spec.role, *spec.parts)
-            )
-        }
-        if not found:
-            roles = sorted({spec.role for spec in target.specs})
-            raise ProjectionError(
-                f"keep={entry!r} names no parameter: use a parameter's name, the start of one, or "
-                f"a role of {roles}"
-            )
-        kept |= found
-    return kept

@@ -14,7 +14,7 @@ from torch.nn import functional
 import weightinit as wi
 from trials.peers import pruned
 from trials.sources import Lab, Source
-from weightinit.api import Method as ProjectionMethod
+from weightinit.inherit.method import Method as ProjectionMethod
 from weightinit.registry import get_method
 from weightinit.templates.compose import Scalers
 from weightinit.templates.extract import auto_lg, heur_lg

@@ -16,8 +16,8 @@ from torch.nn import functional
 import weightinit as wi
 from trials.peers import pruned
 from trials.pretrained import words
-from weightinit.api import Method
 from weightinit.errors import WeightInitError
+from weightinit.inherit.method import Method
 from weightinit.registry import MethodName
 
 __all__ = ["STARTS", "Given", "ridge", "started"]

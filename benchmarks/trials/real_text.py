@@ -22,7 +22,7 @@ from torch.nn import functional
 import weightinit as wi
 from trials.corpora import sentences
 from trials.run import write
-from weightinit.api import Method
+from weightinit.inherit.method import Method
 from weightinit.registry import MethodName
 
 __all__ = ["STARTS", "TARGETS", "agreement", "rows"]

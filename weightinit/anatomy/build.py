@@ -10,9 +10,11 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from weightinit.anatomy.core import Anatomy, ParamSpec
+from weightinit.anatomy.core import Anatomy
+from weightinit.anatomy.kept import entries_of, kept_by
 from weightinit.anatomy.layout import layout as layout_of
 from weightinit.anatomy.match import Match, block_of, families_of, match, match_user, prefix_of
+from weightinit.anatomy.parameter import ParamSpec
 from weightinit.anatomy.pattern import parse
 from weightinit.anatomy.roles import facts
 from weightinit.anatomy.rules import Family, Rule
@@ -30,7 +32,7 @@ def anatomy(
     *,
     rules: Sequence[Rule] = (),
     sizes: Mapping[str, int] | None = None,
-    keep: Sequence[str] = (),
+    keep: Iterable[str] = (),
     unexplained: Literal["raise", "outside", "keep"] = "raise",
 ) -> Anatomy:
     """Explain every parameter of a model: its role, and what each of its axes means.
@@ -42,7 +44,8 @@ def anatomy(
         rules: the caller's rules, which are tried before the built-in ones.
         sizes: known axis sizes that neither shapes nor a module tell: ``{"h": 6}`` for the head
             count of a bare state dict.
-        keep: names of parameters, or the start of some, that need no explanation.
+        keep: parameters that a method is to leave as they are, by name, by the start of one, or by
+            role: :attr:`Anatomy.kept`. What is named needs no explanation.
         unexplained: ``"raise"`` on any other parameter that no rule explains, or ``"keep"`` it in
             :attr:`Anatomy.unexplained`, or do so ``"outside"`` the blocks alone.
 
@@ -51,6 +54,7 @@ def anatomy(
 
     Raises:
         AnatomyError: if a parameter is not explained, or if shapes contradict one another.
+        ProjectionError: if an entry of ``keep`` names no parameter.
 
     Examples:
         >>> import timm, torch
@@ -66,6 +70,7 @@ def anatomy(
     """
     if unexplained not in (allowed := ("raise", "outside", "keep")):
         raise AnatomyError(f"unexplained={unexplained!r}: use one of {allowed}")
+    keep = entries_of(keep)
     source = read(model_or_state_dict, lenient=bool(keep) or unexplained != "raise")
     kept = {entry.name for entry in source if _named(entry, keep)}
     families = families_of(entry.key for entry in source if entry.name not in kept)
@@ -115,6 +120,7 @@ def anatomy(
         x.shape[-2] if len(x.shape) > 1 else 1 for x in specs if facts(x.role).kind == "token"
     ]
     infer(traits, known, sum(tokens))
+    bare = tuple(ParamSpec.bare(x.name, x.key, x.shape, block, x.tied) for x, block in spare)
     return Anatomy(
         specs,
         known,
@@ -122,7 +128,8 @@ def anatomy(
         family.name if family else "custom",
         Traits.of(traits),
         prefix,
-        tuple(ParamSpec.bare(x.name, x.key, x.shape, block, x.tied) for x, block in spare),
+        bare,
+        kept_by(keep, specs, bare),
     )
 
 

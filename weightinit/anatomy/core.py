@@ -4,94 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from torch import Tensor
 
-from weightinit.anatomy.labels import Labels, label_of
+from weightinit.anatomy.labels import label_of
 from weightinit.anatomy.layout import Layout, View
-from weightinit.anatomy.roles import Role, Side, facts
+from weightinit.anatomy.parameter import ParamSpec, Piece
 from weightinit.anatomy.source import shorten, strip
 from weightinit.anatomy.traits import Traits
 from weightinit.errors import AnatomyError
 
-__all__ = ["Anatomy", "Blocks", "ParamSpec", "Piece"]
-
-#: Pairs of an ancestor's block and its weight, of which a block is made.
-Blocks = tuple[tuple[int, float], ...]
-
-
-@dataclass(frozen=True)
-class ParamSpec:
-    """One parameter of a model.
-
-    Args:
-        name: name in the model's state dict.
-        key: the name without wrapper prefixes.
-        role: canonical role, such as ``"attn.qkv.weight"``.
-        pattern: axes as stored, such as ``"(3 h k) d"``.
-        shape: shape as stored; a DTensor's is its global one.
-        block: index of its block within the stack, or None outside the blocks.
-        stack: name of the stack, such as ``"blocks"``, or "" outside the blocks.
-        parts: canonical roles in storage order along the fused axis; ``(role,)`` if not fused.
-        tied: other names of the same tensor.
-    """
-
-    name: str
-    key: str
-    role: str
-    pattern: str
-    shape: tuple[int, ...]
-    block: int | None
-    stack: str
-    parts: tuple[str, ...]
-    tied: tuple[str, ...] = ()
-    layout: Layout = field(repr=False, compare=False, kw_only=True)
-
-    @classmethod
-    def bare(
-        cls,
-        name: str,
-        key: str,
-        shape: tuple[int, ...],
-        block: int | None = None,
-        tied: tuple[str, ...] = (),
-    ) -> ParamSpec:
-        """Return a parameter of which nothing is known but its name and shape."""
-        layout = Layout(shape, -1, ())
-        return cls(name, key, key, "", shape, block, "", (key,), tied, layout=layout)
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A canonical part of a parameter.
-
-    Args:
-        role: canonical role, such as ``"attn.q.weight"``.
-        size: shape in canonical orientation, such as ``(h k, d)``.
-        spec: the parameter that stores it.
-        axes: labels of each canonical axis, outermost first, such as ``(("h", "k"), ("d",))``.
-    """
-
-    role: str
-    size: tuple[int, ...]
-    spec: ParamSpec
-    axes: tuple[Labels, ...]
-
-    @property
-    def facts(self) -> Role:
-        """What is true of every parameter of its role."""
-        return facts(self.role)
-
-    @property
-    def ends(self) -> bool:
-        """Whether it belongs to the last layer of a branch, which writes into the stream."""
-        return self.facts.end and self.axes[0].stream
-
-    def side(self, dim: int) -> Side:
-        """Return whether it makes, reads or scales an axis; see :meth:`Role.side`."""
-        return self.facts.side(dim, len(self.axes))
+__all__ = ["Anatomy"]
 
 
 @dataclass(frozen=True)
@@ -107,6 +32,7 @@ class Anatomy:
         traits: what the model computes besides its weights; see :class:`Traits`.
         prefix: what stands before the model's own names, such as ``"model.encoder."``.
         unexplained: parameters that no rule explains and that were allowed to be there.
+        kept: names of the parameters that stay as they are by request, explained or not.
     """
 
     specs: tuple[ParamSpec, ...]
@@ -116,6 +42,7 @@ class Anatomy:
     traits: Traits
     prefix: str = ""
     unexplained: tuple[ParamSpec, ...] = ()
+    kept: frozenset[str] = frozenset()
 
     def key(self, name: str) -> str:
         """Return a name of a module like it without wrappers and without the prefix."""
@@ -158,6 +85,12 @@ class Anatomy:
     def stages(self) -> tuple[int, ...]:
         """How many blocks each main stack has, in order: one number but for several widths."""
         return tuple(len(self._pieces[stack]) for stack in self.traits.main_stacks)
+
+    @cached_property
+    def kept_pieces(self) -> tuple[Piece, ...]:
+        """The pieces of the explained parameters that stay as they are."""
+        kept = (spec for spec in self.specs if spec.name in self.kept)
+        return tuple(piece for spec in kept for piece in self.pieces(spec))
 
     def index(self, spec: ParamSpec) -> int | None:
         """Return the block of the main stack that a parameter belongs to; None elsewhere."""
@@ -245,15 +178,23 @@ class Anatomy:
         widths = {**widths, **counts}
         new = {label: widths.get(label, size) for label, size in self.sizes.items()}
         old = {**self.sizes, **self.widths}
-        specs = [_reshaped(piece, old, widths, None) for piece in self.outside.values()]
+        pieces: list[tuple[Piece, int | None]] = [(piece, None) for piece in self.outside.values()]
         depths = dict(zip(self.traits.main_stacks, stages, strict=True))
         for stack, blocks in self._pieces.items():
             for index in range(depths.get(stack, len(blocks)) if stack else 0):
                 alike = {role: piece for block in reversed(blocks) for role, piece in block.items()}
                 alike |= blocks[min(index, len(blocks) - 1)]
-                specs += [_reshaped(piece, old, widths, index) for piece in alike.values()]
-        traits = replace(self.traits, depths=tuple(stages))
-        return replace(self, specs=tuple(specs), sizes=new, depth=sum(stages), traits=traits)
+                pieces += [(piece, index) for piece in alike.values()]
+        specs = tuple(_reshaped(piece, old, widths, index) for piece, index in pieces)
+        kept = (piece.spec.name in self.kept for piece, _ in pieces)
+        return replace(
+            self,
+            specs=specs,
+            sizes=new,
+            depth=sum(stages),
+            traits=replace(self.traits, depths=tuple(stages)),
+            kept=frozenset(spec.name for spec, stays in zip(specs, kept, strict=True) if stays),
+        )
 
     def __str__(self) -> str:
         """Return a compact table: one line a role, pattern and shape, with the blocks' range."""

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 
 from torch import Tensor
 
-from weightinit.anatomy.core import Anatomy, Piece
+from weightinit.anatomy.core import Anatomy
+from weightinit.anatomy.parameter import Piece
 from weightinit.anatomy.roles import scale_of
 
 __all__ = ["silent"]

@@ -18,7 +18,7 @@ from weightinit.errors import BundleError
 from weightinit.files.checks import MAX_TENSORS, check_name
 from weightinit.hypernet.config import HyperConfig
 from weightinit.hypernet.infer import Shapes, inferred
-from weightinit.hypernet.unpickle import MAX_BYTES, read_pickle
+from weightinit.hypernet.pickle_file import MAX_BYTES, read_pickle
 from weightinit.text import some
 
 __all__ = ["Converted", "convert"]

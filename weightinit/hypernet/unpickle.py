@@ -1,4 +1,4 @@
-"""Read what torch.save and joblib.dump write, without running any of it.
+"""Read the pickles that torch.save and joblib.dump write, without running any of them.
 
 Python's unpickler imports and calls whatever a file names. This one knows a short list of opcodes
 and names, makes values of its own from them, and counts what it does. ``torch.load`` with
@@ -8,21 +8,14 @@ hours, and it reads views that repeat one number a billion times.
 
 from __future__ import annotations
 
-import lzma
 import math
 import mmap
-import os
 import pickle
 import pickletools
-import struct
-import zipfile
-import zlib
-from bz2 import BZ2Decompressor
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,25 +24,15 @@ from torch import Tensor
 
 from weightinit.errors import BundleError
 
-__all__ = ["read_pickle"]
+__all__ = ["numbers_of", "value_of"]
 
-MAX_BYTES = 8 * 2**30
 MAX_STEPS = 1_000_000
 MAX_COPIES = 4  # of the bytes of a file
 MAX_DEPTH = 32
 MAX_AXES = 8
-MAX_ENTRIES = 100_000  # of a zip file
-MAX_NAME = 200
 MAX_KEY = 2**31  # larger integers can be made to have the same hash
-MAX_RATIO, FREE = 20, 2**26  # numbers compress little: what expands more is a bomb
 MAGIC = 0x1950A86A20F9469CFC6C  # of torch's format before its zip files
 VERSION = 1001
-ENTRY, ZIP64 = 46, 0xFFFFFFFF
-HELP = (
-    "Only tensors, arrays, plain values and argparse.Namespace are read, and nothing is run. "
-    "Download the file again if it is damaged. If you trust it, load it where it was made and save "
-    "its state dict alone, with torch.save"
-)
 STORAGES = {
     f"torch.{name}Storage": dtype
     for name, dtype in (
@@ -58,74 +41,31 @@ STORAGES = {
         ("Short", torch.int16), ("Char", torch.int8), ("Byte", torch.uint8), ("Bool", torch.bool),
     )
 }  # fmt: skip
+Find = Callable[[str, torch.dtype, int], Tensor]
 ARRAYS = ("f8", "f4", "f2", "i8", "i4", "i2", "i1", "u1", "b1")
 
 
-def read_pickle(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> Any:
-    r"""Return the value in a file of torch.save (zip or older), joblib.dump or pickle.
+def value_of(file: mmap.mmap | BytesIO, nbytes: int, find: Find | None = None) -> Any:
+    """Return the value of a pickle, of joblib or plain, or of torch's older format.
 
     Args:
-        path: the file; compression by zlib, gzip, bz2, lzma or xz is undone.
-        max_bytes: largest file that is read, compressed and not.
+        file: where it begins; it is read to its end, what stands behind that is left.
+        nbytes: bytes of the file, which limit what is copied.
+        find: returns the numbers of a storage ``[numel]`` by its name, dtype and length, where they
+            stand elsewhere; None where the file has none, or is of torch's older format.
 
     Returns:
         Dicts, lists, tuples, texts, numbers, bytes and None; a Namespace as a dict; tensors and
         arrays as tensors, which may share memory with one another.
 
     Raises:
-        BundleError: if the file names or does anything else, or is not sound.
-
-    Examples:
-        >>> import tempfile
-        >>> from pathlib import Path
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     file = Path(folder) / "old.pt"
-        ...     _ = file.write_bytes(b"cos\nsystem\n).")
-        ...     read_pickle(file)
-        Traceback (most recent call last):
-        weightinit.errors.BundleError: .../old.pt cannot be read: it names 'os.system', which ...
+        BundleError: if the pickle names or does anything else, or is not sound.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise BundleError(f"{path} cannot be read: it is no file: pass a checkpoint's path")
-    size = path.stat().st_size
-    if not 0 < size <= max_bytes:
-        raise BundleError(
-            f"{path} cannot be read: it has {size} bytes, allowed are 1 to {max_bytes}: pass "
-            "max_bytes= to allow more"
-        )
-    try:
-        with path.open("rb") as file:
-            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        archive = data[:4] == b"PK\x03\x04"
-        return _plain(_archive(path, data) if archive else _stream(_unpacked(data, max_bytes)))
-    except (BundleError, OSError) as error:
-        raise BundleError(f"{path} cannot be read: {error}. {HELP}") from error
-
-
-def _unpacked(data: mmap.mmap, max_bytes: int) -> mmap.mmap | bytes:
-    """Return the bytes of a file that joblib may have compressed."""
-    head = data[:6]
-    if head.startswith((b"\x78", b"\x1f\x8b")):
-        unpack = zlib.decompressobj(wbits=47)  # zlib or gzip
-    elif head.startswith(b"BZh"):
-        unpack = BZ2Decompressor()
-    elif head.startswith((b"\xfd7zXZ", b"\x5d\x00")):
-        unpack = lzma.LZMADecompressor(memlimit=2**28)
-    elif head.startswith((b"ZF", b"\x04\x22M\x18")):
-        raise BundleError("it is compressed by lz4 or the like, which is not read")
-    else:
-        return data
-    limit = min(max_bytes, MAX_RATIO * len(data) + FREE)
-    try:
-        found = unpack.decompress(data, limit + 1)
-    except (zlib.error, OSError, lzma.LZMAError, EOFError) as error:
-        raise BundleError(f"its compressed data are damaged ({error})") from error
-    if len(found) > limit:
-        raise BundleError(f"it expands to more than {limit} bytes, as no weights do")
-    if not unpack.eof:
-        raise BundleError("its compressed data are cut off")
-    return found
+    budget = _Budget(MAX_STEPS, MAX_COPIES * nbytes)
+    value = _Unpickler(file, budget, find).value()
+    if find is None and type(value) is int and value == MAGIC:
+        value = _older(file, budget)
+    return _plain(value)
 
 
 @dataclass
@@ -184,7 +124,7 @@ class _Unpickler(pickle._Unpickler):
         self,
         file: mmap.mmap | BytesIO,
         budget: _Budget,
-        find: Callable[[str, torch.dtype, int], Tensor] | None = None,
+        find: Find | None = None,
     ) -> None:
         super().__init__(file)
         self.budget, self.find = budget, find
@@ -395,18 +335,6 @@ OPCODES: dict[int, Callable[[Any], None]] = {
 }
 
 
-def _stream(data: mmap.mmap | bytes) -> Any:
-    """Return the value of a pickle, of joblib or plain, or of torch's older format."""
-    file = BytesIO(data) if isinstance(data, bytes) else data
-    budget = _Budget(MAX_STEPS, MAX_COPIES * len(data))
-    value = _Unpickler(file, budget).value()
-    if type(value) is int and value == MAGIC:
-        value = _older(file, budget)
-    if left := len(data) - file.tell():
-        raise BundleError(f"it has {left} bytes after its end")
-    return value
-
-
 def _older(file: mmap.mmap | BytesIO, budget: _Budget) -> Any:
     """Return the value of torch's older format, after its magic number; storages follow it."""
 
@@ -430,58 +358,12 @@ def _older(file: mmap.mmap | BytesIO, budget: _Budget) -> Any:
         data = file.read(numbers.nbytes)
         if len(data) < numbers.nbytes:
             raise BundleError("it is cut off")
-        numbers.copy_(_numbers(data, numbers.dtype))
+        numbers.copy_(numbers_of(data, numbers.dtype))
     return value
 
 
-def _archive(path: Path, data: mmap.mmap) -> Any:
-    """Return the value of a zip file of torch.save, whose entries are stored as they are."""
-    tail = data[-(2**16) :]
-    end = tail.rfind(b"PK\x05\x06")
-    size = int.from_bytes(tail[end + 12 : end + 16], "little")
-    if size == ZIP64:
-        end = tail.rfind(b"PK\x06\x06")
-        size = int.from_bytes(tail[end + 40 : end + 48], "little")
-    # Looked at before zipfile makes an object of each.
-    if end < 0 or size > MAX_ENTRIES * (ENTRY + MAX_NAME):
-        raise BundleError("it has no directory of a sane length")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return _stored(archive, len(data))
-    except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError, struct.error) as error:
-        raise BundleError(f"it is a damaged zip file ({error})") from error
-
-
-def _stored(archive: zipfile.ZipFile, most: int) -> Any:
-    """Return the value of an archive of at most so many bytes."""
-    entries = {info.filename: info for info in archive.infolist()}
-    if len(entries) < len(archive.infolist()):
-        raise BundleError("an entry is there twice")
-    if any(info.compress_type or info.flag_bits & 1 for info in entries.values()):
-        raise BundleError("its entries are compressed or encrypted")
-    if sum(info.file_size for info in entries.values()) > most:
-        raise BundleError("its entries overlap or are cut off")
-    roots = [name.removesuffix("data.pkl") for name in entries if name.endswith("data.pkl")]
-    if len(roots) != 1 or f"{roots[0]}constants.pkl" in entries:
-        raise BundleError("it is a zip file, but not of torch.save's")
-    order = f"{roots[0]}byteorder"
-    if order in entries and archive.read(order) != b"little":
-        raise BundleError("it is big-endian")
-
-    def find(name: str, dtype: torch.dtype, numel: int) -> Tensor:
-        entry = entries.get(f"{roots[0]}data/{name}")
-        if entry is None:
-            raise BundleError(f"storage {name[:32]!r} is missing")
-        if entry.file_size != numel * dtype.itemsize:
-            raise BundleError(f"a storage of {numel} {dtype} takes {entry.file_size} bytes in it")
-        return _numbers(archive.read(entry), dtype)
-
-    pickled = archive.read(f"{roots[0]}data.pkl")
-    budget = _Budget(MAX_STEPS, MAX_COPIES * len(pickled))
-    return _Unpickler(BytesIO(pickled), budget, find).value()
-
-
-def _numbers(data: bytes, dtype: torch.dtype) -> Tensor:
+def numbers_of(data: bytes, dtype: torch.dtype) -> Tensor:
+    """Return the numbers of a storage, ``[numel]``."""
     # frombuffer refuses an empty buffer
     return torch.frombuffer(bytearray(data), dtype=dtype) if data else torch.empty(0, dtype=dtype)
 

@@ -17,6 +17,7 @@ from weightinit.errors import ProjectionError
 from weightinit.inherit.depth import Depth, followers, mixes
 from weightinit.inherit.transfer import Place
 from weightinit.init.operators import Mix
+from weightinit.text import first
 
 __all__ = ["Growth"]
 
@@ -175,8 +176,8 @@ class Growth:
     @cached_property
     def _pairs(self) -> list[tuple[Piece | None, Piece, bool]]:
         """Each piece of the target, with the ancestor's of its place; and whether in a block."""
-        first = dict(reversed(self.old.extra_blocks))
-        pairs = [(first.get(stack, {}), block, True) for stack, block in self.new.extra_blocks]
+        begins = dict(reversed(self.old.extra_blocks))
+        pairs = [(begins.get(stack, {}), block, True) for stack, block in self.new.extra_blocks]
         for mix, block in zip(self.depth, self.new.blocks, strict=True):
             own = self.old.blocks[mix[0][0]] if mix else {}
             pairs.append((own, block, True))
@@ -200,6 +201,8 @@ class Growth:
             added = (x for x in added if x != "head.weight")
         if fresh := sorted(added):
             yield f"the ancestor has nothing for {', '.join(fresh)}"
+        if kept := _listed(piece.spec.role for piece in new.kept_pieces):
+            yield f"the target keeps its own {kept}"
         if len(old.extra_blocks) != len(new.extra_blocks):
             yield "the blocks off the main stack differ in number"
         other = [
@@ -215,6 +218,8 @@ class Growth:
     def _unproven(self) -> Iterator[str]:
         if not self.new.traits.proven or self.old.family != self.new.family:
             yield f"no test proves it for the family {self.new.family}"
+        if spare := [spec.name for spec in self.new.unexplained]:
+            yield f"no rule explains {first(spare)}"
         deeper = self.reordered
         names = [
             piece.role

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from dataclasses import replace
+from collections.abc import Iterable, Iterator
 
 from weightinit.anatomy import Anatomy, Difference, facts, label_of
 from weightinit.errors import ProjectionError
@@ -23,14 +22,13 @@ FUNCTION = {
 }
 
 
-def check_pair(ancestor: Anatomy, target: Anatomy, kept: Collection[str] = ()) -> list[str]:
+def check_pair(ancestor: Anatomy, target: Anatomy) -> list[str]:
     """Return notes on a pair of models, or raise ProjectionError because they do not fit.
 
     They do not fit if they are of different families, if their blocks hold other parts, if the
-    ancestor lacks some of its tensors, or if it has the target's shapes and other heads. Parameters
-    of the target that are ``kept``, by name, need nothing of the ancestor.
+    ancestor lacks some of its tensors, or if it has the target's shapes and other heads. What the
+    target keeps needs nothing of the ancestor.
     """
-    target = replace(target, specs=tuple(x for x in target.specs if x.name not in kept))
     if ancestor.family != target.family:
         raise ProjectionError(
             f"a {ancestor.family} has no weights for a {target.family}: use an ancestor of the "
@@ -41,12 +39,11 @@ def check_pair(ancestor: Anatomy, target: Anatomy, kept: Collection[str] = ()) -
             f"the ancestor lacks {first(lost)}, which it must have beside its other tensors: pass "
             "all of its state dict, or the module itself"
         )
-    target_roles, ancestor_roles = (_roles(anatomy) for anatomy in (target, ancestor))
+    own, there = (_roles(blocks) for blocks in (ancestor.blocks, target.blocks))
     # What does nothing at a known value starts there.
-    target_roles = {x for x in target_roles if x in ancestor_roles or facts(x).neutral is None}
-    if target_roles != ancestor_roles:
-        extra = some(ancestor_roles - target_roles, 8)
-        missing = some(target_roles - ancestor_roles, 8)
+    wanted = {x for x in _roles(_unkept(target)) if facts(x).neutral is None}
+    extra, missing = some(own - there, 8), some(wanted - own, 8)
+    if extra or missing:
         faults = [f"the ancestor has {extra}, which the target lacks"] if extra else []
         faults += [f"the target has {missing}, which the ancestor lacks"] if missing else []
         raise ProjectionError(
@@ -73,12 +70,14 @@ def check_pair(ancestor: Anatomy, target: Anatomy, kept: Collection[str] = ()) -
 
 def _lost(ancestor: Anatomy, target: Anatomy) -> Iterator[str]:
     """Yield the tensors that an ancestor cannot be without, by stack, block and role."""
-    for role in sorted(set.intersection(*map(set, target.blocks))):
+    for role in sorted(set.intersection(*map(set, _unkept(target)))):
         lacking = [index for index, block in enumerate(ancestor.blocks) if role not in block]
         if len(lacking) < ancestor.depth:
             yield from (f"{role} of block {index}" for index in lacking)
     own = ancestor.outside
     for role, piece in target.outside.items():
+        if piece.spec.name in target.kept:
+            continue
         tied = role == "head.weight" and "embed.token.weight" in own
         cut = piece.facts.bias_role in own and role not in own and not tied
         # A model that lacks it may be another architecture; a bare file or state dict is cut off.
@@ -100,5 +99,13 @@ def _check_heads(ancestor: Anatomy, target: Anatomy) -> None:
         )
 
 
-def _roles(anatomy: Anatomy) -> set[str]:
-    return {role for block in anatomy.blocks for role in block if not facts(role).loose}
+def _unkept(target: Anatomy) -> list[list[str]]:
+    """Return the roles of each block that the target does not keep."""
+    return [
+        [role for role, piece in block.items() if piece.spec.name not in target.kept]
+        for block in target.blocks
+    ]
+
+
+def _roles(blocks: Iterable[Iterable[str]]) -> set[str]:
+    return {role for block in blocks for role in block if not facts(role).loose}

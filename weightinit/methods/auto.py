@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from weightinit.anatomy import Anatomy, Difference
 from weightinit.errors import ProjectionError
@@ -19,7 +19,7 @@ from weightinit.methods.selection import WeightSelection
 from weightinit.methods.subcloning import Subcloning, ranks
 from weightinit.recipes import Inheritance
 
-__all__ = ["SELECTION", "Auto", "unpaced"]
+__all__ = ["SELECTION", "Auto"]
 
 #: The method that shrinks without data, and the one that shrinks what cannot be fitted to data.
 SELECTION = WeightSelection(depth="first_last", rescale=True)
@@ -46,7 +46,6 @@ class Auto:
     Args:
         generate: whether the ancestor is run on generated data where there is no ``calibration=``;
             False takes its weights alone.
-        paced: as in :class:`ActivationAware`.
 
     Examples:
         >>> import timm, weightinit as wi
@@ -58,7 +57,6 @@ class Auto:
     """
 
     generate: bool = field(default=True, repr=False)
-    paced: bool = field(default=True, repr=False)
 
     def choose(self, old: Anatomy, new: Anatomy, calibration: object = None) -> Method:
         """Return the method, with its options; without batches, that for the weights alone."""
@@ -74,7 +72,7 @@ class Auto:
         least = smaller(old, new) if grows else new
         method: Method = SELECTION
         if calibration is not None and shrinks and not obstacle(old, least):
-            method = ActivationAware(paced=self.paced)
+            method = ActivationAware()
         elif calibration is not None and ranks(old, least):
             method = RANKED
         return ShrinkThenGrow(method) if grows else method
@@ -135,15 +133,6 @@ class Auto:
                 note = f"fitted on {text}: pass calibration= with real data for better"
                 return _named(chosen, planned, "", [note]), []
         return None, [f"made of the ancestor's weights alone, which keeps less ({text})"]
-
-
-def unpaced(method: Method) -> Method:
-    """Return a method whose fitted weights keep their scale, beside weights that nobody scales."""
-    if isinstance(method, (ActivationAware, Auto)):
-        return replace(method, paced=False)
-    if isinstance(method, ShrinkThenGrow):
-        return replace(method, shrink=unpaced(method.shrink))
-    return method
 
 
 def _shrinking(method: Method) -> Method:

@@ -62,10 +62,14 @@ class Pace:
 
         The stream keeps its size where anything but norms sees it, where something enters it that
         is no weight of the ancestor's, and where a norm's eps has a say. ``apart`` says that
-        parameters outside the blocks see it which are neither a norm nor after one.
+        parameters outside the blocks see it which are neither a norm nor after one. Nothing is
+        scaled beside what the target keeps, unless that reads the final norm, and beside what of
+        its blocks no rule explains.
         """
         old = running.anatomy
-        if not Difference(old, target).shrunk:
+        beside = any(piece.facts.place != "reads" for piece in target.kept_pieces)
+        beside |= any(spec.block is not None for spec in target.unexplained)
+        if beside or not Difference(old, target).shrunk:
             return cls()
         width, ratio = target.sizes["d"], (target.sizes["d"] / old.sizes["d"]) ** 0.5
         writes, reads = _typical(running)
