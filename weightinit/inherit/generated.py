@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from itertools import cycle
 from typing import Any
 
 import torch
@@ -15,15 +14,14 @@ from weightinit.inherit.calibration import Calibration, Generated
 from weightinit.inherit.fresh import sub_generator
 from weightinit.inherit.leaves import dead_leaves
 from weightinit.inherit.method import Runnable
-from weightinit.inherit.scenes import scenes
 from weightinit.inherit.tokens import token_batches
 
 __all__ = ["generated_batches", "given"]
 
 #: Tokens that the ancestor sees for each of its channels, and the least and most images.
 TOKENS, LEAST, MOST = 32, 64, 512
-#: Images that it sees at a time, and of what kinds by turns.
-BATCH, KINDS = 32, (dead_leaves, scenes)
+#: Images that it sees at a time.
+BATCH = 32
 #: What ``calibration=`` takes besides batches.
 WORDS = ("generated", "none")
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -72,8 +70,8 @@ def generated_batches(source: Runnable, *, seed: int) -> tuple[Generated | None,
     number = min(max(math.ceil(TOKENS * sizes["d"] / math.prod(grid)), LEAST), MOST)
     generator = sub_generator(seed, "generated images")
     batches = Generated(
-        (draw(len(batch), channels, *size, generator=generator) - mean) / std
-        for draw, batch in zip(cycle(KINDS), torch.arange(number).split(BATCH), strict=False)
+        (dead_leaves(len(batch), channels, *size, generator=generator) - mean) / std
+        for batch in torch.arange(number).split(BATCH)
     )
     return batches, f"{number} generated images of {size[0]} x {size[1]}, normalised by {whose}"
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["blur", "dead_leaves"]
+__all__ = ["dead_leaves"]
 
 #: Most leaves of a picture, and the least and greatest radius of one, where it has side 1.
 LEAVES, RADII = 20, (0.08, 0.6)
@@ -58,7 +58,7 @@ def dead_leaves(
     strength = TEXTURE * uniform(0, 1, LEAVES).square()[picture, leaf] * texture
     strength += SHADE * normal(LEAVES)[picture, leaf] * shade
     tint = 1 + normal(channels, 1, 1) / 4
-    blurred = blur(value + strength.unsqueeze(1) * tint, BLUR * uniform(0, 1))
+    blurred = _blur(value + strength.unsqueeze(1) * tint, BLUR * uniform(0, 1))
     return blurred.clamp(0, 1)
 
 
@@ -101,7 +101,7 @@ def _noise(exponent: Tensor, height: int, width: int, generator: torch.Generator
     return coloured / coloured.std((1, 2), correction=0, keepdim=True).clamp_min(1e-12)
 
 
-def blur(pictures: Tensor, deviation: Tensor) -> Tensor:
+def _blur(pictures: Tensor, deviation: Tensor) -> Tensor:
     """Return pictures blurred by Gaussians; ``deviation`` is in sides of the picture, ``[N]``."""
     height, width = pictures.shape[-2:]
     pixels = deviation.view(-1, 1, 1, 1) * max(height, width)
