@@ -5,6 +5,7 @@ import pickle
 import pytest
 import timm
 import torch
+import transformers
 from torch import nn
 
 from weightinit import AnatomyError
@@ -101,3 +102,12 @@ def test_it_survives_copies_and_json():
     assert values["sizes"]["d"] == 12
     assert values["traits"]["grid"] == [4, 4]
     assert len(values["parameters"]) == len(seen.specs)
+
+
+def test_the_tables_of_words_and_of_positions():
+    images = anatomy(tiny())
+    assert images.word_table is None and images.position_table is images.outside["pos"]
+    assert anatomy(tiny(pos_embed="none")).position_table is None
+    config = transformers.GPT2Config(vocab_size=31, n_embd=12, n_layer=1, n_head=3)
+    texts = anatomy(transformers.GPT2Model(config))
+    assert texts.word_table is not None and texts.word_table.size == (31, 12)

@@ -104,6 +104,16 @@ class Anatomy:
         """The pieces outside the blocks by canonical role."""
         return self._pieces[""][0]
 
+    @property
+    def word_table(self) -> Piece | None:
+        """The table of words, ``[vocabulary, d]``; None of a model that reads no texts."""
+        return self.outside.get("embed.token.weight")
+
+    @property
+    def position_table(self) -> Piece | None:
+        """The positions that are added to the stream, ``[tokens, d]``; None without such."""
+        return self.outside.get("pos")
+
     @cached_property
     def _by_name(self) -> dict[str, ParamSpec]:
         names = {spec.key: spec for spec in self.specs}
@@ -153,7 +163,7 @@ class Anatomy:
         are the words of the vocabulary.
         """
         kinds = {label_of(label).kind for label in piece.axes[0]} if piece.axes else set()
-        words = self.outside.get("embed.token.weight")
+        words = self.word_table
         if kinds == {"class"}:
             return words is not None and words.size[0] == piece.size[0]
         text = words is not None and piece.facts.kind == "position"

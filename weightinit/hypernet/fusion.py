@@ -93,7 +93,7 @@ class Fusion:
         if self._around is None or piece is None or self.faithful:
             return None
         value = self.source.part(piece).to(self._around)
-        value = value[: _prefix(self.source.anatomy)] if role == "pos" else value
+        value = value[: _prefix(self.source.anatomy)] if piece.facts.kind == "position" else value
         return value @ self._around
 
     def _stored(self, node: Node) -> list[Tensor]:

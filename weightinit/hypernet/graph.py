@@ -141,7 +141,7 @@ def graph_of(
         >>> len(graph.nodes), int(graph.distances.count_nonzero())
         (152, 11473)
     """
-    stored = stored and "embed.token.weight" in target.outside
+    stored = stored and target.word_table is not None
     built = _Builder(target, softmax, stored)
     built.build(extra or {})
     return Graph(tuple(built.nodes), tuple(built.edges), stored=stored)
@@ -164,11 +164,11 @@ class _Builder:
         if wrong:
             _refuse("layers", dict.fromkeys(wrong))
         last = self._add(Node("input"), ())
-        if "embed.token.weight" in outside:
+        if target.word_table is not None:
             joined, start = [self._embedding(last, "embed.token.weight")], last
         else:
             joined, start = [self._linear(last, outside, -1, "patch")], None
-        if "pos" in outside:
+        if target.position_table is not None:
             last = self._add(Node("sum"), [*joined, self._embedding(start, "pos")])
         else:
             last = joined[0]

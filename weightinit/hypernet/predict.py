@@ -116,7 +116,7 @@ class Prediction:
             return "fresh", fresh.text, drawn.to(self._device)
         if self._rule is not None:
             return "written", f"{self._rule.parts[block, role].text}, refined", value
-        if role != "pos" or isinstance(value, LowRank) or len(value) == size[0]:
+        if piece.facts.kind != "position" or isinstance(value, LowRank) or len(value) == size[0]:
             return "written", f"{role}, predicted", value
         # The published graphs have no node for the positions of tokens.
         shape = (size[0] - len(value), size[1])

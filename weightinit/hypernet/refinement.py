@@ -136,7 +136,7 @@ class Refinement:
                 found[key] = LowRank(a, b, base)
             else:
                 value = value - 1 if facts(key[1]).gain else value
-                if key[1] == "pos" and len(value) < len(base):
+                if facts(key[1]).kind == "position" and len(value) < len(base):
                     lacking = value.new_zeros(len(base) - len(value), value.shape[1])
                     value = torch.cat([lacking, value])
                 found[key] = base + gate * value

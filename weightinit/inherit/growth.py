@@ -122,8 +122,8 @@ class Growth:
     @cached_property
     def shared(self) -> tuple[str, ...]:
         """The norm before a head that is tied to the embedding, whose copies it cannot share."""
-        token = self.new.outside.get("embed.token.weight")
-        tied = token is not None and token.spec.tied and "head.weight" not in self.new.outside
+        words = self.new.word_table
+        tied = words is not None and words.spec.tied and "head.weight" not in self.new.outside
         last = "pre_logits.norm" if "pre_logits.norm.weight" in self.new.outside else "norm"
         return (f"{last}.weight", f"{last}.bias") if tied else ()
 
@@ -197,7 +197,7 @@ class Growth:
         if lost := sorted(before.keys() - after.keys()):
             yield f"the target lacks {', '.join(lost)}"
         added = (x for x in after.keys() - before.keys() if not facts(x).loose)
-        if "embed.token.weight" in before:  # which is the head as well, unless there is one
+        if old.word_table is not None:  # which is the head as well, unless there is one
             added = (x for x in added if x != "head.weight")
         if fresh := sorted(added):
             yield f"the ancestor has nothing for {', '.join(fresh)}"

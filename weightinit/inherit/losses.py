@@ -31,8 +31,8 @@ def left_out(ancestor: Anatomy, target: Anatomy) -> list[str]:
 def assumed(ancestor: Anatomy, target: Anatomy) -> list[str]:
     """Return what nothing tells of a text's positions and is taken to be as in the other model."""
     old, new = ancestor.traits.first_position, target.traits.first_position
-    piece = target.outside.get("pos")
-    if piece is None or "pos" not in ancestor.outside or not target.is_table(piece):
+    piece = target.position_table
+    if piece is None or ancestor.position_table is None or not target.is_table(piece):
         return []
     unknown = "ancestor" if old is None else "target"
     if None not in (old, new) or not (old or new):
@@ -46,8 +46,8 @@ def assumed(ancestor: Anatomy, target: Anatomy) -> list[str]:
 def squared(ancestor: Anatomy, target: Anatomy) -> list[str]:
     """Return a note if positions are resampled from a grid that is only taken to be a square."""
     old, new = ancestor.traits, target.traits
-    both = "pos" in ancestor.outside and "pos" in target.outside
-    if not both or not old.grid_assumed or old.grid in (None, new.grid):
+    tables = ancestor.position_table, target.position_table
+    if None in tables or not old.grid_assumed or old.grid in (None, new.grid):
         return []
     return [
         f"nothing tells the grid of the ancestor's positions, and it is taken for {old.grid}: pass "

@@ -207,7 +207,7 @@ class _Carrier:
 
     def _folded(self) -> dict[int, int]:
         """Return which rows of tokens take up a position that the target has no place for."""
-        unknown = "pos" in self.target.outside and self.target.traits.pos_prefix is None
+        unknown = self.target.position_table is not None and self.target.traits.pos_prefix is None
         if self.piece.facts.kind != "token" or "pos" not in self.outside or unknown:
             return {}
         old, new = self._tokens()

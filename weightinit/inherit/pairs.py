@@ -78,7 +78,7 @@ def _lost(ancestor: Anatomy, target: Anatomy) -> Iterator[str]:
     for role, piece in target.outside.items():
         if piece.spec.name in target.kept:
             continue
-        tied = role == "head.weight" and "embed.token.weight" in own
+        tied = role == "head.weight" and ancestor.word_table is not None
         cut = piece.facts.bias_role in own and role not in own and not tied
         # A model that lacks it may be another architecture; a bare file or state dict is cut off.
         essential = piece.facts.essential and ancestor.traits.library is None

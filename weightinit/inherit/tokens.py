@@ -33,7 +33,7 @@ def token_batches(source: Runnable, *, seed: int) -> tuple[Generated | None, str
         Batches of tokens, int64 ``[B, T]``, and a few words on them.
     """
     seen = source.anatomy
-    table = seen.outside.get("embed.token.weight")
+    table = seen.word_table
     if table is None:
         return None, "it takes neither images of one size nor tokens of a vocabulary"
     try:
@@ -62,7 +62,7 @@ def token_batches(source: Runnable, *, seed: int) -> tuple[Generated | None, str
 
 def _length(seen: Anatomy) -> int:
     """Return how long sequences are: within the positions that the ancestor has."""
-    positions = seen.outside.get("pos")
+    positions = seen.position_table
     if positions is None:
         return LENGTH
     return max(1, min(LENGTH, positions.size[0] - (seen.traits.first_position or 0)))

@@ -192,7 +192,7 @@ def _teacher(
     needed = preset.training.guide or preset.config.task_dim
     described = Ancestor.open(preset.features.model) if own and preset.features else source
     module = described.module() if needed else None
-    table = source.anatomy.outside.get("embed.token.weight")
+    table = source.anatomy.word_table
     if vocabulary and (table is None or table.size[0] < vocabulary):
         raise WeightInitError(
             f"{source.source} reads no texts of {vocabulary} tokens: use a GPT-2 of that "
