@@ -17,8 +17,7 @@ multiple of the kernel's, above 1 where the kernel is faster,
 Each case composes one weight of one block, or of all twelve blocks, from templates of
 width 768 / r. ``new`` returns new memory, as the others do. ``into`` writes into a tensor for each
 block that exists already, as an initialisation does, and is still compared with the others in new
-memory. On a GPU every row comes twice: as a user calls it, where the processor's time for a launch
-counts, and ``captured`` in a CUDA graph, as a compiled training step runs it.
+memory. On a GPU a call is timed as a user makes it: the processor's time for a launch counts.
 
 Freed memory is kept (on glibc), since otherwise the system's clearing of fresh pages, which costs
 several times the composition, falls on whichever call the allocator leaves it to.
@@ -99,33 +98,18 @@ def medians(calls: dict[str, Callable[[], Any]], rounds: int, device: str) -> Ti
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def captured(call: Callable[[], Any]) -> Callable[[], Any]:
-    """Return the replay of a CUDA graph of one call: what the GPU does, without the processor."""
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            call()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
-        call()
-    return graph.replay
-
-
 def race(
     calls: dict[str, Callable[..., Any]],
     inputs: Sequence[Tensor],
     rounds: int,
     copy: Copy,
     into: Callable[[], Any] | None = None,
-    *,
-    capture: bool = False,
 ) -> tuple[Timings, Timings]:
     """Seconds of each call forward, with `into` beside them, and backward."""
-    device, form = inputs[0].device.type, captured if capture else lambda call: call
-    runs = {name: form(lambda f=f: f(*inputs)) for name, f in calls.items()}
-    runs |= {"into": form(into)} if into else {}
-    forward = medians(runs | {"copy": form(copy)}, rounds, device)
+    device = inputs[0].device.type
+    runs = {name: lambda f=f: f(*inputs) for name, f in calls.items()}
+    runs |= {"into": into} if into else {}
+    forward = medians(runs | {"copy": copy}, rounds, device)
     leaves = [tensor.requires_grad_() for tensor in inputs]
     weights = {name: f(*leaves) for name, f in calls.items()}
     grad = torch.randn_like(weights["new"])
@@ -133,8 +117,8 @@ def race(
     def differentiate(weight: Tensor) -> Any:
         return torch.autograd.grad(weight, leaves, grad, retain_graph=True)
 
-    runs = {name: form(lambda x=x: differentiate(x)) for name, x in weights.items()}
-    return forward, medians(runs | {"copy": form(copy)}, rounds, device)
+    runs = {name: lambda x=x: differentiate(x) for name, x in weights.items()}
+    return forward, medians(runs | {"copy": copy}, rounds, device)
 
 
 def composed(

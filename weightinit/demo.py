@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 __all__ = ["ANCESTOR", "RATES", "TARGETS", "demo", "draw"]
 
-#: Size of the pretrained network; the bundle of its name holds it.
+#: Names of the bundles of the pretrained network and of the weight templates.
+PRETRAINED, TEMPLATES = "digits-weit", "digits-w32"
+#: Size of the pretrained network.
 ANCESTOR = {"embed_dim": 64, "depth": 6, "num_heads": 4}
 #: Sizes that nobody pretrained.
 TARGETS: dict[str, dict[str, int]] = {
@@ -50,8 +52,6 @@ def demo(
     steps: int = 60,
     seed: int = 0,
     targets: Mapping[str, Mapping[str, int]] = TARGETS,
-    ancestor: str = "digits-weit",
-    templates: str = "digits-w32",
     say: Callable[[str], None] = print,
 ) -> tuple[str, dict[str, Any]]:
     """Start ViTs of several sizes in three ways, and compare them on held-out digits.
@@ -61,8 +61,6 @@ def demo(
         steps: number of optimizer steps of each short training.
         seed: base seed for timm's random init and the order of images.
         targets: sizes of the ViTs by name.
-        ancestor: name of the bundle that holds the pretrained network of size :data:`ANCESTOR`.
-        templates: name of the bundle of weight templates.
         say: is called with each line as soon as it is known.
 
     Returns:
@@ -83,9 +81,9 @@ def demo(
 
     data = load_data("digits")
     with _one_thread():
-        pretrained = init_from_templates(_vit(seed, **ANCESTOR), ancestor)
+        pretrained = init_from_templates(_vit(seed, **ANCESTOR), PRETRAINED)
         whole = data.score(pretrained, data.test)
-        for line in _opening(whole, len(data.test), steps, templates):
+        for line in _opening(whole, len(data.test), steps):
             say(line)
         seconds = _seconds_of_a_step(data, seed)
         work = sum(len(RATES) * steps * _work(size) for size in targets.values())
@@ -94,7 +92,7 @@ def demo(
             say(line)
         rows = []
         for name, size in targets.items():
-            rows.append(_row(name, size, data, pretrained, templates, steps, seed))
+            rows.append(_row(name, size, data, pretrained, steps, seed))
             say(_line(rows[-1]))
     draw(rows, whole, output)
     values = {"plot": str(output), "ancestor": {**ANCESTOR, "accuracy": whole}, "rows": rows}
@@ -106,7 +104,6 @@ def _row(
     size: Mapping[str, int],
     data: ImageData,
     pretrained: nn.Module,
-    templates: str,
     steps: int,
     seed: int,
 ) -> dict[str, Any]:
@@ -115,7 +112,7 @@ def _row(
     batches = [data.normalise(part) for part in images.split(128)]
     starts: dict[str, Callable[[nn.Module], Any]] = {
         "random": lambda model: model,
-        "templates": lambda model: init_from_templates(model, templates),
+        "templates": lambda model: init_from_templates(model, TEMPLATES),
         "inherited": lambda model: project_from(pretrained, model, calibration=batches),
     }
     row: dict[str, Any] = {"target": name, **size}
@@ -191,7 +188,7 @@ def _seconds_of_a_step(data: ImageData, seed: int) -> float:
     return (time.monotonic() - began) / steps
 
 
-def _opening(whole: float, images: int, steps: int, templates: str) -> list[str]:
+def _opening(whole: float, images: int, steps: int) -> list[str]:
     wide, deep, heads = ANCESTOR.values()
     return [
         f"A pretrained ViT, {wide} wide, {deep} blocks, {heads} heads, reads {whole:.1f} % of "
@@ -199,7 +196,7 @@ def _opening(whole: float, images: int, steps: int, templates: str) -> list[str]
         "You need it in other sizes. Each is started in three ways and trained for "
         f"{steps} steps of {BATCH} images:",
         "  random     timm's own initialisation",
-        f"  templates  wi.init_from_templates(model, {templates!r})",
+        f"  templates  wi.init_from_templates(model, {TEMPLATES!r})",
         f"  inherited  wi.project_from(pretrained, model, calibration=...) on {CALIBRATION} images",
         "  no images  wi.project_from(pretrained, model), which generates images",
     ]

@@ -13,10 +13,11 @@ from weightinit.errors import WeightInitError
 
 __all__ = ["image_batches"]
 
+#: Images that are looked at, and those of a batch.
+IMAGES, BATCH = 512, 64
 
-def image_batches(
-    folder: Path, ancestor: Ancestor, *, images: int = 512, batch_size: int = 64
-) -> list[Tensor]:
+
+def image_batches(folder: Path, ancestor: Ancestor) -> list[Tensor]:
     """Return batches ``[B, C, H, W]`` of images spread evenly over a folder and all below it.
 
     They are resized, cropped and normalised by timm, to the ancestor's size and by the mean and
@@ -51,7 +52,7 @@ def image_batches(
         config |= {key: (sum(config[key]) / len(config[key]),) for key in ("mean", "std")}
     transform: Any = create_transform(**config)
     pictures = []
-    for path in found[:: -(-len(found) // images)]:
+    for path in found[:: -(-len(found) // IMAGES)]:
         try:
             with Image.open(path) as picture:
                 pictures.append(transform(picture.convert("RGB" if channels == 3 else "L")))
@@ -59,4 +60,4 @@ def image_batches(
             raise WeightInitError(
                 f"--calibration: {path} cannot be read ({error}): repair or remove it"
             ) from error
-    return list(torch.stack(pictures).split(batch_size))
+    return list(torch.stack(pictures).split(BATCH))

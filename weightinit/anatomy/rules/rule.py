@@ -59,18 +59,16 @@ def linear(
     pattern: str,
     parts: tuple[str, ...] = (),
     *,
-    to: str = "",
-    bias: str = "",
     join: str = r"\.",
 ) -> tuple[Rule, Rule]:
-    """Return the rules of a layer's weight and of its bias, by default of the weight's first axis.
+    """Return the rules of a layer's weight and of its bias, which has the weight's first axis.
 
     ``join`` stands between the layer's name and ``weight`` or ``bias``.
     """
-    rows = bias or re.findall(r"\([^)]*\)|\S+", to or pattern)[0]
+    rows = re.findall(r"\([^)]*\)|\S+", pattern)[0]
     weights, biases = (tuple(f"{part}.{w}" for part in parts) for w in ("weight", "bias"))
     return (
-        Rule(f"{match}{join}weight", f"{role}.weight", pattern, weights, to),
+        Rule(f"{match}{join}weight", f"{role}.weight", pattern, weights),
         Rule(f"{match}{join}bias", f"{role}.bias", rows, biases),
     )
 
