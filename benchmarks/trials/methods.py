@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -308,7 +309,7 @@ def _doubled(old: tuple[int, int], new: tuple[int, int]) -> bool:
     return all(a in (b, 2 * b) or b == 2 * a for a, b in zip(old, new, strict=True))
 
 
-def _both(name: str, kind: str = "wave", **options: object) -> dict[str, Method]:
+def _both(name: str, kind: str = "wave", **options: Any) -> dict[str, Method]:
     """Return two starts of a table's row: ours, and as published with fitted scalers."""
     published = _templates(f"{kind}-published", scalers="linear", fit=True, **options)
     return {name: _templates(kind, **options), f"{name}, linear + fitted": published}
