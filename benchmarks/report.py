@@ -124,16 +124,26 @@ def deeper() -> str:
 
 
 def components() -> str:
-    """Table 5."""
-    return _suite("components", lambda row: "accuracy", costs=False)
+    """Table 5: parts by starts, and the whole from Table 1."""
+    rows, origins = trials("components")
+    parts = []
+    for row in [*_whole(), *rows]:
+        part, _, start = row["method"].partition(", ")
+        quick = " (quick ancestor)" * ("quick_ancestor" in row)
+        parts.append({**row, "name": part, "start": (start or "interpolate") + quick})
+    return accuracies(parts, lambda row: row["start"], costs=False) + f"\n\n{origins}"
 
 
 def templates() -> str:
-    """Table 6."""
-    whole = [r for r in results("learngene-depth-micro")["rows"]
-             if r["name"] == "WAVE, interpolate" and r["depth"] == 6]  # fmt: skip
-    result = results("learngene-templates-micro")
-    return accuracies([*whole, *result["rows"]], lambda row: "accuracy") + f"\n\n{origin(result)}"
+    """Table 6, and the whole from Table 1."""
+    rows, origins = trials("templates")
+    return accuracies([*_whole(), *rows], lambda row: "accuracy") + f"\n\n{origins}"
+
+
+def _whole() -> list[Mapping[str, Any]]:
+    """The rows of Table 1 that have every part of all the templates."""
+    names = ("WAVE, interpolate", "WAVE, linear + fitted")
+    return [r for r in trials("depth")[0] if r["method"] in names and r["depth"] == 6]
 
 
 def fit() -> str:

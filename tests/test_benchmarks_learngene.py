@@ -162,6 +162,11 @@ def test_wave_as_published_starts_at_eq_b1_and_moves_slowly(trials, lab):
     assert not torch.allclose(*ours.scaler_values()["attn.proj.weight"].diff(dim=0)[:2], atol=1e-1)
     assert lab.config(source("wave-published", 16)).scaler_lr == 0.5
     assert lab.config(source("wave", 16)).scaler_lr == 1
+    for kind, number in (("wave-fewer-published", 1), ("wave-smaller-published", 8)):
+        first = lab.build(source(kind, 16)).scaler_values()["attn.proj.weight"][0]
+        # the later half of them in proportion to the block's number, of 6
+        assert len(first) == number and first[-1].max().item() == pytest.approx(1 / 6, abs=1e-5)
+        assert lab.config(source(kind, 16)).scaler_lr == 0.5
 
 
 def test_a_quicker_ancestor_is_used_and_said(trials, tiny, tmp_path):

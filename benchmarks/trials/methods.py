@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -308,9 +309,14 @@ def _doubled(old: tuple[int, int], new: tuple[int, int]) -> bool:
     return all(a in (b, 2 * b) or b == 2 * a for a, b in zip(old, new, strict=True))
 
 
-def _parts(*taken: str) -> Method:
-    kept = tuple(role for role in BLOCKS + OUTSIDE if role not in taken)
-    return _templates("wave", keep=kept)
+def _both(name: str, kind: str = "wave", **options: Any) -> dict[str, Method]:
+    """Return two starts of a table's row: ours, and as published with fitted scalers."""
+    published = _templates(f"{kind}-published", scalers="linear", fit=True, **options)
+    return {name: _templates(kind, **options), f"{name}, linear + fitted": published}
+
+
+def _parts(name: str, *taken: str) -> dict[str, Method]:
+    return _both(name, keep=tuple(role for role in BLOCKS + OUTSIDE if role not in taken))
 
 
 #: By the name that tables show.
@@ -334,17 +340,17 @@ METHODS: Mapping[str, Method] = {
     ),
     "all blocks": _cut(auto_lg),
     # Table 5: what is transferred
-    "qkv alone": _parts(*OUTSIDE, "attn.qkv.weight"),
-    "proj alone": _parts(*OUTSIDE, "attn.proj.weight"),
-    "MLP alone": _parts(*OUTSIDE, "mlp.fc1.weight", "mlp.fc2.weight"),
-    "outside alone": _parts(*OUTSIDE),
-    "matrices": _parts(*OUTSIDE, *MATRICES),
-    "blocks alone": _parts(*BLOCKS),
-    "all but patch and pos": _parts(*BLOCKS, "norm", "head"),
-    "all but the head": _parts(*BLOCKS, "patch", "pos", "norm"),
+    **_parts("qkv alone", *OUTSIDE, "attn.qkv.weight"),
+    **_parts("proj alone", *OUTSIDE, "attn.proj.weight"),
+    **_parts("MLP alone", *OUTSIDE, "mlp.fc1.weight", "mlp.fc2.weight"),
+    **_parts("outside alone", *OUTSIDE),
+    **_parts("matrices", *OUTSIDE, *MATRICES),
+    **_parts("blocks alone", *BLOCKS),
+    **_parts("all but patch and pos", *BLOCKS, "norm", "head"),
+    **_parts("all but the head", *BLOCKS, "patch", "pos", "norm"),
     # Table 6: number and size of templates
-    "half the templates": _templates("wave-fewer"),
-    "four times the templates, of half the size": _templates("wave-smaller"),
+    **_both("half the templates", "wave-fewer"),
+    **_both("four times the templates, of half the size", "wave-smaller"),
     # one ancestor
     "timm's truncation": Method(
         truncated,

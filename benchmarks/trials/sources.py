@@ -37,16 +37,15 @@ def _scaled(config: TemplateConfig, *, times: float) -> TemplateConfig:
     return replace(config, kinds=kinds)
 
 
-#: As published, scalers start at Eq. B.1, and move at this part of the templates' rate, so that
-#: they stay near; ours start at random values and move at the full rate.
-PUBLISHED = ("wave-published", 0.5)
+#: The end of a kind whose scalers start at Eq. B.1, as published, and move at this part of the
+#: templates' rate, so that they stay near; ours start at random values and move at the full rate.
+PUBLISHED, PUBLISHED_RATE = "-published", 0.5
 
 #: Template sets by name, from the width.
 CONFIGS: dict[str, Callable[[int], TemplateConfig]] = {
     "wave": TemplateConfig.wave,
     "tleg": lambda width: TemplateConfig.layers("tleg", width, 2),
     "share": lambda width: TemplateConfig.layers("share", width, 1),
-    "wave-published": TemplateConfig.wave,
     # Table 6: half the number; half the size and four times the number
     "wave-fewer": lambda width: _scaled(TemplateConfig.wave(width), times=0.5),
     "wave-smaller": lambda width: _scaled(TemplateConfig.wave(width // 2), times=4),
@@ -58,8 +57,9 @@ class Source:
     """One thing to train.
 
     Args:
-        kind: of :data:`CONFIGS`; ``"wave-mixed"``, which is trained at several depths at once, as
-            the shipped bundles are; or ``"vit"`` for a plain model.
+        kind: of :data:`CONFIGS`, :data:`PUBLISHED` after it for scalers as published;
+            ``"wave-mixed"``, which is trained at several depths at once, as the shipped bundles
+            are; or ``"vit"`` for a plain model.
         width: of its templates, which names the preset.
         depth: of a plain model; template sets have the auxiliary model's.
         embed: width of a plain model; 0 is that of the templates.
@@ -75,6 +75,11 @@ class Source:
         """Of its folder."""
         name = f"{self.kind}-w{self.width}" + (f"-d{self.depth}" if self.depth else "")
         return name + (f"-e{self.embed}" if self.embed else "")
+
+    @property
+    def published(self) -> bool:
+        """Whether its scalers start, and move, as published."""
+        return self.kind.endswith(PUBLISHED)
 
 
 class Lab:
@@ -153,8 +158,7 @@ class Lab:
         """Return the config of a source: the full budget."""
         config = self.scale.preset(source.width).training
         lr = (self.scale.source_lr or {}).get(source.kind, config.lr)
-        kind, scaler_lr = PUBLISHED
-        return replace(config, lr=lr, scaler_lr=scaler_lr if source.kind == kind else 1.0)
+        return replace(config, lr=lr, scaler_lr=PUBLISHED_RATE if source.published else 1.0)
 
     def path(self, source: Source) -> Path:
         """Return the folder of a source."""
@@ -172,8 +176,8 @@ class Lab:
             mixed = replace(preset, depths=tuple(depth + step for step in (-2, -1, 1, 2)))
             return build_auxiliary(mixed, self.data(), "wave", 0)
         generator = torch.Generator().manual_seed(0)
-        scalers = "linear" if source.kind == PUBLISHED[0] else "drawn"
-        config = CONFIGS[source.kind](source.width)
+        scalers = "linear" if source.published else "drawn"
+        config = CONFIGS[source.kind.removesuffix(PUBLISHED)](source.width)
         return constrain(model, config, scalers=scalers, generator=generator)
 
     def train(self, source: Source, *, workers: int = 0) -> None:

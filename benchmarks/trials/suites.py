@@ -119,16 +119,21 @@ def deeper(scale: Scale) -> Iterator[Case]:
             yield case
 
 
+def _both(*names: str) -> tuple[str, ...]:
+    """Return names of methods, and those of their published starts."""
+    return (*names, *(f"{name}, linear + fitted" for name in names))
+
+
 def components(scale: Scale) -> Iterator[Case]:
     """Table 5: which part of what is transferred is worth how much."""
     names = ("outside alone", "qkv alone", "proj alone", "MLP alone", "matrices", "blocks alone")
     names += ("all but patch and pos", "all but the head")
-    yield from _cases(scale, "components", names, lambda w: [(w, 6)], every_seed=True)
+    yield from _cases(scale, "components", _both(*names), lambda w: [(w, 6)], every_seed=True)
 
 
 def templates(scale: Scale) -> Iterator[Case]:
     """Table 6: number and size of templates."""
-    names = ("half the templates", "four times the templates, of half the size")
+    names = _both("half the templates", "four times the templates, of half the size")
     yield from _cases(scale, "templates", names, lambda w: [(w, 6)], every_seed=True)
 
 
