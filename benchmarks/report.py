@@ -12,6 +12,7 @@ from typing import Any
 
 import schema
 from trials import plots
+from trials.photos import photos
 from trials.real_tables import real_finetune, real_names, real_probe, real_text
 from trials.speed import benchmarks, gpu
 from trials.tables import (
@@ -341,7 +342,7 @@ PARTS: Mapping[Path, Sequence[Callable[[], str]]] = {
     schema.ROOT / "docs" / "benchmarks.md": (
         depth, width, deeper, components, templates, fit, transfer, curves, tune, shrink, choices,
         grow,
-        real_probe, real_finetune, real_text, real_names,
+        photos, real_probe, real_finetune, real_text, real_names,
         hypernets, tasks, texts, weit_vit, weit_convnext, weit_dit, weit_control, gpu,
     ),
 }  # fmt: skip

@@ -11,7 +11,7 @@ def photos() -> str:
     """Starts by targets: test accuracy at the rate that validation picks; both stand behind it."""
     result = results("default-bundle")
     rows: list[dict[str, Any]] = result["rows"]
-    keys = ("width", "depth", "image", "patch")
+    keys = ("width", "depth", "image", "patch", "steps")
     targets = list(dict.fromkeys(tuple(row[key] for key in keys) for row in rows))
     lines = []
     for name in dict.fromkeys(row["name"] for row in rows):
@@ -26,5 +26,5 @@ def photos() -> str:
             score, val = (mean(rates[best], key) for key in ("trained", "val"))
             line.append(f"{score:.1f} (val {val:.1f}, {best:g})")
         lines.append(line)
-    header = ["", *("{} x {}, {} px, patch {}".format(*target) for target in targets)]
+    header = ["", *("{} x {}, {} px, patch {}, {} steps".format(*target) for target in targets)]
     return f"{table(header, lines)}\n\n{origin(result)}"
