@@ -72,7 +72,7 @@ def bundles() -> str:
                 _auxiliary(bundle),
                 f"{next(iter(auxiliary['val'].values()))} / {auxiliary['test']}"
                 + " (loss)" * (auxiliary.get("metric") == "loss"),
-                f"{ancestor['val']} / {ancestor['test']}" if ancestor else "none",
+                _ancestor(ancestor or {}),
                 f"{kib:.0f} KiB",
             ]
         )
@@ -90,6 +90,13 @@ def bundles() -> str:
         f"Shipped in the package (accuracies in percent, recorded by the training):\n\n"
         f"{table(header, rows)}\n\n{hypernets}"
     )
+
+
+def _ancestor(card: Mapping[str, Any]) -> str:
+    """The scores of whose soft labels were learned, or whose features were."""
+    if "features" in card:
+        return f"features of `{card['features']}`"
+    return f"{card['val']} / {card['test']}" if card else "none"
 
 
 def _auxiliary(bundle: TemplateBundle) -> str:

@@ -46,7 +46,7 @@ def test_every_start_is_trained_at_every_rate_once(small, monkeypatch, capsys):
     default_bundle.main()
     (path,) = (small / "results").glob("default-bundle--*.json")
     rows = schema.load(path)["rows"]
-    assert [row["name"] for row in rows] == ["random", "cifar10-w64"] * 2
+    assert [row["name"] for row in rows] == ["random", "mixed-w96"] * 2
     assert {row["tokens"] for row in rows} == {16} and {row["heads"] for row in rows} == {1}
     assert json.loads(files[0].read_text()) in rows
     monkeypatch.setattr(schema, "RESULTS", small / "results")
