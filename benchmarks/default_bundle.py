@@ -2,11 +2,13 @@
 
     python benchmarks/default_bundle.py                                    # CPU; resumes
     python benchmarks/default_bundle.py --bundle cifar10-w64 my-bundle     # candidates
+    python benchmarks/default_bundle.py --targets 192x6x64x16 --steps 300 --seeds 1 2 3
 
 Product photos that no shipped bundle was trained on. Each target, a plain ViT of timm with heads of
 64 and a class token, is started from random weights and from each bundle, and trained for a short
 budget at each rate. A quarter of the training photos is held out; it picks the rate, and decides
-between bundles. Test photos are read once a row. Every run leaves a file under ``--work``.
+between bundles. Test photos are read once a row. Every run leaves a file under ``--work``; what is
+recorded are the runs that the options name and that are there.
 """
 
 from __future__ import annotations
@@ -63,9 +65,9 @@ class Run:
         return hashlib.sha256(text.encode()).hexdigest()[:16] + ".json"
 
 
-def photos(size: int, cache: Path) -> ImageData:
+def photos(size: int, cache: Path, pack: str = PACK) -> ImageData:
     """Return the photos in squares of a size, a quarter of the training photos held out."""
-    data = load(PACK, cache_dir=cache).in_shape(size)
+    data = load(pack, cache_dir=cache).in_shape(size)
     kept, held = split_off(data.train.labels, 1 / 6, torch.Generator().manual_seed(0))
     images = torch.cat([torch.as_tensor(data.val.images), data.train.images[held]])
     labels = torch.cat([data.val.labels, data.train.labels[held]])
@@ -103,6 +105,14 @@ def perform(run: Run, data: ImageData) -> dict[str, Any]:
     }
 
 
+def target(text: str) -> tuple[int, ...]:
+    """Return the target that a command line names."""
+    sizes = tuple(map(int, text.split("x")))
+    if len(sizes) != 4:
+        raise argparse.ArgumentTypeError(f"{text} is not WIDTHxDEPTHxIMAGExPATCH")
+    return sizes
+
+
 def arguments() -> argparse.Namespace:
     """Return the parsed command line."""
     parser = argparse.ArgumentParser(
@@ -112,8 +122,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--bundle", nargs="*", default=[DEFAULT_TEMPLATES])
     parser.add_argument("--rates", type=float, nargs="+", default=[6e-4, 3e-4, 1.2e-3])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
-    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--steps", type=int, nargs="+", default=[150])
     parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--pack", default=PACK)
+    parser.add_argument(
+        "--targets", type=target, nargs="+", default=TARGETS, metavar="WIDTHxDEPTHxIMAGExPATCH"
+    )
     parser.add_argument("--far", action="store_true", help="a target of many more tokens instead")
     parser.add_argument("--record", action="store_true", help="run nothing, record what is there")
     parser.add_argument("--cache-dir", type=Path, default=cache)
@@ -125,28 +139,31 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     """Run what is not there yet, and record."""
     given = arguments()
-    work = given.work or given.cache_dir / "default_bundle"
+    work = (given.work or given.cache_dir / "default_bundle") / given.pack
     device = "cuda" if torch.cuda.is_available() else "cpu"
     load_before = schema.machine(device)["load"]
+    targets = FAR if given.far else given.targets
     order = itertools.product(
-        given.rates, given.seeds, FAR if given.far else TARGETS, (RANDOM, *given.bundle)
+        given.steps, given.rates, given.seeds, targets, (RANDOM, *given.bundle)
     )
     runs = [
-        Run(start, *target, lr, seed, given.steps, given.batch_size)
-        for lr, seed, target, start in order
+        Run(start, *size, lr, seed, steps, given.batch_size)
+        for steps, lr, seed, size, start in order
     ]
     data: dict[int, ImageData] = {}
     for run in runs:
         if (work / run.file).exists() or given.record:
             continue
         if run.image not in data:
-            data = {run.image: photos(run.image, given.cache_dir)}
+            data = {run.image: photos(run.image, given.cache_dir, given.pack)}
         row = perform(run, data[run.image])
         write(row, work / run.file)
-        print(f"{row['width']}x{row['depth']} {row['tokens']} tokens lr {row['lr']:g} "
-              f"{row['name']}: {row['val']} ({row['seconds']} s)", flush=True)  # fmt: skip
+        said = f"{row['width']}x{row['depth']} {row['tokens']} tokens {run.steps} steps"
+        said += f" lr {run.lr:g} {row['name']}: {row['val']} ({row['seconds']} s)"
+        print(said, flush=True)
     rows = [json.loads(f.read_text()) for run in runs if (f := work / run.file).exists()]
     name = "default-bundle" + "-far" * given.far
+    name += f"-{given.pack}" * (given.pack != PACK)
     print(schema.record(name, rows, seeds=given.seeds, device=device, load=load_before,
                         folder=given.results).name)  # fmt: skip
 

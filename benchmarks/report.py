@@ -12,6 +12,7 @@ from typing import Any
 
 import schema
 from trials import plots
+from trials.photos import photos
 from trials.real_tables import real_finetune, real_names, real_probe, real_text
 from trials.speed import benchmarks, gpu
 from trials.tables import (
@@ -71,7 +72,7 @@ def bundles() -> str:
                 _auxiliary(bundle),
                 f"{next(iter(auxiliary['val'].values()))} / {auxiliary['test']}"
                 + " (loss)" * (auxiliary.get("metric") == "loss"),
-                f"{ancestor['val']} / {ancestor['test']}" if ancestor else "none",
+                _ancestor(ancestor or {}),
                 f"{kib:.0f} KiB",
             ]
         )
@@ -89,6 +90,13 @@ def bundles() -> str:
         f"Shipped in the package (accuracies in percent, recorded by the training):\n\n"
         f"{table(header, rows)}\n\n{hypernets}"
     )
+
+
+def _ancestor(card: Mapping[str, Any]) -> str:
+    """The scores of whose soft labels were learned, or whose features were."""
+    if "features" in card:
+        return f"features of `{card['features']}`"
+    return f"{card['val']} / {card['test']}" if card else "none"
 
 
 def _auxiliary(bundle: TemplateBundle) -> str:
@@ -351,7 +359,7 @@ PARTS: Mapping[Path, Sequence[Callable[[], str]]] = {
     schema.ROOT / "docs" / "benchmarks.md": (
         depth, width, deeper, components, templates, fit, transfer, curves, tune, shrink, choices,
         grow,
-        real_probe, real_finetune, real_text, real_names,
+        photos, real_probe, real_finetune, real_text, real_names,
         hypernets, tasks, texts, weit_vit, weit_convnext, weit_dit, weit_control, gpu,
     ),
 }  # fmt: skip

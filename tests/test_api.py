@@ -110,7 +110,7 @@ def test_the_main_job():
         assert wi.init_from_templates(poison(model)) is model
     assert all(bool(torch.isfinite(p).all()) for p in model.parameters())
     report = str(wi.plan_templates(model).report())
-    assert "the shipped cifar10-w64 is used" in report
+    assert "the shipped mixed-w96 is used" in report
 
 
 def test_the_report_says_when_timm_has_exactly_this_size(bundle):

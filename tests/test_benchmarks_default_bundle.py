@@ -40,16 +40,43 @@ def test_validation_photos_are_taken_from_the_training_photos(small):
 
 def test_every_start_is_trained_at_every_rate_once(small, monkeypatch, capsys):
     default_bundle.main()
-    files = list((small / "work").iterdir())
+    files = list((small / "work" / "clothing_128").iterdir())
     assert len(files) == 4
     monkeypatch.setattr(default_bundle, "perform", lambda *_: pytest.fail("run again"))
     default_bundle.main()
     (path,) = (small / "results").glob("default-bundle--*.json")
     rows = schema.load(path)["rows"]
-    assert [row["name"] for row in rows] == ["random", "cifar10-w64"] * 2
+    assert [row["name"] for row in rows] == ["random", "mixed-w96"] * 2
     assert {row["tokens"] for row in rows} == {16} and {row["heads"] for row in rows} == {1}
     assert json.loads(files[0].read_text()) in rows
     monkeypatch.setattr(schema, "RESULTS", small / "results")
     monkeypatch.setattr(tables.schema, "RESULTS", small / "results")
     text = photos.photos()
-    assert "| | 64 x 1, 16 px, patch 4 |" in text.replace("|  |", "| |") and "| random |" in text
+    assert "|  | 64 x 1, 16 px, patch 4, 2 steps |" in text and "| random |" in text
+
+
+def test_targets_budgets_and_packs_of_the_command_line(small, monkeypatch):
+    more = ["--rates", "1e-3", "--targets", "64x2x16x8", "--steps", "1", "2", "--pack", "signs"]
+    monkeypatch.setattr(sys, "argv", [*sys.argv, *more])
+    default_bundle.main()
+    (path,) = (small / "results").glob("default-bundle-signs--*.json")
+    rows = schema.load(path)["rows"]
+    assert [(row["depth"], row["tokens"], row["steps"]) for row in rows] == [
+        (2, 4, 1), (2, 4, 1), (2, 4, 2), (2, 4, 2),
+    ]  # fmt: skip
+
+
+def test_what_was_not_run_is_not_recorded(small, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--rates", "1e-3"])
+    default_bundle.main()
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--record", "--rates", "1e-3", "3e-3"])
+    default_bundle.main()
+    (path,) = (small / "results").glob("default-bundle--*.json")
+    assert {row["lr"] for row in schema.load(path)["rows"]} == {1e-3}
+
+
+def test_a_target_that_says_nothing_is_refused(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["default_bundle.py", "--targets", "64x2"])
+    with pytest.raises(SystemExit):
+        default_bundle.arguments()
+    assert "64x2 is not WIDTHxDEPTHxIMAGExPATCH" in capsys.readouterr().err

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from trials.tables import mean, origin, results, table
+from trials.tables import mean, origin, results, spread, table
 
 
 def photos() -> str:
-    """Starts by targets: test accuracy at the rate that validation picks; both stand behind it."""
+    """Starts by targets: test accuracy at the rate that the first seed's validation picks."""
     result = results("default-bundle")
     rows: list[dict[str, Any]] = result["rows"]
-    keys = ("width", "depth", "image", "patch")
+    keys = ("width", "depth", "image", "patch", "steps")
     targets = list(dict.fromkeys(tuple(row[key] for key in keys) for row in rows))
     lines = []
     for name in dict.fromkeys(row["name"] for row in rows):
@@ -22,9 +22,12 @@ def photos() -> str:
             if not rates:
                 line.append("")
                 continue
-            best = max(rates, key=lambda lr: mean(rates[lr], "val"))
+            first = [row for row in own if row["seed"] == own[0]["seed"]]
+            best = max(first, key=lambda row: row["val"])["lr"]
             score, val = (mean(rates[best], key) for key in ("trained", "val"))
-            line.append(f"{score:.1f} (val {val:.1f}, {best:g})")
+            seeds = len(rates[best])
+            varied = f" ± {spread(rates[best]):.1f}, {seeds} seeds" if seeds > 1 else ""
+            line.append(f"{score:.1f}{varied} (val {val:.1f}, {best:g})")
         lines.append(line)
-    header = ["", *("{} x {}, {} px, patch {}".format(*target) for target in targets)]
+    header = ["", *("{} x {}, {} px, patch {}, {} steps".format(*target) for target in targets)]
     return f"{table(header, lines)}\n\n{origin(result)}"

@@ -55,7 +55,7 @@ def init_from_templates(
     Args:
         model: of the family that the templates were trained in, and of any size.
         templates: a built-in name, a folder, ``"org/name@revision"`` on the Hugging Face Hub, or a
-            bundle; None takes the shipped ``cifar10-w64``.
+            bundle; None takes the shipped ``mixed-w96``.
         scalers: ``"nested"`` (WeiT), ``"interpolate"``, ``"linear"`` (WAVE's Eq. B.1) or
             ``"fitted"``; None is what the templates were trained for.
         generator: source of all random draws; None is a fixed seed.

@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 #: What ``templates=None`` takes: it ships in the package.
-DEFAULT_TEMPLATES = "cifar10-w64"
+DEFAULT_TEMPLATES = "mixed-w96"
 
 M = TypeVar("M", bound=nn.Module)
 Unexplained = Literal["raise", "keep"]
