@@ -107,12 +107,15 @@ def absorbed(bare: Sequence[tuple[Tensor, Tensor]], stream: Stream) -> Tensor:
 
 @dataclass(frozen=True)
 class _Record:
-    """What the ancestor's blocks of one group do, at the tokens that regressions look at."""
+    """What the ancestor's blocks of one group do, at the tokens that regressions look at.
+
+    The tensors are views of one batch each, into a tensor for all.
+    """
 
     reads: Moments  # the first norms' outputs side by side, regressed on the target's
-    norms: list[Tensor]  # the second norms' outputs side by side, one a batch
-    goals: list[Tensor]  # what attention is to write into the target's stream, one a batch
-    after: list[Tensor]  # the target's stream after the blocks as it should be, one a batch
+    norms: Sequence[Tensor]  # the second norms' outputs side by side
+    goals: Sequence[Tensor]  # what attention is to write into the target's stream
+    after: Sequence[Tensor]  # the target's stream after the blocks as it should be
 
 
 def branch_of(role: str) -> str:
@@ -149,8 +152,8 @@ class _Group:
         self._read("attn", "norm1", record.reads)
         middle = self._attend(record.goals, ours)
         reads = Moments()
-        for x in middle:
-            reads.add(self._normalised(x, "norm2"), record.norms.pop(0))
+        for x, norms in zip(middle, record.norms, strict=True):
+            reads.add(self._normalised(x, "norm2"), norms)
         self._read("mlp", "norm2", reads)
         hidden = (self._neurons(y, batch, middle[batch]) for batch, y in enumerate(ours))
         goals = (y - x for y, x in zip(record.after, middle, strict=True))
@@ -158,12 +161,12 @@ class _Group:
         for batch, y in enumerate(ours):
             wide = self.blocks.widen(y)
             # What the block adds is projected alone, so that rounding does not add up.
-            ours[batch] = y + self.blocks.project(self._play(batch)(wide) - wide)
+            y += self.blocks.project(self._play(batch)(wide) - wide)
 
     def _look(self, theirs: list[Tensor], ours: list[Tensor]) -> _Record:
         """Run the ancestor's blocks, and choose what is kept of them."""
         project, rows = self.blocks.project, self.blocks.rows
-        record = _Record(Moments(), [], [], [])
+        record = self._record(ours[0])
         hidden = {role: Moments() for role in SCALES if not self.keep.all(branch_of(role))}
         among: dict[str, Tensor] = {}
         for batch, y in enumerate(ours):
@@ -191,14 +194,21 @@ class _Group:
                     side = side[:, among[role]]
                 moments.add(self._fewer(side))
             record.reads.add(self._normalised(y, "norm1"), together("norm1"))
-            record.norms.append(together("norm2"))
-            record.goals.append(project(goal) - y)
-            record.after.append(project(rows(x, batch)))
+            record.norms[batch].copy_(together("norm2"))
+            record.goals[batch].copy_(project(goal) - y)
+            record.after[batch].copy_(project(rows(x, batch)))
         for role in [*hidden]:
             gram = self.running.check(hidden.pop(role).centred()[0])
             cross = gram @ self._writes(role)[:, among[role]].T
             self.keep.choose(branch_of(role), gram, cross, among[role])
         return record
+
+    def _record(self, like: Tensor) -> _Record:
+        """Return room for a record; allocated at once, it does not scatter over the memory."""
+        sizes = [len(few) for few in self.blocks.picks]
+        new, old = self.stream.write.shape
+        widths = (len(self.group) * old, new, new)
+        return _Record(Moments(), *(like.new_empty(sum(sizes), n).split(sizes) for n in widths))
 
     @staticmethod
     def _inside(among: Tensor, place: int, width: int) -> Tensor:
