@@ -1,23 +1,26 @@
 """Seconds and peak memory of inheriting a large model's weights, in either direction.
 
     python benchmarks/transform.py                # CPU, about two minutes
-    python benchmarks/transform.py --suite fit    # on 512 images; --sizes small base large
+    python benchmarks/transform.py --suite fit    # on 512 images
+    python benchmarks/transform.py --suite fit --sizes small base large --images 512 128 64
 
 Every row is a process of its own: seconds of the call after the imports, and how far the peak of
 its memory rises above what it held before. The ancestor is a file of random weights. The suite
 ``fit`` halves heads and blocks of a ViT by ``project_from(..., calibration=)``, in CPU seconds
 against those of the ancestor's forward over the same images, and in memory against ancestor and
-target together.
+target together. A tiny fit comes before, for what is loaded at the first use.
 """
 
 import argparse
+import ctypes
+import gc
 import json
 import re
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +92,22 @@ def vit(name: str, *, half: bool) -> tuple[str, dict[str, Any]]:
     return "vit_small_patch14_dinov2", {**args, "img_size": PIXELS}
 
 
+def warm_up() -> None:
+    """Fit a tiny target, so that all is loaded that a fit uses."""
+    import timm
+    import torch
+
+    import weightinit as wi
+
+    old, new = (
+        timm.create_model(
+            "vit_small_patch14_dinov2", embed_dim=64 * n, depth=n, num_heads=n, img_size=PIXELS
+        )
+        for n in (2, 1)
+    )
+    wi.project_from(old, new, calibration=[torch.randn(8, 3, PIXELS, PIXELS)])
+
+
 def measure_fit(name: str, images: int, file: Path) -> dict[str, float]:
     """Fit a target to an ancestor on images of noise in this process."""
     import timm
@@ -100,7 +119,7 @@ def measure_fit(name: str, images: int, file: Path) -> dict[str, float]:
     torch.manual_seed(0)
     batches = [torch.randn(n, 3, PIXELS, PIXELS) for n in chunks(images)]
     target = build(vit(name, half=True))
-    wi.project_from  # noqa: B018 (imported before the clock starts)
+    warm_up()
     with torch.no_grad():
         ancestor = timm.create_model(vit(name, half=False)[0], **vit(name, half=False)[1]).eval()
         ancestor.load_state_dict(load_file(file))
@@ -110,6 +129,8 @@ def measure_fit(name: str, images: int, file: Path) -> dict[str, float]:
             ancestor(batch)
         forward = time.process_time() - began
     del ancestor
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what was freed is not to be used again unseen
     before = memory(reset=True)
     began = time.process_time()
     wi.project_from(file, target, calibration=batches)
@@ -127,10 +148,10 @@ def chunks(images: int) -> list[int]:
     return [min(BATCH, images - start) for start in range(0, images, BATCH)]
 
 
-def fits(names: Sequence[str], images: int, rounds: int) -> list[dict[str, Any]]:
-    """Return a row for every ancestor."""
+def fits(sizes: Mapping[str, int], rounds: int) -> list[dict[str, Any]]:
+    """Return a row for every ancestor, given the number of images for each."""
     rows = []
-    for name in names:
+    for name, images in sizes.items():
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / f"{name}.safetensors"
             save(vit(name, half=False), file)
@@ -186,7 +207,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=schema.RESULTS)
     parser.add_argument("--suite", choices=["files", "fit"], default="files")
     parser.add_argument("--sizes", nargs="+", choices=[*FITTED], default=["small"])
-    parser.add_argument("--images", type=int, default=512)
+    parser.add_argument("--images", type=int, nargs="+", default=[512], help="one for each size")
     parser.add_argument("--way", help=argparse.SUPPRESS)
     parser.add_argument("--fit", help=argparse.SUPPRESS)
     parser.add_argument("--direction", help=argparse.SUPPRESS)
@@ -196,11 +217,11 @@ def main() -> None:
         print(json.dumps(measure(given.way, given.direction, given.file)))
         return
     if given.fit:
-        print(json.dumps(measure_fit(given.fit, given.images, given.file)))
+        print(json.dumps(measure_fit(given.fit, given.images[0], given.file)))
         return
     quiet = schema.machine()["load"]
     if given.suite == "fit":
-        rows = fits(given.sizes, given.images, given.rounds)
+        rows = fits(dict(zip(given.sizes, given.images, strict=True)), given.rounds)
         print(schema.record("transform-fit", rows, seeds=[0], load=quiet, folder=given.out).name)
         return
     rows = []

@@ -1,4 +1,5 @@
 import copy
+import weakref
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -53,6 +54,15 @@ def test_a_batch_taken_apart_is_the_same_stream():
     run.resume(0, x)
     assert not torch.allclose(logits, said_after(run, 0, x))
     torch.testing.assert_close(said_after(run, 1, x), said(run, 1))
+
+
+def test_blocks_taken_apart_let_go_of_the_streams_that_they_were_given():
+    run, given = running(small_vit(depth=3)), []
+    with watching({block: lambda x: given.append(weakref.ref(x)) for block in run.module.blocks}):
+        first, blocks = run.trace(0)
+    assert len(blocks) == 3
+    assert [x() is not None for x in given] == [True, False, False]
+    assert given[0]() is first
 
 
 def said_after(run, number, stream):

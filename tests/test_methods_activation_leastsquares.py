@@ -79,6 +79,14 @@ def test_the_choice_is_that_of_whole_regressions(unit, number):
     assert gain == pytest.approx(best, rel=1e-9)
 
 
+def test_a_choice_leaves_what_it_is_given():
+    x = draw(50, 8)
+    gram, cross = filled(x, x @ draw(8, 3, seed=1)).centred()
+    before = gram.clone(), cross.clone()
+    choose(gram, cross, 2, unit=2)
+    assert torch.equal(gram, before[0]) and torch.equal(cross, before[1])
+
+
 def test_copies_are_not_chosen_twice_and_dead_inputs_last():
     x = draw(50, 2, seed=1)
     x = torch.cat([3 * x[:, :1], 3 * x[:, :1], x[:, 1:], 0 * x], 1)

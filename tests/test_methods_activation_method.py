@@ -1,4 +1,5 @@
 import warnings
+import weakref
 from functools import partial
 
 import pytest
@@ -54,6 +55,34 @@ def test_at_full_size_the_function_is_the_ancestors(options):
     report = fill(model, wi.Ancestor.open(ancestor), ActivationAware(), calibration=IMAGES)
     torch.testing.assert_close(logits(model), logits(ancestor), rtol=0, atol=1e-10)
     assert report.counts["fresh"] == 0
+
+
+def test_the_ancestors_stream_is_held_once():
+    ancestor, given, held = small_vit(depth=4), [], []
+    batches = [draw(4, 3, 16, 16, seed=seed).float() for seed in range(20)]
+
+    def count(_, args):
+        given.append(weakref.ref(args[0]))
+        held.append(sum(x() is not None for x in given))
+
+    for block in ancestor.blocks:
+        block.register_forward_pre_hook(count)
+    wi.project_from(ancestor, small_vit(16, 2), method=ActivationAware(), calibration=batches)
+    # Before the head there is the target's too. What a block is computing comes on top.
+    assert max(held[: -2 * len(batches) * 4]) < len(batches) + 6
+    assert max(held) < 2 * len(batches) + 6
+
+
+def test_values_have_the_dtype_of_the_ancestor():
+    ancestor, model = small_vit(depth=4), small_vit(16, 2)
+    for dtype in (torch.float32, torch.float64):
+        source = wi.Ancestor.open(ancestor.to(dtype))
+        planned = ActivationAware().plan(source, wi.anatomy(model), calibration=IMAGES)
+        out = torch.empty(model.blocks[1].mlp.fc1.weight.shape, dtype=torch.float64)
+        piece = wi.anatomy(model).blocks[1]["mlp.fc1.weight"]
+        planned.parts[piece].fill(out)
+        assert torch.equal(out, out.to(dtype).double())
+        assert dtype == torch.float32 or not torch.equal(out, out.float().double())
 
 
 @pytest.mark.parametrize(

@@ -222,10 +222,11 @@ def _replay(
     arguments: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
     name = next(key for key, value in arguments.items() if isinstance(value, Tensor))
     arguments[name] = None  # let go of the stream
+    indices = range(len(args))  # args itself would hold it
 
     def replay(stream: Tensor) -> Tensor:
         now = {**arguments, name: stream}
-        positional = [now.pop(index) for index in range(len(args))]
+        positional = [now.pop(index) for index in indices]
         return first_tensor((block(*positional, **now),))
 
     return replay

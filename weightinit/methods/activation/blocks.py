@@ -21,7 +21,7 @@ from weightinit.methods.activation.stream import SCALES, Entry, Stream, normalis
 
 __all__ = ["Blocks", "Values", "absorbed"]
 
-#: From canonical role to a tensor, float64.
+#: From canonical role to a tensor.
 Values = dict[str, Tensor]
 
 #: How many times as many tokens as inputs to choose from are looked at.
@@ -46,9 +46,9 @@ class Blocks:
     missing there, given the hidden activations that the smaller block really has.
 
     The target is played by the modules of the ancestor's copy, whose blocks are overwritten: its
-    stream lies in the span of P^T, and heads and neurons that it lacks are zeros. Nothing here
-    knows how a block computes. ``calls`` are, for each batch and block of the ancestor, functions
-    from the stream before the block to that after it.
+    stream is read out of the span of P^T, and heads and neurons that it lacks are zeros. Nothing
+    here knows how a block computes. ``calls`` are, for each batch and block of the ancestor,
+    functions from the stream before the block to that after it.
     """
 
     running: Running
@@ -71,19 +71,24 @@ class Blocks:
         ``streams`` are those before the first block, one a batch ``[..., d]``, and ``entry`` is the
         norm before it, if there is one. They are replaced by those after the blocks.
         """
-        starts = (entry(exact(x), self.stream).to(x) if entry else self.project(x) for x in streams)
-        ours = [y @ self.stream.read.T.to(y) for y in starts]
+        ours = [entry(exact(x), self.stream).to(x) if entry else self.project(x) for x in streams]
         values = []
         shown = sys.stderr.isatty()
         for index, group in enumerate(tqdm(groups, "fitting", disable=not shown, unit="block")):
             block = _Group(self, index, group)
             block.fit(streams, ours)
             values.append(block.values)
+        for batch, y in enumerate(ours):
+            ours[batch] = self.widen(y)
         return values, ours
 
     def project(self, x: Tensor) -> Tensor:
         """Return the target's stream ``[..., d']``."""
         return x @ self.stream.write.T.to(x)
+
+    def widen(self, y: Tensor) -> Tensor:
+        """Return the target's stream in the ancestor's terms ``[..., d]``."""
+        return y @ self.stream.read.T.to(y)
 
     def rows(self, x: Tensor, batch: int) -> Tensor:
         """Return the tokens of a batch that regressions look at, ``[tokens, channels]``."""
@@ -102,12 +107,15 @@ def absorbed(bare: Sequence[tuple[Tensor, Tensor]], stream: Stream) -> Tensor:
 
 @dataclass(frozen=True)
 class _Record:
-    """What the ancestor's blocks of one group do, at the tokens that regressions look at."""
+    """What the ancestor's blocks of one group do, at the tokens that regressions look at.
+
+    The tensors are views of one batch each, into a tensor for all.
+    """
 
     reads: Moments  # the first norms' outputs side by side, regressed on the target's
-    norms: list[Tensor]  # the second norms' outputs side by side, one a batch
-    goals: list[Tensor]  # what attention is to write into the target's stream, one a batch
-    after: list[Tensor]  # the target's stream after the blocks as it should be, one a batch
+    norms: Sequence[Tensor]  # the second norms' outputs side by side
+    goals: Sequence[Tensor]  # what attention is to write into the target's stream
+    after: Sequence[Tensor]  # the target's stream after the blocks as it should be
 
 
 def branch_of(role: str) -> str:
@@ -124,64 +132,101 @@ class _Group:
         self.target = blocks.target.blocks[index]
         own = blocks.running.anatomy.blocks
         self.pieces = own[group[0]]
-        # Copies: the first of these blocks is about to be overwritten.
         self.parts = [
-            {role: exact(self.running.part(piece)).clone() for role, piece in own[place].items()}
+            {role: self.running.part(piece) for role, piece in own[place].items()}
             for place in group
         ]
+        # The first of these blocks is about to be overwritten.
+        self.parts[0] = {role: part.clone() for role, part in self.parts[0].items()}
+        self.dtype = self.parts[0]["norm1.weight"].dtype
         self.values: Values = {}
         self.keep = Keep(blocks.running.anatomy, blocks.target, group)
         self.mlp: nn.Module | None = self._mlp()
 
     def fit(self, theirs: list[Tensor], ours: list[Tensor]) -> None:
-        """Fit the block, and replace the ancestor's and the target's streams by those after it."""
+        """Fit the block, and replace the ancestor's and the target's streams by those after it.
+
+        The ancestor's are ``[..., d]`` and the target's ``[..., d']``.
+        """
         record = self._look(theirs, ours)
-        rows = [self.blocks.rows(y, batch) for batch, y in enumerate(ours)]
         self._read("attn", "norm1", record.reads)
-        hidden = [self._until(batch, y, "attn.proj") for batch, y in enumerate(ours)]
-        weight, offset = self._write("attn.proj", zip(hidden, record.goals, strict=True))
-        middle = [x + h @ weight.T.to(h) + offset.to(h) for x, h in zip(rows, hidden, strict=True)]
+        middle = self._attend(record.goals, ours)
         reads = Moments()
         for x, norms in zip(middle, record.norms, strict=True):
-            reads.add(self._given(x, "norm2"), norms)
+            reads.add(self._normalised(x, "norm2"), norms)
         self._read("mlp", "norm2", reads)
         hidden = (self._neurons(y, batch, middle[batch]) for batch, y in enumerate(ours))
-        goals = (y - self.blocks.project(x) for y, x in zip(record.after, middle, strict=True))
+        goals = (y - x for y, x in zip(record.after, middle, strict=True))
         self._write("mlp.fc2", zip(hidden, goals, strict=True))
         for batch, y in enumerate(ours):
-            ours[batch] = self._play(batch)(y)
+            wide = self.blocks.widen(y)
+            # What the block adds is projected alone, so that rounding does not add up.
+            y += self.blocks.project(self._play(batch)(wide) - wide)
 
     def _look(self, theirs: list[Tensor], ours: list[Tensor]) -> _Record:
         """Run the ancestor's blocks, and choose what is kept of them."""
         project, rows = self.blocks.project, self.blocks.rows
-        record = _Record(Moments(), [], [], [])
+        record = self._record(ours[0])
         hidden = {role: Moments() for role in SCALES if not self.keep.all(branch_of(role))}
         among: dict[str, Tensor] = {}
         for batch, y in enumerate(ours):
-            x = theirs[batch]
-            goal = rows(x, batch) - rows(y, batch)
+            x, y = theirs[batch], rows(y, batch)
+            goal = rows(x, batch)
             runs: list[Values] = []
             for place in range(len(self.group)):
                 begin = rows(x, batch)
                 x, activations = self._theirs(place, batch, x)
-                goal += activations["middle"] - begin
+                goal += activations.pop("middle") - begin
+                for role in among:
+                    seen = activations[role]
+                    activations[role] = seen[:, self._inside(among[role], place, seen.shape[-1])]
                 runs.append(activations)
             theirs[batch] = x
-            side = {name: torch.cat([run[name] for run in runs], -1) for name in runs[0]}
-            record.reads.add(self._given(rows(y, batch), "norm1"), side["norm1"])
+
+            def together(name: str, runs: list[Values] = runs) -> Tensor:
+                return torch.cat([run.pop(name) for run in runs], -1)
+
             for role, moments in hidden.items():
+                side = together(role)
                 if batch == 0:
-                    written = side[role].var(0) * self._writes(role).square().sum(0).to(y)
+                    written = side.var(0) * self._writes(role).square().sum(0).to(y)
                     among[role] = self.keep.candidates(branch_of(role), written)
-                moments.add(self._fewer(side[role][:, among[role]]))
-            record.norms.append(side["norm2"])
-            record.goals.append(project(goal))
-            record.after.append(project(rows(x, batch)))
-        for role, moments in hidden.items():
-            gram = self.running.check(moments.centred()[0])
+                    side = side[:, among[role]]
+                moments.add(self._fewer(side))
+            record.reads.add(self._normalised(y, "norm1"), together("norm1"))
+            record.norms[batch].copy_(together("norm2"))
+            record.goals[batch].copy_(project(goal) - y)
+            record.after[batch].copy_(project(rows(x, batch)))
+        for role in [*hidden]:
+            gram = self.running.check(hidden.pop(role).centred()[0])
             cross = gram @ self._writes(role)[:, among[role]].T
             self.keep.choose(branch_of(role), gram, cross, among[role])
         return record
+
+    def _record(self, like: Tensor) -> _Record:
+        """Return room for a record; allocated at once, it does not scatter over the memory."""
+        sizes = [len(few) for few in self.blocks.picks]
+        new, old = self.stream.write.shape
+        widths = (len(self.group) * old, new, new)
+        return _Record(Moments(), *(like.new_empty(sum(sizes), n).split(sizes) for n in widths))
+
+    @staticmethod
+    def _inside(among: Tensor, place: int, width: int) -> Tensor:
+        """Return which of a block's channels are among those of all blocks side by side."""
+        own = among - place * width
+        return own[(own >= 0) & (own < width)]
+
+    def _attend(self, goals: Sequence[Tensor], ours: Sequence[Tensor]) -> list[Tensor]:
+        """Fit what attention writes; return the target's stream after it, at the tokens looked at.
+
+        ``goals`` are what attention is to write into the target's stream.
+        """
+        hidden = [self._until(batch, y, "attn.proj") for batch, y in enumerate(ours)]
+        weight, offset = self._write("attn.proj", zip(hidden, goals, strict=True))
+        return [
+            self.blocks.rows(y, batch) + h @ weight.T.to(h) + offset.to(h)
+            for batch, (y, h) in enumerate(zip(ours, hidden, strict=True))
+        ]
 
     def _fewer(self, x: Tensor) -> Tensor:
         """Return every few of many tokens: to choose by, twice as many as inputs are enough."""
@@ -193,16 +238,19 @@ class _Group:
 
         They write into the target's stream.
         """
-        ones = torch.ones_like(self.stream.write[0])
-        scaled = [
-            parts[f"{role}.weight"] * parts.get(SCALES[role], ones)[:, None] for parts in self.parts
-        ]
-        return self.stream.write @ torch.cat(scaled, 1)
+        write = self.stream.write
+        return torch.cat(
+            [
+                (write * exact(parts[SCALES[role]]) if SCALES[role] in parts else write)
+                @ exact(parts[f"{role}.weight"])
+                for parts in self.parts
+            ],
+            1,
+        )
 
-    def _given(self, y: Tensor, norm: str) -> Tensor:
-        """Return the target's normalised stream ``[..., d']``."""
-        owner = self.running.owner(self.pieces[f"{norm}.weight"])
-        return self.blocks.project(normalise(y, owner))
+    def _normalised(self, y: Tensor, norm: str) -> Tensor:
+        """Return what a norm makes of the target's stream ``[..., d']``, which commutes with P."""
+        return normalise(y, self.running.owner(self.pieces[f"{norm}.weight"]))
 
     def _theirs(self, place: int, batch: int, x: Tensor) -> tuple[Tensor, Values]:
         """Run one block of the ancestor; return the stream after it, and activations inside."""
@@ -248,14 +296,14 @@ class _Group:
     def _written(self, place: int, role: str, activations: Values) -> Tensor:
         """Return what hidden activations ``[..., inputs]`` add to the ancestor's stream."""
         parts = self.parts[place]
-        value = activations[role] @ parts[f"{role}.weight"].T
+        value = activations[role] @ exact(parts[f"{role}.weight"]).T
         if f"{role}.bias" in parts:
             value = value + parts[f"{role}.bias"]
         return value * parts[SCALES[role]] if SCALES[role] in parts else value
 
     def _until(self, batch: int, y: Tensor, role: str) -> Tensor:
         """Run the smaller block up to a matrix; return what that is given, of kept inputs."""
-        given = self._enough(lambda: self._play(batch)(y), role)
+        given = self._enough(lambda: self._play(batch)(self.blocks.widen(y)), role)
         return self._kept(self.blocks.rows(given, batch), role)
 
     def _enough(self, play: Callable[[], object], role: str) -> Tensor:
@@ -286,7 +334,8 @@ class _Group:
         """Return the hidden activations of the smaller MLP, token by token if it is a module."""
         if self.mlp is None:
             return self._until(batch, y, "mlp.fc2")
-        return self._kept(self._hidden(self.mlp, self._owner("norm2")(middle)), "mlp.fc2")
+        given = self._owner("norm2")(self.blocks.widen(middle))
+        return self._kept(self._hidden(self.mlp, given), "mlp.fc2")
 
     def _hidden(self, mlp: nn.Module, given: Tensor) -> Tensor:
         return self._enough(lambda: mlp(given), "mlp.fc2")
@@ -305,15 +354,15 @@ class _Group:
         both = self.pieces.keys() & self.target.keys()
         gain, free = f"{norm}.weight", f"{norm}.bias" in both
         offset = free or both.issuperset(biases.values())
-        prior = torch.cat([parts[gain][:, None] * self.stream.read for parts in self.parts])
+        prior = torch.cat([exact(parts[gain])[:, None] * self.stream.read for parts in self.parts])
         weight, add = moments.fit(prior, ridge=self.blocks.ridge, bias=offset)
         fits = list(zip(weight.chunk(len(self.group)), add.chunk(len(self.group)), strict=True))
         matrices: Values = {}
         offsets: Values = {}
         pairs = list(zip(self.parts, fits, strict=True))
         for role, bias in biases.items():
-            matrices[role] = self.keep.keep(role, [parts[role] @ w for parts, (w, _) in pairs])
-            offsets[role] = self.keep.keep(role, [parts[role] @ b for parts, (_, b) in pairs])
+            matrices[role] = self.keep.keep(role, [exact(p[role]) @ w for p, (w, _) in pairs])
+            offsets[role] = self.keep.keep(role, [exact(p[role]) @ b for p, (_, b) in pairs])
             if bias in self.pieces:
                 offsets[role] += self.keep.keep(bias, [parts[bias] for parts in self.parts])
         bare = [(matrices[role], offsets[role]) for role in biases if biases[role] not in both]
@@ -333,7 +382,7 @@ class _Group:
         """Fit what writes into the stream; it takes the layer scale over.
 
         ``samples`` are hidden activations and what they are to add to the target's stream. Returns
-        the weight ``[d, inputs]`` and bias ``[d]`` by which they add to it in the ancestor's terms.
+        the weight ``[d', inputs]`` and bias ``[d']`` by which they add to it.
         """
         moments = Moments()
         for hidden, missing in samples:
@@ -347,7 +396,7 @@ class _Group:
         self._set(weight, matrix * larger, read @ matrix)
         self._set(bias, offset * larger, read @ offset)
         self._set(scale, torch.ones_like(self.stream.write[:, 0]), torch.ones_like(read[:, 0]))
-        return read @ matrix, read @ offset
+        return matrix, offset
 
     def _set(self, role: str, value: Tensor, theirs: Tensor | None = None) -> None:
         """Set the target's values of a role, and put ``theirs`` into the ancestor's block."""
@@ -358,7 +407,8 @@ class _Group:
                     f"{role} of shape {tuple(value.shape)} does not become {size}: keep the "
                     "ancestor's grid of patches"
                 )
-            self.values[role] = self.running.check(value).cpu()
+            # No more digits than the ancestor's own: all blocks' values are held until the end.
+            self.values[role] = self.running.check(value).to(self.dtype).cpu()
         if role in self.pieces:
             part = self.running.part(self.pieces[role])
             played = value if theirs is None else theirs

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -95,7 +95,12 @@ def _given(
     """Return what the heads are given after streams, one a batch."""
     found: dict[str, list[Tensor]] = {role: [] for role in heads}
     bare = {role: piece for role, piece in heads.items() if running.bare(piece)}
-    calls = {role: {running.owner(piece): found[role].append} for role, piece in heads.items()}
+
+    def note(role: str) -> Callable[[Tensor], None]:
+        # A class token as it is given would hold the stream that it is a view of.
+        return lambda x: found[role].append(x.clone())
+
+    calls = {role: {running.owner(piece): note(role)} for role, piece in heads.items()}
     watched = {m: see for role in heads.keys() - bare.keys() for m, see in calls[role].items()}
     for number, x in enumerate(streams if heads else ()):
         if watched:

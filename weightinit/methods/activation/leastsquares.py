@@ -40,12 +40,12 @@ class Moments:
             if not len(some):
                 continue
             some, more = some - self._origin[0], more - self._origin[1]
-            sums = [*map(exact, (some.sum(0), more.sum(0), _gram(some), some.T @ more))]
+            sums = some.sum(0), more.sum(0), _gram(some), some.T @ more
             if not self.count:
-                self._sums = sums
+                self._sums = [exact(one) for one in sums]
             else:
                 for total, one in zip(self._sums, sums, strict=True):
-                    total += one
+                    total += one.to(total.device)
             self.count += len(some)
 
     def centred(self) -> tuple[Tensor, Tensor]:
@@ -109,11 +109,16 @@ def choose(gram: Tensor, cross: Tensor, number: int, *, unit: int = 1) -> tuple[
     """
     size = len(gram)
     floor = 1e-4 * float(gram.diagonal().mean()) + torch.finfo(gram.dtype).tiny
-    gram = gram.clone()
-    gram.diagonal().add_(floor)
     units = torch.arange(size, device=gram.device).view(-1, unit)
+
+    def floored(at: Tensor) -> Tensor:
+        """Return rows of the covariance, a little added to its diagonal."""
+        rows = gram[at]
+        rows[torch.arange(len(at), device=at.device), at] += floor
+        return rows
+
     # What is left over of each unit's own covariance; the rest is computed when it is needed.
-    within = gram[units[:, :, None], units[:, None, :]]
+    within = gram[units[:, :, None], units[:, None, :]] + floor * torch.eye(unit).to(gram)
     left = cross.clone()
     basis = gram.new_zeros(number * unit, size)
     chosen: list[int] = []
@@ -128,12 +133,12 @@ def choose(gram: Tensor, cross: Tensor, number: int, *, unit: int = 1) -> tuple[
         few = min(at_once, number - len(chosen))
         if few > 1:
             best = gains.topk(min(2 * few, len(units) - len(chosen))).indices
-            rest = gram[best][:, best] - done[:, best].T @ done[:, best]
+            rest = floored(best)[:, best] - done[:, best].T @ done[:, best]
             best = best[choose(rest, left[best], few)[0].to(best.device)]
         else:
             best = gains.argmax()[None]
         at = units[best].flatten()
-        rest = gram[at] - done[:, at].T @ done
+        rest = floored(at) - done[:, at].T @ done
         root = torch.linalg.cholesky_ex(rest[:, at])[0]
         row = torch.linalg.solve_triangular(root, rest, upper=False)
         told = torch.linalg.solve_triangular(root, left[at], upper=False)
