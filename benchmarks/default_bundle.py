@@ -18,6 +18,7 @@ import hashlib
 import itertools
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,8 +40,6 @@ from weightinit.training.loop import train
 PACK = "clothing_128"
 #: Width, depth, side of the photos and of a patch in pixels.
 TARGETS = ((192, 6, 64, 16), (192, 12, 64, 16), (320, 9, 64, 16), (192, 6, 112, 14))
-#: Of more tokens than the default bundle ever saw, with as many again.
-FAR = ((192, 6, 112, 8),)
 RANDOM = "random"
 
 
@@ -128,7 +127,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--targets", type=target, nargs="+", default=TARGETS, metavar="WIDTHxDEPTHxIMAGExPATCH"
     )
-    parser.add_argument("--far", action="store_true", help="a target of many more tokens instead")
     parser.add_argument("--record", action="store_true", help="run nothing, record what is there")
     parser.add_argument("--cache-dir", type=Path, default=cache)
     parser.add_argument("--work", type=Path, help="default: <cache-dir>/default_bundle")
@@ -142,10 +140,9 @@ def main() -> None:
     work = (given.work or given.cache_dir / "default_bundle") / given.pack
     device = "cuda" if torch.cuda.is_available() else "cpu"
     load_before = schema.machine(device)["load"]
-    targets = FAR if given.far else given.targets
-    order = itertools.product(
-        given.steps, given.rates, given.seeds, targets, (RANDOM, *given.bundle)
-    )
+    targets: Sequence[tuple[int, int, int, int]] = given.targets
+    starts = (RANDOM, *given.bundle)
+    order = itertools.product(given.steps, given.rates, given.seeds, targets, starts)
     runs = [
         Run(start, *size, lr, seed, steps, given.batch_size)
         for steps, lr, seed, size, start in order
@@ -162,8 +159,7 @@ def main() -> None:
         said += f" lr {run.lr:g} {row['name']}: {row['val']} ({row['seconds']} s)"
         print(said, flush=True)
     rows = [json.loads(f.read_text()) for run in runs if (f := work / run.file).exists()]
-    name = "default-bundle" + "-far" * given.far
-    name += f"-{given.pack}" * (given.pack != PACK)
+    name = "default-bundle" + f"-{given.pack}" * (given.pack != PACK)
     print(schema.record(name, rows, seeds=given.seeds, device=device, load=load_before,
                         folder=given.results).name)  # fmt: skip
 

@@ -44,6 +44,8 @@ PACKS = {
     "pneumonia": (8, 0),
     "spoken_digits": (8, 0),
 }
+#: Which share of a pack's images in a batch is drawn from those that are described.
+DESCRIBED = {"cifar10": 2 / 3}
 #: Sides of the images, how often they are taken, and the share of a batch that is.
 SIDES = ((48, 0.15, 0.5), (24, 0.1, 1.0), (32, 0.75, 1.0))
 #: Weights of the teacher's view of the whole image and of its parts, beside the labels.
@@ -118,11 +120,11 @@ def drawn(packs: Mapping[str, Lesson], step: int, seed: int) -> tuple[Any, ...]:
     pairs = zip(SIDES, ends, strict=True)
     side, _, part = next((size for size, end in pairs if point < end), SIDES[-1])
     images, labels, known, whole, parts, flips = [], [], [], [], [], []
-    for pack in packs.values():
+    for name, pack in packs.items():
         count = max(2, round(pack.share * part))
         rows = torch.randint(len(pack.known), (count,), generator=generator)
-        if pack.data.name.startswith("cifar10"):
-            described, some = pack.known.nonzero().flatten(), count * 2 // 3
+        if some := int(count * DESCRIBED.get(name, 0)):
+            described = pack.known.nonzero().flatten()
             rows[:some] = described[torch.randint(len(described), (some,), generator=generator)]
         images.append(pack.data.normalise(pack.data.train.images[rows]))
         labels.append(pack.data.train.labels[rows])

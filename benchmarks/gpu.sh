@@ -24,7 +24,7 @@ if [[ -n "${DATA:-}" ]]; then
     "$python" -m weightinit train-templates --preset cifar10-w96 --data "$DATA" \
     --out "$out/cifar10-w96" --cache-dir "$out/cache" --fp16 --resume --workers 14 || test $? = 124
   if [[ -f "$out/cifar10-w96/model.safetensors" ]]; then
-    "$python" benchmarks/default_bundle.py --bundle cifar10-w64 "$out/cifar10-w96" \
+    "$python" benchmarks/default_bundle.py --bundle cifar10-w64 mixed-w96 "$out/cifar10-w96" \
       --work "$out/photos" --results "$out"
   fi
   # The tables of docs/benchmarks.md at DeiT widths, in pieces too.

@@ -9,6 +9,7 @@ import math
 import os
 import platform
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -96,7 +97,7 @@ def commit() -> str | None:
 def command() -> str:
     """The command line as typed at the repository's root, with paths reduced to their names."""
     words = [f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]
-    return "python " + " ".join(re.sub(r"(^|=)[/~]\S*/", r"\1", word) for word in words)
+    return "python " + shlex.join(re.sub(r"(^|=)[/~]\S*/", r"\1", word) for word in words)
 
 
 def file_name(result: Mapping[str, Any]) -> str:

@@ -207,7 +207,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=schema.RESULTS)
     parser.add_argument("--suite", choices=["files", "fit"], default="files")
     parser.add_argument("--sizes", nargs="+", choices=[*FITTED], default=["small"])
-    parser.add_argument("--images", type=int, nargs="+", default=[512], help="one for each size")
+    parser.add_argument(
+        "--images", type=int, nargs="+", default=[512], help="one number, or one a size"
+    )
     parser.add_argument("--way", help=argparse.SUPPRESS)
     parser.add_argument("--fit", help=argparse.SUPPRESS)
     parser.add_argument("--direction", help=argparse.SUPPRESS)
@@ -221,7 +223,10 @@ def main() -> None:
         return
     quiet = schema.machine()["load"]
     if given.suite == "fit":
-        rows = fits(dict(zip(given.sizes, given.images, strict=True)), given.rounds)
+        images = given.images * (len(given.sizes) if len(given.images) == 1 else 1)
+        if len(images) != len(given.sizes):
+            parser.error("--images: give one number, or one for each of --sizes")
+        rows = fits(dict(zip(given.sizes, images, strict=True)), given.rounds)
         print(schema.record("transform-fit", rows, seeds=[0], load=quiet, folder=given.out).name)
         return
     rows = []

@@ -25,11 +25,13 @@ def test_every_result_file_is_valid(path):
 
 
 def test_what_is_recorded_can_be_loaded(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["/a/b/run.py", "--data=/home/me/images", "--width", "64"])
+    monkeypatch.setattr(
+        sys, "argv", ["/a/b/run.py", "--data=/home/me/images", "--only", "two words"]
+    )
     path = schema.record("suite", ROWS, seeds=[0, 1, 2], folder=tmp_path / "new")
     result = schema.load(path)
     assert result["rows"] == ROWS
-    assert result["command"] == "python benchmarks/run.py --data=images --width 64"
+    assert result["command"] == "python benchmarks/run.py --data=images --only 'two words'"
     assert path.name.startswith("suite--")
     assert path.name.endswith("--cpu.json")
     assert [p.name for p in path.parent.iterdir()] == [path.name]

@@ -73,17 +73,16 @@ class ActivationAware:
 
     The method needs ``calibration=``, for which ``"generated"`` serves too: 5 to 20 batches of 128
     images do, several times as many samples (of images, for the head) as the ancestor has channels.
-    The regressions look at 32 tokens a channel, drawn from all batches. It holds the streams of
-    all batches, the ancestor's and the target's, that is batches x tokens x (embed_dim of both) x 4
-    bytes, and what the regressions look at. The
-    ancestor's blocks run once on all batches and once more on part of them, the target's twice in
-    part; the choice of neurons and the regressions come on top, and cost no more with more batches
-    than those tokens need. The method serves blocks with a norm before attention and MLP, and those
-    of BERT with a norm after each (:func:`~weightinit.methods.activation.postnorm.fit_post_norm`),
-    of which whole encoders become narrower, with pooling layers and heads; those whose words are
-    tied to a head keep embed_dim. Attention pools (SigLIP's,
-    :func:`~weightinit.methods.activation.pool.fit_pool`) are fitted as one block more. The report
-    says which learning rate the weights want.
+    The regressions look at 32 tokens a channel, drawn from all batches. It holds the streams of all
+    batches, the ancestor's and the target's, that is batches x tokens x (embed_dim of both) x 4
+    bytes, and what the regressions look at. The ancestor's blocks run once on all batches and once
+    more on part of them, the target's twice in part; the choice of neurons and the regressions come
+    on top, and cost no more with more batches than those tokens need. The method serves blocks with
+    a norm before attention and MLP, and those of BERT with a norm after each
+    (:func:`~weightinit.methods.activation.postnorm.fit_post_norm`), of which whole encoders become
+    narrower, with pooling layers and heads; those whose words are tied to a head keep embed_dim.
+    Attention pools (SigLIP's, :func:`~weightinit.methods.activation.pool.fit_pool`) are fitted as
+    one block more. The report says which learning rate the weights want.
 
     Args:
         ridge: strength of the regressions' ridge towards the ancestor's own weights, relative to
